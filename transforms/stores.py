@@ -1,0 +1,209 @@
+"""What lies on disk: feature stores (an index, or the queries of a run) and the predictions of a run.
+
+A feature store holds a shard per unit of work, under the unit's name:
+
+    <root>/local_features/<unit>.bin   blocks of local features, one per image, see `encode_local_features`
+    <root>/failures/<unit>.parquet     FAILURE_SCHEMA; only where an image of the unit failed
+    <root>/images/<unit>.parquet       `image_schema`; written last: a unit with this file is done
+
+Every file is written once, whole or not at all (`files.write_bytes`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from transforms import files
+from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction
+
+MANIFEST = "manifest.json"
+
+FAILURE_SCHEMA = pa.schema([
+    pa.field("stage", pa.string(), nullable=False),
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("message", pa.string(), nullable=False),
+])
+
+CANDIDATE_TYPE = pa.struct([
+    pa.field("image_id", pa.string()),
+    pa.field("landmark_id", pa.string()),
+    pa.field("similarity", pa.float32()),
+    pa.field("inliers", pa.int32()),
+    pa.field("score", pa.float64()),
+])
+
+PREDICTION_SCHEMA = pa.schema([
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("landmark_id", pa.string()),
+    pa.field("score", pa.float64()),
+    pa.field("candidates", pa.list_(CANDIDATE_TYPE), nullable=False),
+])
+
+
+def image_schema(dimensions: int) -> pa.Schema:
+    """Columns of an image shard; `dimensions` is the width of the global descriptor."""
+    return pa.schema([
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("landmark_id", pa.string()),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("image_scale", pa.float32(), nullable=False),
+        pa.field("local_count", pa.int32(), nullable=False),
+        pa.field("local_offset", pa.int64(), nullable=False),
+        pa.field("local_size", pa.int32(), nullable=False),
+        pa.field("global_descriptor", pa.list_(pa.field("item", pa.float32(), nullable=False), dimensions), nullable=False),
+    ])
+
+
+_BLOCK_HEADER = struct.Struct("<II")
+
+
+def encode_local_features(local: LocalFeatures) -> bytes:
+    """One image's block: count and width (uint32), keypoints (float32 [N, 2]), descriptors (int8 [N, D]), little endian.
+
+    A descriptor is stored as round(127 x / max|x|): only its direction matters, and decoding normalises it again. No features
+    are no bytes.
+    """
+    if not len(local):
+        return b""
+    peak = np.abs(local.descriptors).max(axis=1, keepdims=True)
+    quantised = np.rint(local.descriptors * (127.0 / np.maximum(peak, 1e-30))).astype(np.int8)
+    header = _BLOCK_HEADER.pack(*quantised.shape)
+    return header + local.keypoints.astype("<f4").tobytes() + quantised.tobytes()
+
+
+def decode_local_features(block: bytes) -> LocalFeatures:
+    """The inverse of `encode_local_features`, up to rounding; descriptors are float32 of unit length.
+
+    Raises:
+      ValueError: the block's length does not fit its header.
+    """
+    if not block:
+        return LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32))
+    count, width = _BLOCK_HEADER.unpack_from(block)
+    if len(block) != _BLOCK_HEADER.size + count * (8 + width):
+        raise ValueError(f"a block of {len(block)} bytes cannot hold {count} local features of width {width}")
+    keypoints = np.frombuffer(block, "<f4", count * 2, _BLOCK_HEADER.size).reshape(count, 2)
+    quantised = np.frombuffer(block, np.int8, count * width, _BLOCK_HEADER.size + count * 8).reshape(count, width)
+    descriptors = quantised.astype(np.float32)
+    norms = np.sqrt(np.einsum("nd,nd->n", descriptors, descriptors))
+    descriptors /= np.maximum(norms, 1.0)[:, None]
+    return LocalFeatures(keypoints, descriptors)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureStore:
+    """A feature store under `root`, a folder on any Beam file system; see the module's text for its layout."""
+
+    root: str
+
+    def _path(self, part: str, unit: str) -> str:
+        return files.join(self.root, part, unit + (".bin" if part == "local_features" else ".parquet"))
+
+    def has_unit(self, unit: str) -> bool:
+        """Whether the shard of `unit` is done."""
+        return files.exists(self._path("images", unit))
+
+    def units(self) -> list[str]:
+        """Names of the finished shards, sorted."""
+        return [uri.rsplit("/", 1)[-1][: -len(".parquet")] for uri in files.list_files(files.join(self.root, "images"), ".parquet")]
+
+    def write_unit(self, unit: str, features: Sequence[ImageFeatures], failures: Sequence[Failure], dimensions: int) -> None:
+        """Writes the shard of `unit`: what its images gave, in the order given, and which failed.
+
+        Args:
+          dimensions: width of the global descriptor; an image of another width is an error.
+
+        Raises:
+          ValueError: a global descriptor is not `dimensions` wide.
+        """
+        blocks = [encode_local_features(f.local) for f in features]
+        sizes = [len(b) for b in blocks]
+        offsets = np.cumsum([0] + sizes)[:-1]
+        for f in features:
+            if f.global_descriptor.shape != (dimensions,):
+                raise ValueError(f"global descriptor of {f.ref.image_id}: shape {f.global_descriptor.shape}, not ({dimensions},)")
+        descriptors = np.array([f.global_descriptor for f in features], np.float32).reshape(len(features), dimensions)
+        schema = image_schema(dimensions)
+        table = pa.Table.from_arrays([
+            pa.array([f.ref.image_id for f in features], pa.string()),
+            pa.array([f.ref.landmark_id for f in features], pa.string()),
+            pa.array([f.ref.uri for f in features], pa.string()),
+            pa.array([f.width for f in features], pa.int32()),
+            pa.array([f.height for f in features], pa.int32()),
+            pa.array([f.image_scale for f in features], pa.float32()),
+            pa.array([len(f.local) for f in features], pa.int32()),
+            pa.array(offsets, pa.int64()),
+            pa.array(sizes, pa.int32()),
+            pa.FixedSizeListArray.from_arrays(pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type),
+        ], schema=schema)
+        files.write_bytes(self._path("local_features", unit), b"".join(blocks))
+        if failures:
+            files.write_parquet(self._path("failures", unit), failure_table(failures))
+        files.write_parquet(self._path("images", unit), table)
+
+    def read_images(self, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The image table of a shard (`image_schema`), or some of its columns."""
+        return files.read_parquet(self._path("images", unit), columns)
+
+    def read_local(self, location: FeatureLocation) -> LocalFeatures:
+        """Local features of one image, by one ranged read; empty for a location of size 0."""
+        if not location.size:
+            return decode_local_features(b"")
+        return decode_local_features(files.read_bytes(self._path("local_features", location.unit), location.offset, location.size))
+
+    def failures(self) -> pa.Table:
+        """All failure rows, sorted by image_id."""
+        return read_failures(files.join(self.root, "failures"))
+
+
+def descriptors_of(images: pa.Table) -> np.ndarray:
+    """The column global_descriptor of an image table as float32 [N, D], without a copy where it is one chunk."""
+    column = images.column("global_descriptor").combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), column.type.list_size)
+
+
+def failure_table(failures: Iterable[Failure]) -> pa.Table:
+    """Failures as a table of FAILURE_SCHEMA."""
+    return pa.Table.from_pylist([dataclasses.asdict(f) for f in failures], FAILURE_SCHEMA)
+
+
+def read_failures(folder: str) -> pa.Table:
+    """The failure tables in `folder` as one, sorted by image_id and stage; empty where there is none."""
+    tables = [files.read_parquet(uri) for uri in files.list_files(folder, ".parquet")]
+    table = pa.concat_tables(tables) if tables else FAILURE_SCHEMA.empty_table()
+    return table.sort_by([("image_id", "ascending"), ("stage", "ascending")])
+
+
+def prediction_table(predictions: Iterable[Prediction]) -> pa.Table:
+    """Predictions as a table of PREDICTION_SCHEMA, sorted by image_id."""
+    rows = [
+        {
+            "image_id": p.image_id,
+            "landmark_id": p.landmark_id,
+            "score": p.score,
+            "candidates": [_candidate_row(c) for c in p.candidates],
+        }
+        for p in sorted(predictions, key=lambda p: p.image_id)
+    ]
+    return pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
+
+
+def _candidate_row(candidate: Candidate) -> dict:
+    return {f.name: getattr(candidate, f.name) for f in CANDIDATE_TYPE}
+
+
+def read_predictions(run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The prediction tables of a run, shard by shard, in the order of their names."""
+    for uri in files.list_files(files.join(run, "predictions"), ".parquet"):
+        yield files.read_parquet(uri, columns)

@@ -1,0 +1,207 @@
+"""The records that travel between steps.
+
+Arrays are NumPy. Coordinates are (y, x) in pixels of the image as it was fed to the model, origin at the top left. Landmark
+ids are strings everywhere, so that data sets with names instead of numbers work too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRef:
+    """A photograph to process: where it lies and what it is called.
+
+    Attributes:
+      image_id: the file's stem; unique in a data set.
+      uri: path or URI that a Beam file system opens.
+      size_bytes: size of the file when it was matched.
+      landmark_id: the label; None for a query or an unlabelled image.
+    """
+
+    image_id: str
+    uri: str
+    size_bytes: int
+    landmark_id: Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageUnit:
+    """A unit of work: images whose features make one shard of a feature store.
+
+    Attributes:
+      name: deterministic, from the images and the extraction settings; the name of the shard.
+      images: in ascending order of image_id.
+    """
+
+    name: str
+    images: tuple[ImageRef, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why one image, or one step of it, gave no result.
+
+    Attributes:
+      stage: "read", "decode", "extract" or "verify".
+      image_id: the image.
+      uri: where it lies.
+      kind: a short countable class, such as "empty_file", "truncated", "not_an_image", "too_small".
+      message: what happened, for a person.
+    """
+
+    stage: str
+    image_id: str
+    uri: str
+    kind: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedImage:
+    """A photograph ready for the model.
+
+    Attributes:
+      ref: the photograph.
+      pixels: uint8 [height, width, 3], RGB, upright, possibly shrunk.
+      width, height: of the upright original, in pixels.
+      image_scale: side of `pixels` divided by the side of the original; 1.0 when it was not shrunk.
+    """
+
+    ref: ImageRef
+    pixels: np.ndarray
+    width: int
+    height: int
+    image_scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalFeatures:
+    """Local features of one image, strongest attention first.
+
+    Attributes:
+      keypoints: float32 [N, 2], (y, x) in pixels of the image fed.
+      descriptors: float32 [N, D], rows of unit length.
+    """
+
+    keypoints: np.ndarray
+    descriptors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFeatures:
+    """What the model gave for one image.
+
+    Attributes:
+      ref: the photograph.
+      width, height: of the upright original, in pixels.
+      image_scale: side of the image fed divided by the side of the original.
+      global_descriptor: float32 [D], unit length.
+      local: local features; empty for a global-only model.
+    """
+
+    ref: ImageRef
+    width: int
+    height: int
+    image_scale: float
+    global_descriptor: np.ndarray
+    local: LocalFeatures
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLocation:
+    """Where the local features of one image lie: a ranged read away.
+
+    Attributes:
+      unit: name of the shard in its feature store.
+      offset: first byte in the shard's local feature file.
+      size: number of bytes; 0 for an image without local features.
+    """
+
+    unit: str
+    offset: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbors:
+    """Index images nearest to each query of a block: row q belongs to query q, columns best first.
+
+    Rows with fewer than K neighbours are padded at the end: similarity -inf, empty ids, size 0. Ids are UTF-8 bytes (NumPy
+    "S"), whose order is the order of the code points.
+
+    Attributes:
+      similarity: float32 [Q, K], cosine of the global descriptors.
+      image_id: bytes [Q, K].
+      landmark_id: bytes [Q, K].
+      unit: bytes [Q, K], name of the index shard that holds the image.
+      local_offset: int64 [Q, K], see FeatureLocation.
+      local_size: int32 [Q, K], see FeatureLocation.
+    """
+
+    similarity: np.ndarray
+    image_id: np.ndarray
+    landmark_id: np.ndarray
+    unit: np.ndarray
+    local_offset: np.ndarray
+    local_size: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An index image proposed for a query.
+
+    Attributes:
+      image_id: the index image.
+      landmark_id: its label.
+      similarity: cosine of the global descriptors, in [-1, 1].
+      location: where its local features lie in the index.
+      inliers: matches that agree with the homography; None before verification or where it is off.
+      score: the total score that candidates are ranked by.
+    """
+
+    image_id: str
+    landmark_id: str
+    similarity: float
+    location: FeatureLocation
+    inliers: Optional[int] = None
+    score: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryCandidates:
+    """A query with its candidates, most similar first.
+
+    Attributes:
+      image_id: the query image.
+      location: where its local features lie in the query store.
+      candidates: at most num_to_rerank.
+    """
+
+    image_id: str
+    location: FeatureLocation
+    candidates: tuple[Candidate, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer for one query.
+
+    Attributes:
+      image_id: the query image.
+      landmark_id: the class with the highest sum; None where nothing can be said.
+      score: its sum, the confidence; None where there is no class.
+      candidates: in their final order, best total score first.
+    """
+
+    image_id: str
+    landmark_id: Optional[str]
+    score: Optional[float]
+    candidates: tuple[Candidate, ...] = ()
