@@ -134,3 +134,8 @@ def read_parquet(uri: str, columns: Optional[Sequence[str]] = None) -> pa.Table:
     if is_local(uri):
         return pq.ParquetFile(uri, memory_map=True).read(columns=columns, use_threads=False)
     return pq.ParquetFile(io.BytesIO(read_bytes(uri))).read(columns=columns, use_threads=False)
+
+
+def parquet_rows(uri: str) -> int:
+    """Number of rows of a Parquet file, without reading them."""
+    return pq.read_metadata(uri if is_local(uri) else io.BytesIO(read_bytes(uri))).num_rows

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from typing import Iterable, Iterator, Sequence
+from typing import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from transforms import files
-from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction
+from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction, PredictionUnit
 
 MANIFEST = "manifest.json"
 
@@ -160,9 +160,14 @@ class FeatureStore:
             return decode_local_features(b"")
         return decode_local_features(files.read_bytes(self._path("local_features", location.unit), location.offset, location.size))
 
-    def failures(self) -> pa.Table:
-        """All failure rows, sorted by image_id."""
-        return read_failures(files.join(self.root, "failures"))
+    def count(self, unit: str) -> int:
+        """Number of images in a shard, without reading them."""
+        return files.parquet_rows(self._path("images", unit))
+
+    def failures(self, units: Sequence[str]) -> pa.Table:
+        """The failure rows of these units, sorted by image_id."""
+        wanted = {self._path("failures", unit) for unit in units}
+        return read_failures(files.join(self.root, "failures"), wanted)
 
 
 def descriptors_of(images: pa.Table) -> np.ndarray:
@@ -178,10 +183,10 @@ def failure_table(failures: Iterable[Failure]) -> pa.Table:
     return pa.Table.from_pylist([dataclasses.asdict(f) for f in failures], FAILURE_SCHEMA)
 
 
-def read_failures(folder: str) -> pa.Table:
-    """The failure tables in `folder` as one, sorted by image_id and stage; empty where there is none."""
-    tables = [files.read_parquet(uri) for uri in files.list_files(folder, ".parquet")]
-    table = pa.concat_tables(tables) if tables else FAILURE_SCHEMA.empty_table()
+def read_failures(folder: str, only: Container[str] | None = None) -> pa.Table:
+    """The failure tables in `folder`, or `only` some of them, as one; sorted by image_id and stage."""
+    uris = [uri for uri in files.list_files(folder, ".parquet") if only is None or uri in only]
+    table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *(files.read_parquet(uri) for uri in uris)])
     return table.sort_by([("image_id", "ascending"), ("stage", "ascending")])
 
 
@@ -201,6 +206,18 @@ def prediction_table(predictions: Iterable[Prediction]) -> pa.Table:
 
 def _candidate_row(candidate: Candidate) -> dict:
     return {f.name: getattr(candidate, f.name) for f in CANDIDATE_TYPE}
+
+
+def has_predictions(run: str, unit: str) -> bool:
+    """Whether the prediction shard of `unit` is done."""
+    return files.exists(files.join(run, "predictions", unit + ".parquet"))
+
+
+def write_predictions(run: str, unit: PredictionUnit) -> None:
+    """Writes the prediction shard of a unit to a run, after its failures."""
+    if unit.failures:
+        files.write_parquet(files.join(run, "failures", f"verify-{unit.name}.parquet"), failure_table(unit.failures))
+    files.write_parquet(files.join(run, "predictions", unit.name + ".parquet"), prediction_table(unit.predictions))
 
 
 def read_predictions(run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

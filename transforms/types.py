@@ -191,6 +191,21 @@ class QueryCandidates:
 
 
 @dataclasses.dataclass(frozen=True)
+class CandidateUnit:
+    """A unit of verification: queries whose predictions make one shard.
+
+    Attributes:
+      name: deterministic, the name of the shard.
+      queries: in ascending order of image_id.
+      failures: what verification could not read.
+    """
+
+    name: str
+    queries: tuple[QueryCandidates, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """The answer for one query.
 
@@ -205,3 +220,18 @@ class Prediction:
     landmark_id: Optional[str]
     score: Optional[float]
     candidates: tuple[Candidate, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionUnit:
+    """The predictions of a CandidateUnit, under its name.
+
+    Attributes:
+      name: of the shard.
+      predictions: in ascending order of image_id.
+      failures: as in CandidateUnit.
+    """
+
+    name: str
+    predictions: tuple[Prediction, ...]
+    failures: tuple[Failure, ...] = ()

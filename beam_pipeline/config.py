@@ -1,0 +1,220 @@
+"""What a job is asked to do: frozen configurations, their flags, defaults and checks.
+
+The one home of every default. Light to import: no TensorFlow, no Beam, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from typing import Any, Callable, Optional
+
+from transforms.types import VerificationSettings
+
+# Query-time hyperparameters that a preset sets together; a single flag overrides.
+# entry: the Kaggle entry; host: Google's baseline for the competition; accurate: measured on real photographs, see the README.
+PRESETS: dict[str, dict[str, Any]] = {
+    "entry": dict(
+        num_to_rerank=3, top_k=3, max_inlier_score=60, max_reprojection_error=16.5, max_ransac_iterations=10000,
+        homography_confidence=0.999, max_distance=0.9, mutual_check=False, ratio_test=None, global_weight=1.0,
+    ),
+    "host": dict(
+        num_to_rerank=10, top_k=5, max_inlier_score=70, max_reprojection_error=4.0, max_ransac_iterations=1000,
+        homography_confidence=0.99, max_distance=0.9, mutual_check=False, ratio_test=None, global_weight=1.0,
+    ),
+    "accurate": dict(
+        num_to_rerank=20, top_k=3, max_inlier_score=60, max_reprojection_error=16.5, max_ransac_iterations=10000,
+        homography_confidence=0.999, max_distance=0.9, mutual_check=True, ratio_test=None, global_weight=1.0,
+    ),
+}
+DEFAULT_PRESET = "entry"
+
+# What a preset says of extraction holds for a model without a card of its own.
+EXTRACTION_PRESETS: dict[str, dict[str, Any]] = {
+    "entry": dict(image_scales=(1.414, 1.732, 2.0), max_local_features=4500, score_threshold=175.0),
+    "host": dict(image_scales=(0.7071, 1.0, 1.4142), max_local_features=1000, score_threshold=175.0),
+    "accurate": {},
+}
+
+
+class ConfigError(ValueError):
+    """A wrong option, or options that do not go together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionOverrides:
+    """Extraction settings given as flags; None leaves it to the preset, the model's card or the official DELG settings.
+
+    Attributes:
+      preset: name in EXTRACTION_PRESETS, only where the flag was given.
+    """
+
+    preset: Optional[str] = None
+    image_scales: Optional[tuple[float, ...]] = None
+    max_local_features: Optional[int] = None
+    score_threshold: Optional[float] = None
+    max_image_side: Optional[int] = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings that flags gave."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingConfig:
+    """How photographs are read.
+
+    Attributes:
+      exif_orientation: turn photographs as their EXIF orientation says.
+      max_image_pixels: larger photographs become failure rows.
+    """
+
+    exif_orientation: bool = True
+    max_image_pixels: int = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+    """Arguments of `landmarks index`; see its --help."""
+
+    images: tuple[str, ...]
+    labels: str
+    output: str
+    model: str = "embedded"
+    overrides: ExtractionOverrides = ExtractionOverrides()
+    reading: ReadingConfig = ReadingConfig()
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RecognizeConfig:
+    """Arguments of `landmarks recognize`; see its --help.
+
+    Attributes:
+      model: None for the one that the index names.
+      query_store: folder of the queries' features; None for OUTPUT/queries.
+    """
+
+    images: tuple[str, ...]
+    index: str
+    output: str
+    truth: Optional[str] = None
+    model: Optional[str] = None
+    query_store: Optional[str] = None
+    overrides: ExtractionOverrides = ExtractionOverrides()
+    reading: ReadingConfig = ReadingConfig()
+    num_to_rerank: int = PRESETS[DEFAULT_PRESET]["num_to_rerank"]
+    top_k: int = PRESETS[DEFAULT_PRESET]["top_k"]
+    verification: VerificationSettings = VerificationSettings()
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top_k > self.num_to_rerank:
+            raise ConfigError(f"--top_k {self.top_k} is more than --num_to_rerank {self.num_to_rerank}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Arguments of `landmarks evaluate`; see its --help."""
+
+    predictions: str
+    truth: str
+    output: Optional[str] = None
+
+
+def _number(kind: Callable[[str], Any], low: float, high: float = math.inf, open_low: bool = False) -> Callable[[str], Any]:
+    """An argparse type: a finite number in [low, high], or (low, high] with open_low."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+            bounds = f"above {low:g}" if open_low else f"at least {low:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}" + (f" and at most {high:g}" if high < math.inf else ""))
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    scales = tuple(_number(float, 0, 16, open_low=True)(part) for part in text.split(","))
+    if len(set(scales)) != len(scales):
+        raise argparse.ArgumentTypeError(f"{text} names a scale twice")
+    return scales
+
+
+def add_extraction_flags(parser: argparse.ArgumentParser, preset: bool) -> None:
+    """Adds the flags of ReadingConfig and ExtractionOverrides; `preset` adds --preset for them."""
+    group = parser.add_argument_group("extraction (default: the model's card, else the official DELG settings)")
+    if preset:
+        group.add_argument("--preset", choices=sorted(EXTRACTION_PRESETS), help="scales, features and threshold of the preset, for a model without a card")
+    group.add_argument("--image_scales", type=_scales, metavar="S,S,...", help="image pyramid factors")
+    group.add_argument("--max_local_features", type=_number(int, 1), metavar="N", help="local features kept per image")
+    group.add_argument("--score_threshold", type=_number(float, -math.inf), metavar="T", help="least attention of a local feature")
+    group.add_argument("--max_image_side", type=_number(int, 16), metavar="PX", help="longer images are shrunk to this side")
+    group.add_argument("--exif_orientation", action=argparse.BooleanOptionalAction, default=True, help="turn photographs by their EXIF orientation (default: yes)")
+    group.add_argument("--max_image_pixels", type=_number(int, 1), default=ReadingConfig.max_image_pixels, metavar="N", help="larger photographs become failure rows (default: %(default)s)")
+
+
+def add_query_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --preset and the query-time hyperparameters, each defaulting to the preset's value."""
+    entry = PRESETS[DEFAULT_PRESET]
+    group = parser.add_argument_group("hyperparameters (default: the preset's; the value of 'entry' in brackets)")
+    group.add_argument("--preset", choices=sorted(PRESETS), default=DEFAULT_PRESET, help="sets all of these together (default: %(default)s)")
+
+    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        group.add_argument("--" + name, type=kind, metavar=metavar, help=f"{text} [{entry[name]}]")
+
+    add("num_to_rerank", _number(int, 1, 1000), "N", "candidates retrieved and verified per query")
+    add("top_k", _number(int, 1, 1000), "N", "best candidates summed per class")
+    add("max_inlier_score", _number(int, 1), "N", "inliers beyond this count no more")
+    add("max_reprojection_error", _number(float, 0, open_low=True), "PX", "of an inlier, pixels of the image fed")
+    add("max_ransac_iterations", _number(int, 1), "N", "tries for a homography")
+    add("homography_confidence", _number(float, 0, 0.999999, open_low=True), "P", "stop trying at this confidence")
+    add("max_distance", _number(float, 0, 2, open_low=True), "D", "Euclidean distance of matching descriptors")
+    add("ratio_test", _number(float, 0, 1, open_low=True), "R", "nearest over second nearest distance at most this")
+    add("global_weight", _number(float, 0), "A", "weight of the cosine in the total score")
+    group.add_argument("--mutual_check", action=argparse.BooleanOptionalAction, default=None, help="matches must be nearest in both directions [no]")
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags about an output that is already there."""
+    parser.add_argument("--overwrite", action="store_true", help="start anew where OUTPUT exists with other settings")
+
+
+def extraction_overrides(args: argparse.Namespace, preset: Optional[str]) -> ExtractionOverrides:
+    """The flags of add_extraction_flags as a record."""
+    names = [f.name for f in dataclasses.fields(ExtractionOverrides) if f.name != "preset"]
+    return ExtractionOverrides(preset=preset, **{name: getattr(args, name) for name in names})
+
+
+def reading(args: argparse.Namespace) -> ReadingConfig:
+    """The flags about reading as a record."""
+    return ReadingConfig(exif_orientation=args.exif_orientation, max_image_pixels=args.max_image_pixels)
+
+
+def index_config(args: argparse.Namespace) -> IndexConfig:
+    """Parsed flags of `landmarks index` as a configuration."""
+    return IndexConfig(
+        images=tuple(args.images), labels=args.labels, output=args.output, model=args.model,
+        overrides=extraction_overrides(args, args.preset), reading=reading(args), overwrite=args.overwrite,
+    )
+
+
+def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
+    """Parsed flags of `landmarks recognize` as a configuration.
+
+    Raises:
+      ConfigError: options that do not go together.
+    """
+    values = dict(PRESETS[args.preset])
+    values.update({name: getattr(args, name) for name in values if getattr(args, name) is not None})
+    num_to_rerank, top_k = values.pop("num_to_rerank"), values.pop("top_k")
+    if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
+        top_k = min(top_k, num_to_rerank)
+    return RecognizeConfig(
+        images=tuple(args.images), index=args.index, output=args.output, truth=args.truth, model=args.model,
+        query_store=args.query_store, overrides=extraction_overrides(args, None), reading=reading(args),
+        num_to_rerank=num_to_rerank, top_k=top_k, verification=VerificationSettings(**values), overwrite=args.overwrite,
+    )

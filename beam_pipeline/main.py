@@ -1,0 +1,171 @@
+"""The command line: `landmarks COMMAND`, also `python -m beam_pipeline COMMAND`.
+
+Parses and calls; the work is in the modules of the commands, imported when they are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from typing import Any, Optional, Sequence
+
+from beam_pipeline import __version__, config
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+_PATTERNS = "a folder (searched recursively), a glob, or @list.txt"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each sets `command` to the function that runs it."""
+    parser = argparse.ArgumentParser(
+        prog="landmarks",
+        description="Recognises landmarks in photographs without training: index labelled photographs, recognize others, evaluate.",
+        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of index, recognize and evaluate.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"landmarks {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    index = _add_command(commands, "index", _index, "extract the features of labelled photographs, once")
+    index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
+    index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
+    index.add_argument("--model", default=config.IndexConfig.model, metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: %(default)s)")
+    config.add_output_flags(index)
+    config.add_extraction_flags(index, preset=True)
+
+    recognize = _add_command(commands, "recognize", _recognize, "predict the landmark of each query photograph")
+    recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
+    recognize.add_argument("--output", required=True, metavar="RUN", help="folder to make")
+    recognize.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
+    recognize.add_argument("--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)")
+    recognize.add_argument("--query_store", metavar="DIR", help="keep the queries' features here, to share them between runs (default: RUN/queries)")
+    config.add_output_flags(recognize)
+    config.add_query_flags(recognize)
+    config.add_extraction_flags(recognize, preset=False)
+
+    evaluate = _add_command(commands, "evaluate", _evaluate, "score predictions: GAP@1, top-1")
+    evaluate.add_argument("--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV")
+    evaluate.add_argument("--truth", required=True, metavar="CSV", help="id,landmarks,Usage")
+    evaluate.add_argument("--output", metavar="JSON", help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)")
+
+    model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(metavar="COMMAND", required=True)
+    inspect = _add_command(model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image", beam_options=False)
+    inspect.add_argument("model", metavar="MODEL", help="embedded, or the folder or URI of a SavedModel")
+
+    demo = _add_command(commands, "demo", _demo, "make a small data set to try everything on", beam_options=False)
+    demo.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+
+    matches = _add_command(commands, "matches", _matches, "draw a query, its best candidates and their inliers", beam_options=False)
+    matches.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
+    matches.add_argument("--image_id", required=True, metavar="ID", help="the query")
+    matches.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+    matches.add_argument("--max_candidates", type=config._number(int, 1), default=3, metavar="N", help="candidates drawn (default: %(default)s)")
+    return parser
+
+
+def _add_command(commands: Any, name: str, run: Any, text: str, beam_options: bool = True) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    command.set_defaults(command=run, beam_options=beam_options)
+    return command
+
+
+def beam_options(flags: Sequence[str]) -> Any:
+    """Beam's PipelineOptions from the flags that are not ours.
+
+    Raises:
+      config.ConfigError: a flag that Beam does not know either; the text proposes the nearest one.
+    """
+    from apache_beam.options import pipeline_options
+
+    # Beam itself only warns of unknown options, so ask its parsers first.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    pending = list(pipeline_options.PipelineOptions.__subclasses__())
+    while pending:
+        options_class = pending.pop()
+        pending.extend(options_class.__subclasses__())
+        if "_add_argparse_args" in vars(options_class):
+            options_class._add_argparse_args(parser)
+    try:
+        _, unknown = parser.parse_known_args(list(flags))
+    except SystemExit:
+        raise config.ConfigError(f"wrong value for an option of Beam in: {' '.join(flags)}") from None
+    if unknown:
+        known = [o for action in [*build_parser()._actions, *parser._actions] for o in action.option_strings]
+        known += [o for name in ("index", "recognize", "evaluate") for o in _own_flags(name)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        raise config.ConfigError(f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    return pipeline_options.PipelineOptions(list(flags))
+
+
+def _own_flags(command: str) -> list[str]:
+    subparsers = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return [o for action in subparsers.choices[command]._actions for o in action.option_strings]
+
+
+def _index(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import index
+
+    return index.run(config.index_config(args), options)
+
+
+def _recognize(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import recognize
+
+    return recognize.run(config.recognize_config(args), options)
+
+
+def _evaluate(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import evaluate
+
+    evaluate.run(config.EvaluateConfig(args.predictions, args.truth, args.output), options)
+    return EXIT_DONE
+
+
+def _inspect(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import models
+
+    print(models.inspect(args.model))
+    return EXIT_DONE
+
+
+def _demo(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import demo
+
+    demo.make_demo(args.output)
+    return EXIT_DONE
+
+
+def _matches(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import picture
+
+    picture.write_match_picture(args.run, args.image_id, args.output, args.max_candidates)
+    return EXIT_DONE
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard error."""
+    parser = build_parser()
+    try:
+        args, rest = parser.parse_known_args(argv)
+    except SystemExit as e:  # argparse has printed the help or the error
+        return EXIT_DONE if not e.code else EXIT_USAGE
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        if rest and not args.beam_options:
+            raise config.ConfigError(f"unknown option {rest[0]!r}")
+        options = beam_options(rest) if args.beam_options else None
+        return args.command(args, options)
+    except config.ConfigError as e:
+        print(f"landmarks: error: {e}", file=sys.stderr)
+        return EXIT_USAGE
+    except (ValueError, OSError) as e:
+        print(f"landmarks: error: {e}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("landmarks: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_FAILED

@@ -1,0 +1,83 @@
+"""Which model a job uses, with which settings, and that it is the one it should be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
+from transforms.delg import saved_model
+from transforms.delg.card import OFFICIAL_DELG, ExtractionSettings, read_card
+from transforms.delg.catalog import model_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """A model with the settings that a job runs it with.
+
+    Attributes:
+      model: as the user named it: "embedded", a folder or a URI.
+      name: for people.
+      fingerprint: of its content.
+      settings: of the extraction.
+    """
+
+    model: str
+    name: str
+    fingerprint: str
+    settings: ExtractionSettings
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "model": {"uri": self.model, "name": self.name, "fingerprint": self.fingerprint},
+            "extraction": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.settings).items()},
+        }
+
+
+def choose(model: str, overrides: ExtractionOverrides) -> ModelChoice:
+    """Finds the model and settles its settings: a flag, else the model's card, else the preset, else the official DELG ones.
+
+    Raises:
+      ModelError: no SavedModel there.
+      ConfigError: settings that do not go together.
+    """
+    folder = model_folder(model)
+    card = read_card(folder) or {}
+    values = dataclasses.asdict(OFFICIAL_DELG)
+    values.update(EXTRACTION_PRESETS.get(overrides.preset or "", {}))
+    values.update({k: tuple(v) if isinstance(v, list) else v for k, v in card.items() if k in values})
+    values.update(overrides.given())
+    # Where the scales were chosen anew, the global descriptor takes its own of them, or all.
+    values["global_scales"] = tuple(s for s in values["global_scales"] if s in values["image_scales"]) or values["image_scales"]
+    try:
+        settings = ExtractionSettings(**values)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return ModelChoice(model, card.get("name") or folder.rstrip("/").rsplit("/", 1)[-1], saved_model.fingerprint(folder), settings)
+
+
+def choose_as_indexed(model: str | None, overrides: ExtractionOverrides, manifest: dict[str, Any]) -> ModelChoice:
+    """The model and settings that an index was made with.
+
+    Args:
+      model: where the model lies now; None for where it lay.
+
+    Raises:
+      ConfigError: the model's content or a given setting is another than the index's.
+    """
+    indexed = manifest["model"]
+    settings = ExtractionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["extraction"].items()})
+    for name, value in overrides.given().items():
+        if value != getattr(settings, name):
+            raise ConfigError(f"--{name} {value} differs from the index's {getattr(settings, name)}: both sides need the same features")
+    uri = model or indexed["uri"]
+    fingerprint = saved_model.fingerprint(model_folder(uri))
+    if fingerprint != indexed["fingerprint"]:
+        raise ConfigError(f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with ({indexed['uri']}, {indexed['fingerprint'][:12]})")
+    return ModelChoice(uri, indexed["name"], fingerprint, settings)
+
+
+def inspect(model: str) -> str:
+    """What `landmarks model inspect` prints."""
+    return saved_model.inspect_model(model_folder(model))

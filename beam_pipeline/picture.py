@@ -1,0 +1,172 @@
+"""A picture of a query beside its candidates, with lines between the features that agree with the homography."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Optional
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+MAX_LINES = 60  # more hide the photographs
+
+# Layout, in pixels.
+_BOX_WIDTH, _BOX_HEIGHT = 480, 360  # an image is fitted into this
+_MARGIN, _GAP = 24, 32
+_FRAME = 3
+_TEXT_SIZE, _LINE_HEIGHT = 16, 22
+_CANVAS_WIDTH = 2 * _MARGIN + 2 * _BOX_WIDTH + _GAP
+
+_PAPER, _INK = (255, 255, 255), (40, 40, 40)
+_FRAME_COLOURS = {True: (30, 150, 70), False: (200, 50, 45), None: (150, 150, 150)}
+_CONSISTENT, _INCONSISTENT = np.array([60, 230, 110]), np.array([255, 140, 20])
+_LOOSE = 0.03  # a residual of this part of the candidate's longest side is drawn as inconsistent
+_OPACITY = 0.9
+_SHIFT = 4  # fractional bits of the coordinates that OpenCV draws at
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A candidate to draw beside the query.
+
+    Attributes:
+      pixels: uint8 [H, W, 3], RGB.
+      query_points: float32 [M, 2], (y, x) in pixels of the query.
+      candidate_points: float32 [M, 2], (y, x) in pixels of the candidate; row m matches row m of `query_points`.
+      caption: text under the images; may have several lines.
+      correct: frames the candidate green or red; None is grey, where the truth is not known.
+    """
+
+    pixels: np.ndarray
+    query_points: np.ndarray
+    candidate_points: np.ndarray
+    caption: str
+    correct: Optional[bool] = None
+
+    def __post_init__(self) -> None:
+        _check_pixels("pixels", self.pixels)
+        shapes = np.shape(self.query_points), np.shape(self.candidate_points)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 2:
+            raise ValueError(f"query_points and candidate_points must both be [M, 2], got {shapes[0]} and {shapes[1]}")
+
+
+def draw_matches(query_pixels: np.ndarray, panels: Sequence[Panel]) -> np.ndarray:
+    """Draws the query at the left and a candidate at the right, one row for each panel, and lines between their matches.
+
+    A line is green where the match fits the homography of its panel well, and turns orange with the residual. At most
+    MAX_LINES of a panel are drawn, evenly chosen. Points outside their image are drawn at its edge.
+
+    Args:
+      query_pixels: uint8 [H, W, 3], RGB.
+      panels: at least one.
+
+    Returns:
+      uint8 [height, width, 3], RGB; the width is the same for all pictures.
+
+    Raises:
+      ValueError: there is no panel, or `query_pixels` is no RGB image.
+    """
+    _check_pixels("query_pixels", query_pixels)
+    if not panels:
+        raise ValueError("there is no candidate to draw: panels is empty")
+    rows = [_draw_row(query_pixels, panel) for panel in panels]
+    edge = np.full((_MARGIN, _CANVAS_WIDTH, 3), _PAPER, np.uint8)
+    return np.vstack([edge, *rows])
+
+
+def _check_pixels(name: str, pixels: np.ndarray) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"{name} must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+
+
+def _draw_row(query_pixels: np.ndarray, panel: Panel) -> np.ndarray:
+    """One panel with its caption and the space under it: uint8 [height, _CANVAS_WIDTH, 3]."""
+    query, query_scale = _fit(query_pixels)
+    candidate, candidate_scale = _fit(panel.pixels)
+    image_height = max(query.shape[0], candidate.shape[0]) + 2 * _FRAME
+    lines = panel.caption.splitlines()
+    row = np.full((image_height + len(lines) * _LINE_HEIGHT + _MARGIN, _CANVAS_WIDTH, 3), _PAPER, np.uint8)
+    query_corner = _paste(row, query, image_height, _MARGIN, _FRAME_COLOURS[None])
+    candidate_corner = _paste(row, candidate, image_height, _MARGIN + _BOX_WIDTH + _GAP, _FRAME_COLOURS[panel.correct])
+    chosen = _choose(len(panel.query_points))
+    starts = _on_canvas(panel.query_points[chosen], query_pixels, query_scale, query_corner)
+    ends = _on_canvas(panel.candidate_points[chosen], panel.pixels, candidate_scale, candidate_corner)
+    residuals = _residuals(panel.query_points, panel.candidate_points)[chosen]
+    _draw_lines(row, starts, ends, _colours(residuals, _LOOSE * max(panel.pixels.shape[:2])))
+    return _write(row, lines, top=image_height + 4)
+
+
+def _fit(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Resizes an image to fit its box; returns it and the factor."""
+    height, width = pixels.shape[:2]
+    scale = min(_BOX_HEIGHT / height, _BOX_WIDTH / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), scale
+
+
+def _paste(row: np.ndarray, image: np.ndarray, height: int, left: int, colour: tuple[int, int, int]) -> tuple[int, int]:
+    """Puts a framed image into the middle of its box; returns its top left corner, (y, x)."""
+    y, x = (height - image.shape[0]) // 2, left + (_BOX_WIDTH - image.shape[1]) // 2
+    bottom, right = y + image.shape[0], x + image.shape[1]
+    row[y - _FRAME:bottom + _FRAME, x - _FRAME:right + _FRAME] = colour
+    row[y:bottom, x:right] = image
+    return y, x
+
+
+def _choose(count: int) -> np.ndarray:
+    """Indices of at most MAX_LINES of `count` matches, evenly spread over their order."""
+    return np.linspace(0, count - 1, min(count, MAX_LINES)).round().astype(int)
+
+
+def _on_canvas(points: np.ndarray, pixels: np.ndarray, scale: float, corner: tuple[int, int]) -> np.ndarray:
+    """Moves (y, x) in an image to (y, x) on the canvas; a pixel's centre has whole coordinates."""
+    inside = np.clip(points, 0, np.array(pixels.shape[:2]) - 1)
+    return (inside + 0.5) * scale - 0.5 + corner
+
+
+def _residuals(query_points: np.ndarray, candidate_points: np.ndarray) -> np.ndarray:
+    """Distance of each match from the least-squares homography of all: float64 [M], pixels of the candidate.
+
+    Zero where there are too few matches, or they are too degenerate, to fit one.
+    """
+    source, target = (np.float64(points)[:, None, ::-1] for points in (query_points, candidate_points))
+    homography = cv2.findHomography(source, target)[0] if len(source) >= 4 else None
+    if homography is None:
+        return np.zeros(len(source))
+    return np.linalg.norm(cv2.perspectiveTransform(source, homography) - target, axis=2)[:, 0]
+
+
+def _colours(residuals: np.ndarray, loose: float) -> list[tuple[int, int, int]]:
+    """Green at a residual of 0, orange from `loose` on."""
+    part = np.clip(residuals / loose, 0, 1)[:, None]
+    return [tuple(colour) for colour in (_CONSISTENT + part * (_INCONSISTENT - _CONSISTENT)).astype(int).tolist()]
+
+
+def _draw_lines(row: np.ndarray, starts: np.ndarray, ends: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> None:
+    """Draws thin lines over a dark shadow, and dots at their ends, in place."""
+    overlay = row.copy()
+    fixed = [[tuple(point) for point in np.rint(points[:, ::-1] * 2**_SHIFT).astype(int).tolist()] for points in (starts, ends)]
+    for start, end, colour in zip(*fixed, colours):
+        cv2.line(overlay, start, end, (30, 30, 30), 2, cv2.LINE_AA, _SHIFT)
+        cv2.line(overlay, start, end, colour, 1, cv2.LINE_AA, _SHIFT)
+    cv2.addWeighted(overlay, _OPACITY, row, 1 - _OPACITY, 0, dst=row)
+    for point, colour in zip(fixed[0] + fixed[1], [*colours, *colours]):
+        cv2.circle(row, point, 4 << _SHIFT, (30, 30, 30), -1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(row, point, 3 << _SHIFT, colour, -1, cv2.LINE_AA, _SHIFT)
+
+
+def _write(row: np.ndarray, lines: Sequence[str], top: int) -> np.ndarray:
+    """Writes lines of text from `top` down, and returns the row; what is too long for it ends in an ellipsis."""
+    image = PIL.Image.fromarray(row)
+    drawing = PIL.ImageDraw.Draw(image)
+    font = PIL.ImageFont.load_default(_TEXT_SIZE)
+    for number, line in enumerate(lines):
+        text = line
+        while text and drawing.textlength(text, font) > _CANVAS_WIDTH - 2 * _MARGIN:
+            text = text.removesuffix("…")[:-1] + "…"
+        drawing.text((_MARGIN, top + number * _LINE_HEIGHT), text, _INK, font)
+    return np.array(image)

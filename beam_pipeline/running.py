@@ -1,0 +1,152 @@
+"""Running a pipeline: the choice of runner, visible progress, and what the metrics say afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import threading
+import time
+from typing import Callable, Optional, Sequence
+
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from transforms import files
+
+_LOCAL_RUNNERS = (None, "DirectRunner", "direct", "FnApiRunner", "fnapi")
+
+# One `landmarks` line at least this often where standard error is no terminal.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Something whose progress can be counted from outside, by looking at what has been written.
+
+    Attributes:
+      label: such as "extract".
+      total: how many there are to do.
+      done: how many are done.
+    """
+
+    label: str
+    total: int
+    done: Callable[[], int]
+
+
+def row_counter(folder: str) -> Callable[[], int]:
+    """A function that counts the rows of the Parquet files in `folder`, looking into each file only once."""
+    rows: dict[str, int] = {}
+
+    def count() -> int:
+        for uri in files.list_files(folder, ".parquet"):
+            if uri not in rows:
+                rows[uri] = files.parquet_rows(uri)
+        return sum(rows.values())
+
+    return count
+
+
+def local_workers(options: PipelineOptions) -> Optional[int]:
+    """Worker threads or processes of the local runner under `options`; None for another runner."""
+    if options.view_as(StandardOptions).runner not in _LOCAL_RUNNERS:
+        return None
+    direct = options.get_all_options(drop_default=True)
+    return direct.get("direct_num_workers", 0) or len(os.sched_getaffinity(0))
+
+
+def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]) -> dict[str, int]:
+    """Builds a pipeline, runs it to its end and shows progress meanwhile.
+
+    On the local runner all cores work, as threads of one process, unless options say otherwise.
+
+    Returns:
+      The job's own counters (namespace "landmarks"), and of each distribution its sum, by name.
+
+    Raises:
+      RuntimeError: the pipeline failed.
+    """
+    options = PipelineOptions.from_dictionary(options.get_all_options(drop_default=True, retain_unknown_options=False))
+    runner = None
+    workers = local_workers(options)
+    if workers is not None:
+        runner = FnApiRunner()
+        given = options.get_all_options(drop_default=True)
+        direct = options.view_as(DirectOptions)
+        direct.direct_num_workers = workers
+        if "direct_running_mode" not in given:
+            direct.direct_running_mode = "multi_threading" if workers > 1 else "in_memory"
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    build(pipeline)
+    with _Progress(phases):
+        result = pipeline.run()
+        result.wait_until_finish()
+    return _metrics(result)
+
+
+def _metrics(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
+    try:
+        found = result.metrics().query(MetricsFilter().with_namespace("landmarks"))
+    except (NotImplementedError, ValueError):
+        return {}  # not every engine reports
+    values: dict[str, int] = {}
+    for counter in found["counters"]:
+        values[counter.key.metric.name] = values.get(counter.key.metric.name, 0) + (counter.result or 0)
+    for distribution in found["distributions"]:
+        name = distribution.key.metric.name
+        values[name] = values.get(name, 0) + (distribution.result.sum if distribution.result else 0)
+    return values
+
+
+def stage_seconds(metrics: dict[str, int]) -> dict[str, float]:
+    """Worker seconds per step, from the distributions named <step>_milliseconds; they add up over parallel workers."""
+    suffix = "_milliseconds"
+    return {k[: -len(suffix)]: round(v / 1000, 1) for k, v in sorted(metrics.items()) if k.endswith(suffix)}
+
+
+class _Progress:
+    """Prints done, rate and time left of the phase at work, until the block ends."""
+
+    def __init__(self, phases: Sequence[Phase]):
+        self._phases = [p for p in phases if p.total]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "_Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        for phase in self._phases:
+            begun, first = time.monotonic(), phase.done()
+            done, printed = first, begun if not self._terminal else 0.0
+            while done < phase.total and not self._stop.wait(0.5):
+                done = phase.done()
+                now = time.monotonic()
+                if now - printed > (0.5 if self._terminal else _SECONDS_BETWEEN_LINES):
+                    self._show(phase, done, first, now - begun, end="")
+                    printed = now
+            done = phase.done()
+            self._show(phase, done, first, time.monotonic() - begun, end="\n")
+            if done < phase.total:
+                return
+
+    def _show(self, phase: Phase, done: int, first: int, seconds: float, end: str) -> None:
+        rate = (done - first) / seconds if seconds > 0 else 0.0
+        left = f", {_duration((phase.total - done) / rate)} left" if rate and done < phase.total else ""
+        line = f"{phase.label:<8} {done:>8,} of {phase.total:,}  {rate:,.1f}/s{left}"
+        print(f"\r\033[K{line}" if self._terminal else line, end=end if self._terminal else "\n", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

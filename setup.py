@@ -1,0 +1,36 @@
+"""Installs the distribution `landmarks`: packages beam_pipeline and transforms, console script `landmarks`."""
+
+import pathlib
+import re
+
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "beam_pipeline" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="landmarks",
+    version=VERSION,
+    description="Landmark recognition for millions of photographs, without training: an Apache Beam batch job",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.13",
+    packages=["beam_pipeline", "transforms", "transforms.delg"],
+    package_data={"transforms.delg": ["*.npz"]},
+    install_requires=[
+        "apache-beam>=2.76,<3",
+        "numpy>=2.0,<3",
+        "opencv-python-headless>=4.10,<6",
+        "pandas>=2.2,<4",
+        "pillow>=11.3,<14",
+        "pyarrow>=18,<27",
+        "scikit-image>=0.24,<0.28",
+        "tensorflow>=2.20,<2.23",
+    ],
+    extras_require={
+        "gcp": ["apache-beam[gcp]>=2.76,<3"],
+        "test": ["duckdb>=1.2,<3", "hypothesis>=6.100,<7", "pytest>=8,<10", "scipy>=1.13,<2"],
+        "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
+    },
+    entry_points={"console_scripts": ["landmarks=beam_pipeline.main:main"]},
+)

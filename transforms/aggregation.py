@@ -1,0 +1,66 @@
+"""Aggregation: the verified candidates of a query become one predicted landmark and its confidence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from transforms.types import Prediction, QueryCandidates
+
+
+def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
+    """Predicts the landmark whose candidates have the highest sum of scores.
+
+    Args:
+      query: candidates in their final order, best score first.
+      top_k: so many of them vote, each with its `score` for its landmark.
+
+    Returns:
+      The landmark and its sum; among equal sums the lowest landmark id, as a number where all of the query's are decimal integers, else
+      by code points. Without candidates the landmark is None.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    for candidate in query.candidates[:top_k]:
+        sums[candidate.landmark_id] += candidate.score
+    if not sums:
+        return Prediction(query.image_id, None, None)
+    numeric = all(landmark.isdecimal() for landmark in sums)
+    # Equal numbers such as "7" and "07" are still two ids: the text decides between them.
+    best = min(sums, key=lambda landmark: (-sums[landmark], int(landmark) if numeric else 0, landmark))
+    return Prediction(query.image_id, best, sums[best], query.candidates)
+
+
+@dataclasses.dataclass
+class AggregatePredictions(beam.PTransform):
+    """QueryCandidates in their final order -> Prediction, one for each query; see `aggregate`.
+
+    Attributes:
+      top_k: how many candidates vote; at least 1.
+    """
+
+    top_k: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+
+    def expand(self, queries: beam.PCollection[QueryCandidates]) -> beam.PCollection[Prediction]:
+        return queries | "Aggregate" >> beam.ParDo(_Aggregate(self.top_k))
+
+
+@beam.typehints.with_input_types(QueryCandidates)
+@beam.typehints.with_output_types(Prediction)
+class _Aggregate(beam.DoFn):
+    def __init__(self, top_k: int):
+        self._top_k = top_k
+        self._predicted = Metrics.counter("landmarks", "aggregate_predicted")
+        self._empty = Metrics.counter("landmarks", "aggregate_empty")
+
+    def process(self, query: QueryCandidates) -> list[Prediction]:
+        prediction = aggregate(query, self._top_k)
+        (self._empty if prediction.landmark_id is None else self._predicted).inc()
+        return [prediction]

@@ -1,0 +1,317 @@
+"""Features from a SavedModel of any DELG contract, chosen by what the loaded object offers and fed by name.
+
+The contracts are those of tensorflow/models, research/delf: TF1-style exports with `prune`, TF2 exports with a signature,
+local-only and global-only ones, and DELF v1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, Optional
+
+import numpy as np
+
+from transforms.delg import import_tensorflow
+from transforms.delg.card import ExtractionSettings, read_card, settings_from_card
+from transforms.delg.contract import Call, Contract, bind, first_line
+from transforms.delg.files import ModelError, fetch_model, fingerprint, read_pca, saved_model_folder, size_bytes
+
+__all__ = ["Contract", "DelgModel", "Extracted", "ExtractionError", "ModelError", "ModelReport", "fetch_model",
+           "fingerprint", "inspect_model"]
+
+_DELF_V1_WIDTH = 1024
+_MIN_SCALED_SIDE = 5  # pixels; below, the in-graph resize and the backbone abort, or take the process down with SIGFPE
+_TEST_SIDES = (128, 96)  # of the image that a model is checked with when it is loaded, pixels
+
+
+class ExtractionError(RuntimeError):
+    """One image gave no features; the next one may.
+
+    Attributes:
+      kind: "too_small" (no scale is left that the model can work on), "non_finite" (a descriptor is NaN, infinite or of no
+        length) or "model_error" (the model raised).
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """The features of one image, local ones with the strongest attention first.
+
+    Attributes:
+      global_descriptor: float32 [D], unit length; [0] for a local-only model.
+      keypoints: float32 [N, 2], (y, x) in pixels of the image fed; centres of the boxes.
+      descriptors: float32 [N, D'], rows of unit length.
+      scores: float32 [N], attention.
+    """
+
+    global_descriptor: np.ndarray
+    keypoints: np.ndarray
+    descriptors: np.ndarray
+    scores: np.ndarray
+
+
+class DelgModel:
+    """A loaded model with the settings it is used with. Threads may share one.
+
+    Attributes:
+      contract: what it offers.
+      settings: how it is used.
+      global_width: D of the global descriptor; 0 for a local-only model.
+      local_width: D' of the local descriptors; 0 for a global-only model.
+    """
+
+    def __init__(self, contract: Contract, call: Call, settings: ExtractionSettings,
+                 pca: Optional[tuple[np.ndarray, np.ndarray]]):
+        """Use `load`."""
+        self.contract = contract
+        self.settings = settings
+        self._call = call
+        self._pca = pca
+        self._inputs = {name for name, _, _ in contract.inputs}
+        self._call_options = _mixed_precision if settings.precision == "bfloat16" else contextlib.nullcontext
+        self.global_width: Optional[int] = None
+        self.local_width: Optional[int] = None
+
+    @classmethod
+    def load(cls, model_dir: str, settings: ExtractionSettings, intra_op_threads: Optional[int] = None) -> DelgModel:
+        """Loads a model, checks its contract, and runs it once on a small seeded image.
+
+        Args:
+          model_dir: a local folder, see fetch_model.
+          settings: how it is used.
+          intra_op_threads: threads of one operation; without effect once TensorFlow is running in this process.
+
+        Raises:
+          ModelError: it is no SavedModel, offers no known contract, or breaks it; the message lists what was found.
+        """
+        folder = saved_model_folder(model_dir)
+        pca = read_pca(model_dir)
+        tf = import_tensorflow()
+        if intra_op_threads is not None:
+            with contextlib.suppress(RuntimeError):  # raised when TensorFlow is running
+                tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
+        try:
+            loaded = tf.saved_model.load(str(folder))
+        except Exception as error:  # whatever a broken file raises in protobuf, TensorFlow or a custom operation
+            raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
+        contract, call = bind(loaded, model_dir)
+        model = cls(contract, call, settings, pca)
+        try:
+            extracted = model.extract(_test_image(*_TEST_SIDES))
+        except ExtractionError as error:
+            raise ModelError(f"{model_dir} fails on a test image of {_TEST_SIDES[0]} x {_TEST_SIDES[1]} px: {error}") from error
+        except ModelError as error:
+            raise ModelError(f"{model_dir}: {error}") from error
+        model.global_width = extracted.global_descriptor.shape[0]
+        model.local_width = extracted.descriptors.shape[1]
+        return model
+
+    def extract(self, pixels: np.ndarray) -> Extracted:
+        """Global descriptor and local features of one image, in one pass of the model.
+
+        The global descriptor is the normalised sum of the normalised rows of the global scales (Cao et al., Unifying deep
+        local and global features for image search, ECCV 2020). Local features without length are left out.
+
+        Args:
+          pixels: uint8 [H, W, 3], RGB.
+
+        Raises:
+          ExtractionError: this image gives no features.
+          ModelError: the model breaks its contract.
+          ValueError: `pixels` is not an image.
+        """
+        scales, global_indices = self._scales_for(pixels)
+        outputs = self._run(pixels, scales, global_indices)
+        for name, values in outputs.items():
+            if not np.isfinite(values).all():
+                raise ExtractionError("non_finite", f"{name} of an image of {_sides(pixels)} holds NaN or infinite values")
+        descriptor = np.zeros(0, np.float32)
+        if self.contract.has_global:
+            descriptor = self._global(outputs["global_descriptors"], len(scales), global_indices)
+        keypoints, descriptors, scores = np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+        if self.contract.has_local:
+            keypoints, descriptors, scores = self._local(outputs["boxes"], outputs["features"], outputs["scores"])
+        return Extracted(descriptor, keypoints, descriptors, scores)
+
+    def outputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model gives for an image uint8 [H, W, 3], by name, untouched; raises as `extract` does."""
+        return self._run(pixels, *self._scales_for(pixels))
+
+    def _scales_for(self, pixels: np.ndarray) -> tuple[list[float], list[int]]:
+        """The scales that this image is large enough for, and which of them make the global descriptor."""
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"an image must be uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+        # Without local features the other scales would be computed for nothing.
+        wanted = self.settings.image_scales if self.contract.has_local else self.settings.global_scales
+        scales = [scale for scale in wanted if np.round(min(pixels.shape[:2]) * scale) >= _MIN_SCALED_SIDE]
+        global_indices = [index for index, scale in enumerate(scales) if scale in self.settings.global_scales]
+        if not scales or (self.contract.has_global and not global_indices):
+            needed = self.settings.global_scales if self.contract.has_global else wanted
+            raise ExtractionError("too_small", f"an image of {_sides(pixels)} is smaller than {_MIN_SCALED_SIDE} px "
+                                               f"at every scale of {list(needed)}")
+        return scales, global_indices
+
+    def _run(self, pixels: np.ndarray, scales: list[float], global_indices: list[int]) -> dict[str, np.ndarray]:
+        tf = import_tensorflow()
+        feeds = {
+            "input_image": tf.constant(pixels, tf.uint8),
+            "input_scales": tf.constant(scales, tf.float32),
+            "input_max_feature_num": tf.constant(self.settings.max_local_features, tf.int32),
+            "input_abs_thres": tf.constant(self.settings.score_threshold, tf.float32),
+            "input_global_scales_ind": tf.constant(global_indices, tf.int32),
+        }
+        try:
+            with self._call_options():
+                outputs = self._call({name: tensor for name, tensor in feeds.items() if name in self._inputs})
+            return {name: tensor.numpy() for name, tensor in outputs.items()}
+        except tf.errors.OpError as error:
+            raise ExtractionError("model_error", f"the model raised on an image of {_sides(pixels)}: "
+                                                 f"{type(error).__name__}: {first_line(error)}") from error
+
+    def _global(self, rows: np.ndarray, scale_count: int, global_indices: list[int]) -> np.ndarray:
+        """The global descriptor float32 [D] from rows [G, D], or [S, D] of an export that cannot be told which."""
+        takes_indices = "input_global_scales_ind" in self._inputs
+        expected = len(global_indices) if takes_indices else scale_count
+        if rows.ndim != 2 or rows.shape[0] != expected:
+            raise ModelError(f"global_descriptors is {list(rows.shape)}, expected a row for each of {expected} scales")
+        _check_width("global_descriptors", rows, self.global_width)
+        rows = rows if takes_indices else rows[global_indices]
+        total = _unit_rows(_unit_rows(rows).sum(axis=0, keepdims=True))[0]
+        if not total.any():
+            raise ExtractionError("non_finite", "the global descriptor has no length")
+        return total.astype(np.float32)
+
+    def _local(self, boxes: np.ndarray, features: np.ndarray, scores: np.ndarray):
+        """Keypoints [N, 2], descriptors [N, D'] and scores [N], float32, strongest first, as the settings ask."""
+        scores = scores.reshape(-1)
+        if boxes.shape != (len(scores), 4) or features.ndim != 2 or len(features) != len(scores):
+            raise ModelError(f"boxes {list(boxes.shape)}, features {list(features.shape)} and {len(scores)} scores do not "
+                             f"fit together, expected [N, 4], [N, D] and N")
+        width = features.shape[1]
+        features = _unit_rows(features)
+        if self._pca is not None:
+            mean, projection = self._pca
+            if width != len(mean):
+                raise ModelError(f"features are {width} wide, the PCA beside the model takes {len(mean)}")
+            features = _unit_rows((features - mean) @ projection.T)
+        elif width == _DELF_V1_WIDTH:
+            raise ModelError(f"features are {width} wide, as those of DELF v1, which need its PCA: put the release's "
+                             f"pca/mean.datum and pca/pca_proj_mat.datum, or pca.npz with mean and projection, into the "
+                             f"folder that is given as the model")
+        _check_width("features", features, self.local_width)
+        # Exports without the inputs for them do not apply these limits themselves.
+        usable = (scores >= np.float32(self.settings.score_threshold)) & features.any(axis=1)
+        order = np.argsort(-scores, kind="stable")
+        order = order[usable[order]][: self.settings.max_local_features]
+        keypoints = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return keypoints[order], features[order].astype(np.float32), scores[order]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReport:
+    """What `landmarks model inspect` shows; str() is the text for a person.
+
+    Attributes:
+      model: path or URI that was asked for.
+      contract: what the model offers.
+      outputs: (name, shape) on the test image.
+      test_image: its sides (height, width) in pixels.
+      fingerprint: see fingerprint.
+      card: see read_card; None where there is none.
+      settings: those it was run with: the card's, else the official DELG ones.
+      size_bytes: on disk.
+    """
+
+    model: str
+    contract: Contract
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    test_image: tuple[int, int]
+    fingerprint: str
+    card: Optional[dict[str, Any]]
+    settings: ExtractionSettings
+    size_bytes: int
+
+    def __str__(self) -> str:
+        gives = {(True, True): "global descriptor and local features", (True, False): "global descriptor only: no re-ranking",
+                 (False, True): "local features only: offers no global descriptor, so it cannot retrieve"}
+        height, width = self.test_image
+        return "\n".join([
+            f"model        {self.model}",
+            f"gives        {gives[self.contract.has_global, self.contract.has_local]}",
+            f"called by    {self.contract.kind}",
+            *_table("inputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.inputs]),
+            *_table("outputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.outputs]),
+            f"on a test image of {height} x {width} px, with the settings below:",
+            *_table("", [(name, "", _shape(shape)) for name, shape in self.outputs]),
+            f"card         {'none, official DELG settings' if self.card is None else self.card.get('name', 'yes')}",
+            *_table("settings", [(name, "", str(value)) for name, value in dataclasses.asdict(self.settings).items()]),
+            f"fingerprint  {self.fingerprint}",
+            f"size         {self.size_bytes / 1e6:.1f} MB",
+        ])
+
+
+def inspect_model(uri: str) -> ModelReport:
+    """Loads the model at a path or URI, runs it on a seeded test image of 256 x 192 px, and reports.
+
+    Raises:
+      ModelError: it cannot be used.
+      ValueError: its card is malformed.
+    """
+    model_dir = fetch_model(uri)
+    card = read_card(model_dir)
+    model = DelgModel.load(model_dir, settings_from_card(card))
+    image = _test_image(256, 192)
+    shapes = tuple((name, tuple(values.shape)) for name, values in model.outputs(image).items())
+    return ModelReport(uri, model.contract, shapes, image.shape[:2], fingerprint(model_dir), card, model.settings,
+                       size_bytes(model_dir))
+
+
+@contextlib.contextmanager
+def _mixed_precision():
+    """Functions called inside, in this thread, run their convolutions and products in bfloat16 where oneDNN can.
+
+    The switch for a thread, not tf.config's, which is global: other models and steps of the process stay in float32. It
+    works on processors; a GPU ignores it.
+    """
+    import_tensorflow()
+    from tensorflow.core.protobuf import rewriter_config_pb2
+    from tensorflow.python.eager import context
+
+    config = context.context().config
+    config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
+    with context.function_config_proto(config):
+        yield
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, D] divided by their Euclidean length, float64; a row of zeros stays."""
+    rows = rows.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+def _check_width(name: str, rows: np.ndarray, expected: Optional[int]) -> None:
+    if expected is not None and rows.shape[1] != expected:
+        raise ModelError(f"{name} are {rows.shape[1]} wide, but were {expected} before")
+
+
+def _test_image(height: int, width: int) -> np.ndarray:
+    """A seeded image with texture, uint8 [height, width, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:
+    return [f"{title if not index else '':<13}{name:<25}{dtype:<9}{text}" for index, (name, dtype, text) in enumerate(rows)]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join('?' if side < 0 else str(side) for side in shape)}]"
+
+
+def _sides(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[0]} x {pixels.shape[1]} px"

@@ -1,0 +1,249 @@
+"""GAP@1, the metric of landmark recognition, after the official rules of google_landmarks_dataset/metrics.py.
+
+GAP = (1/M) * sum over predictions in order of P(i) * rel(i): P(i) is the precision among the first i predictions, rel(i) is 1
+for a correct one, M is the number of queries whose truth is not empty, predicted or not. A prediction on a query without a
+landmark is wrong; an empty prediction is skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Iterable, Optional, Sequence, Union
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transforms import tables
+
+Metrics = dict[str, dict[str, Any]]
+
+_SPLITS = {"all": ("Public", "Private"), "Public": ("Public",), "Private": ("Private",)}
+
+
+def prediction_order(image_ids: Sequence[str], landmark_ids: Sequence[str], scores: np.ndarray) -> np.ndarray:
+    """The official order: score descending, then image id ascending, then class ascending.
+
+    Ids compare by code point. Classes compare as numbers when all of them are decimal integers, else by code point.
+
+    Args:
+      image_ids, landmark_ids: N strings each.
+      scores: float64 [N], finite.
+
+    Returns:
+      int64 [N], positions, the first prediction first.
+    """
+    by_id = pc.rank(_text(image_ids), tiebreaker="min").to_numpy()
+    classes = _text(landmark_ids).dictionary_encode()
+    names = classes.dictionary.to_pylist()
+    numeric = all(name.isascii() and name.isdecimal() for name in names)
+    ordered = sorted(range(len(names)), key=lambda i: _number_key(names[i]) if numeric else names[i])
+    by_class = np.empty(len(names), np.int64)
+    by_class[ordered] = np.arange(len(names))
+    return np.lexsort((by_class[classes.indices.to_numpy()], by_id, -np.asarray(scores, np.float64)))
+
+
+def average_precision(correct: np.ndarray, num_landmark_queries: int) -> Optional[float]:
+    """GAP of predictions that are in order.
+
+    Args:
+      correct: bool [N], rel(i), the first prediction first.
+      num_landmark_queries: M.
+
+    Returns:
+      GAP in [0, 1], the exactly rounded sum over M; None where M is 0.
+    """
+    if not num_landmark_queries:
+        return None
+    hits = np.flatnonzero(correct)
+    precision = np.arange(1, len(hits) + 1) / (hits + 1)
+    return math.fsum(precision) / num_landmark_queries
+
+
+def global_average_precision(
+    image_ids: Sequence[str],
+    landmark_ids: Sequence[str],
+    scores: np.ndarray,
+    correct: np.ndarray,
+    num_landmark_queries: int,
+) -> Optional[float]:
+    """GAP of predictions in any order.
+
+    Args:
+      image_ids, landmark_ids: N strings each, the queries and the classes predicted for them.
+      scores: float64 [N], finite.
+      correct: bool [N], whether the class is one of the query's true classes.
+      num_landmark_queries: M, the number of queries whose truth is not empty.
+
+    Returns:
+      GAP in [0, 1]; None where M is 0.
+    """
+    return average_precision(np.asarray(correct, bool)[prediction_order(image_ids, landmark_ids, scores)], num_landmark_queries)
+
+
+def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
+    """Where each prediction's query stands in the truth.
+
+    As in the official metric, an image may be predicted once, and only an empty prediction may name an image that the truth
+    does not list: to leave others out unsaid would flatter the result.
+
+    Args:
+      predictions: a table of `tables.ANSWER_SCHEMA`, N rows.
+      truth: a table of `tables.TRUTH_SCHEMA`.
+
+    Returns:
+      int64 [N], rows of `truth`; -1 for an image that is not in it.
+
+    Raises:
+      ValueError: an image is predicted twice, or predicted and not in the truth.
+    """
+    image_ids = predictions["image_id"]
+    pair = tables.first_duplicate(image_ids)
+    if pair is not None:
+        raise ValueError(f"image {image_ids[pair[0]]} is predicted twice")
+    rows = _numpy(pc.fill_null(pc.index_in(image_ids, truth["image_id"].combine_chunks()), -1)).astype(np.int64)
+    unknown = np.flatnonzero((rows < 0) & _numpy(pc.is_valid(predictions["landmark_id"])))
+    if len(unknown):
+        raise ValueError(
+            f"{len(unknown)} of {len(rows)} predictions are for images that the truth does not list, such as "
+            f"{image_ids[int(unknown[0])]}: list them with no landmark, or with Usage Ignored to leave them out"
+        )
+    return rows
+
+
+def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
+    """Scores predictions against the truth. The order of rows in either table makes no difference.
+
+    Args:
+      predictions: a table of `tables.ANSWER_SCHEMA`; landmark_id is null for an empty prediction.
+      truth: a table of `tables.TRUTH_SCHEMA`; queries with Usage Ignored do not count.
+
+    Returns:
+      for each of "all" (Public and Private together), "Public" and "Private":
+        gap: GAP@1.
+        gap_landmark_queries: GAP@1 with predictions on queries without a landmark left out.
+        top1: share of the landmark queries that are predicted correctly.
+        counts: queries = predicted + empty + missing (a prediction; an empty one; no row at all), landmark_queries (with a
+          landmark), predicted_landmark_queries, correct; for "all" also ignored and unknown, the rows on images with Usage
+          Ignored and on images not in the truth, which do not count.
+      Shares of nothing are None.
+
+    Raises:
+      ValueError: see `truth_rows`; or a score is missing or not finite.
+    """
+    rows = truth_rows(predictions, truth)
+    given = _numpy(pc.is_valid(predictions["landmark_id"]))
+    scores = predictions["score"].to_numpy()
+    bad = np.flatnonzero(given & ~np.isfinite(scores))
+    if len(bad):
+        raise ValueError(f"score {scores[bad[0]]} of image {predictions['image_id'][int(bad[0])]} is not finite")
+    usage = truth["usage"]
+    has_landmark = _numpy(pc.greater(pc.list_value_length(truth["landmark_ids"]), 0))
+
+    ranked = np.flatnonzero(given & (rows >= 0))
+    answers = predictions.take(pa.array(ranked))
+    order = prediction_order(answers["image_id"], answers["landmark_id"], scores[ranked])
+    answers, ranked_rows = answers.take(pa.array(order)), rows[ranked][order]
+    correct = _is_correct(answers["landmark_id"], ranked_rows, truth["landmark_ids"])
+
+    metrics: Metrics = {}
+    for split, usages in _SPLITS.items():
+        counted = _numpy(pc.is_in(usage, pa.array(usages)))
+        landmark_queries = int((counted & has_landmark).sum())
+        in_split = counted[ranked_rows]
+        on_landmark = in_split & has_landmark[ranked_rows]
+        num_correct = int(correct[in_split].sum())
+        answered = int(counted[rows[rows >= 0]].sum())
+        metrics[split] = {
+            "gap": average_precision(correct[in_split], landmark_queries),
+            "gap_landmark_queries": average_precision(correct[on_landmark], landmark_queries),
+            "top1": num_correct / landmark_queries if landmark_queries else None,
+            "counts": {
+                "queries": int(counted.sum()),
+                "landmark_queries": landmark_queries,
+                "predicted": int(in_split.sum()),
+                "predicted_landmark_queries": int(on_landmark.sum()),
+                "correct": num_correct,
+                "empty": answered - int(in_split.sum()),
+                "missing": int(counted.sum()) - answered,
+            },
+        }
+    unknown = int((rows < 0).sum())
+    counts = metrics["all"]["counts"]
+    counts["ignored"] = len(rows) - unknown - counts["predicted"] - counts["empty"]
+    counts["unknown"] = unknown
+    return metrics
+
+
+class _Concatenate(beam.CombineFn):
+    """Tables of predictions to one table."""
+
+    def create_accumulator(self) -> list[pa.Table]:
+        return []
+
+    def add_input(self, accumulator: list[pa.Table], table: pa.Table) -> list[pa.Table]:
+        accumulator.append(table)
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[list[pa.Table]]) -> list[pa.Table]:
+        return [table for accumulator in accumulators for table in accumulator]
+
+    def extract_output(self, accumulator: list[pa.Table]) -> pa.Table:
+        return pa.concat_tables([tables.ANSWER_SCHEMA.empty_table(), *accumulator])
+
+
+def _evaluate(predictions: pa.Table, truth_uri: str) -> Metrics:
+    return evaluate_predictions(predictions, tables.read_truth(truth_uri))
+
+
+@beam.typehints.with_input_types(pa.Table)
+@beam.typehints.with_output_types(dict)
+@dataclasses.dataclass
+class EvaluatePredictions(beam.PTransform):
+    """Tables of prediction rows, split among elements in any way, to one metrics dict, see `evaluate_predictions`.
+
+    Precision at a rank needs every prediction at one place; a prediction is some 40 bytes, so millions of them fit there.
+
+    Attributes:
+      truth_uri: the truth, see `tables.read_truth`.
+    """
+
+    truth_uri: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if not self.truth_uri:
+            raise ValueError("truth_uri is empty")
+
+    def expand(self, predictions: beam.PCollection) -> beam.PCollection:
+        return (
+            predictions
+            | "Gather" >> beam.CombineGlobally(_Concatenate()).with_input_types(pa.Table).with_output_types(pa.Table)
+            | "Evaluate" >> beam.Map(_evaluate, self.truth_uri).with_input_types(pa.Table).with_output_types(dict)
+        )
+
+
+def _is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.ChunkedArray) -> np.ndarray:
+    """Whether class i is among the true classes of truth row rows[i]; bool [N]."""
+    lists = truth.combine_chunks()
+    classes = lists.flatten().dictionary_encode()
+    # A (row, class) pair is one integer, so that membership in a list is membership in a set.
+    width = len(classes.dictionary) + 1
+    true_pairs = pc.list_parent_indices(lists).to_numpy().astype(np.int64) * width + classes.indices.to_numpy()
+    codes = _numpy(pc.fill_null(pc.index_in(landmark_ids, classes.dictionary), width - 1))
+    return np.isin(rows * width + codes, true_pairs)
+
+
+def _number_key(digits: str) -> tuple[int, str, str]:
+    significant = digits.lstrip("0")
+    return len(significant), significant, digits
+
+
+def _text(values: Union[Sequence[str], pa.ChunkedArray]) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
+
+
+def _numpy(column: Union[pa.Array, pa.ChunkedArray]) -> np.ndarray:
+    return column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,226 @@
+"""From patterns to photographs: matching, reading and decoding."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import stat
+import struct
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Iterable, Iterator, Sequence, Union
+
+import numpy as np
+from apache_beam.io.filesystems import FileSystems
+from PIL import Image, UnidentifiedImageError
+
+from transforms import files
+from transforms.types import DecodedImage, Failure, ImageRef
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+# What a file may hold whatever its suffix says; MPO is what many telephones write as .jpg.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+
+# The size is checked here against an option, with a failure row instead of Pillow's warning.
+Image.MAX_IMAGE_PIXELS = None
+
+_EXIF_ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT,),
+    3: (Image.Transpose.ROTATE_180,),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM,),
+    5: (Image.Transpose.TRANSPOSE,),
+    6: (Image.Transpose.ROTATE_270,),
+    7: (Image.Transpose.TRANSVERSE,),
+    8: (Image.Transpose.ROTATE_90,),
+}
+
+
+class MatchError(ValueError):
+    """The patterns match no image, or two images with one id."""
+
+
+class DecodeError(ValueError):
+    """A file that is no good image; `kind` is the failure row's kind."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+def image_id_of(uri: str) -> str:
+    """The file's stem: "a/b/c/abc0.jpg" gives "abc0"."""
+    return os.path.splitext(uri.replace("\\", "/").rsplit("/", 1)[-1])[0]
+
+
+def match_images(patterns: Sequence[str]) -> list[ImageRef]:
+    """The images that `patterns` name, in ascending order of image_id.
+
+    A pattern is a folder (searched recursively for IMAGE_SUFFIXES, any case), a glob, a file, or @LIST, a text file with a path
+    per line; paths of a list that are not absolute start at the list's folder. A file named twice counts once.
+
+    Raises:
+      MatchError: a pattern matches nothing, or two files have one id (both are named).
+    """
+    by_uri: dict[str, int] = {}
+    for pattern in patterns:
+        before = len(by_uri)
+        found = False
+        for uri, size in _match(pattern):
+            found = True
+            by_uri[uri] = size
+        if not found and len(by_uri) == before:
+            raise MatchError(f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    by_id: dict[str, str] = {}
+    for uri in by_uri:
+        other = by_id.setdefault(image_id_of(uri), uri)
+        if other != uri:
+            raise MatchError(f"two files have the image id {image_id_of(uri)!r}: {min(uri, other)} and {max(uri, other)}")
+    return [ImageRef(image_id, by_id[image_id], by_uri[by_id[image_id]]) for image_id in sorted(by_id)]
+
+
+def _match(pattern: str) -> Iterator[tuple[str, int]]:
+    if pattern.startswith("@"):
+        yield from _read_list(pattern[1:])
+    elif files.is_local(pattern) and os.path.isdir(pattern):
+        yield from _walk(pattern)
+    elif files.is_local(pattern) and os.path.isfile(pattern):
+        yield pattern, os.path.getsize(pattern)
+    else:
+        globs = [pattern] if any(c in pattern for c in "*?[") or _is_image_name(pattern) else [files.join(pattern, "**")]
+        for metadata in FileSystems.match(globs)[0].metadata_list:
+            if _is_image_name(metadata.path):
+                yield metadata.path, metadata.size_in_bytes
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = os.stat(root)
+        if (here.st_dev, here.st_ino) in seen:  # a loop of symbolic links
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        for name in names:
+            if _is_image_name(name):
+                path = os.path.join(root, name)
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    yield path, 0  # a dangling link becomes a failure row when it is read
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status.st_size
+
+
+def _read_list(uri: str) -> Iterator[tuple[str, int]]:
+    folder = uri.rsplit("/", 1)[0] if "/" in uri else ""
+    for line in files.read_bytes(uri).decode("utf-8-sig").splitlines():
+        path = line.strip()
+        if not path:
+            continue
+        if files.is_local(path) and not os.path.isabs(path) and folder:
+            path = files.join(folder, path)
+        if files.is_local(path):
+            yield path, os.path.getsize(path) if os.path.isfile(path) else 0
+        else:
+            metadata = FileSystems.match([path])[0].metadata_list
+            yield path, metadata[0].size_in_bytes if metadata else 0
+
+
+def decode_image(
+    data: bytes, max_side: int, exif_orientation: bool = True, max_pixels: int = 100_000_000
+) -> tuple[np.ndarray, int, int, float]:
+    """Decodes an image file's content to upright RGB, shrunk so that its longest side is at most `max_side`.
+
+    Any of _FORMATS in any colour mode; 16-bit samples lose their low byte, transparency is laid on white, the first frame
+    stands for an animation.
+
+    Args:
+      exif_orientation: turn the picture as its EXIF orientation says.
+      max_pixels: refuse larger pictures before they are decoded.
+
+    Returns:
+      pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see DecodedImage).
+
+    Raises:
+      DecodeError: of kind empty_file, not_an_image, too_large or corrupt (truncated files too).
+    """
+    if not data:
+        raise DecodeError("empty_file", "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as e:
+        raise DecodeError("not_an_image", f"none of {', '.join(_FORMATS)} in {len(data)} bytes") from e
+    except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
+        raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DecodeError("too_large", f"{width} x {height} pixels, more than {max_pixels:,}")
+    try:
+        turns = _TO_UPRIGHT.get(_orientation(image), ()) if exif_orientation else ()
+        scale = min(1.0, max_side / max(width, height))
+        shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = _to_rgb(image)
+        if scale < 1.0:
+            image = image.resize(shrunk, Image.Resampling.BICUBIC)
+        for turn in turns:
+            image = image.transpose(turn)
+        pixels = np.asarray(image)
+    except Exception as e:
+        raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
+    if turns and turns[0] in (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270):
+        width, height = height, width
+    return pixels, width, height, scale
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (ValueError, TypeError, SyntaxError, struct.error, OSError, KeyError):
+        return 1  # damaged EXIF does not make a bad picture
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image)
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_image(ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int) -> Union[DecodedImage, Failure]:
+    """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
+    try:
+        data = files.read_bytes(ref.uri)
+    except Exception as e:  # file systems raise errors of their own
+        kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
+        return Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
+    try:
+        return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels))
+    except DecodeError as e:
+        return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
+
+
+def read_images(
+    refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, ahead: int = 4
+) -> Iterator[Union[DecodedImage, Failure]]:
+    """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them."""
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
+        waiting: collections.deque[Future] = collections.deque()
+        for ref in refs:
+            waiting.append(pool.submit(read_image, ref, max_side, exif_orientation, max_pixels))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,292 @@
+"""Retrieval as a Beam step: blocks of queries against groups of index shards, read where they lie, merged per query.
+
+What is shuffled are ids, similarities and locations. A worker holds one group and one block at a time, never the index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from typing import Iterable, Iterator, Optional, Sequence
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from transforms.nearest import DescriptorBlock, IndexBlock, merge, nearest
+from transforms.stores import FeatureStore, descriptors_of
+from transforms.types import Candidate, FeatureLocation, Neighbors, QueryCandidates
+
+GROUP_ROWS = 16384
+BLOCK_ROWS = 4096
+# Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and workers more.
+BLOCKS_PER_TASK = 8
+# Neighbours in one shuffled element, at some 70 bytes each.
+ELEMENT_NEIGHBORS = 50_000
+
+_LOCATION_COLUMNS = ("image_id", "local_offset", "local_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryBlock:
+    """Query images that are searched together.
+
+    Attributes:
+      name: unique among the blocks, deterministic.
+      units: shards of the query store, whose images in this order are the block.
+    """
+
+    name: str
+    units: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexGroup:
+    """Index shards that are read together.
+
+    Attributes:
+      name: unique among the groups, deterministic.
+      units: shards of the index.
+    """
+
+    name: str
+    units: tuple[str, ...]
+
+
+def plan_groups(unit_rows: Iterable[tuple[str, int]], rows: int = GROUP_ROWS) -> list[IndexGroup]:
+    """Consecutive index shards, given as (name, images), in groups of at most `rows` images; a larger shard is a group of its own.
+
+    Raises:
+      ValueError: rows < 1.
+    """
+    return [IndexGroup(_name(units), units) for units in _runs(unit_rows, rows)]
+
+
+def plan_blocks(unit_rows: Iterable[tuple[str, int]], rows: int = BLOCK_ROWS) -> list[QueryBlock]:
+    """Consecutive shards of the query store, given as (name, images), in blocks of at most `rows` images; see `plan_groups`."""
+    return [QueryBlock(_name(units), units) for units in _runs(unit_rows, rows)]
+
+
+def _runs(unit_rows: Iterable[tuple[str, int]], rows: int) -> Iterator[tuple[str, ...]]:
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, not {rows}")
+    run: list[str] = []
+    held = 0
+    for unit, count in unit_rows:
+        if run and held + count > rows:
+            yield tuple(run)
+            run, held = [], 0
+        run.append(unit)
+        held += count
+    if run:
+        yield tuple(run)
+
+
+def _name(units: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(units).encode()).hexdigest()[:16]
+
+
+def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
+    """The images of some shards of an index, in order.
+
+    Raises:
+      ValueError: the shards hold descriptors of different widths.
+    """
+    tables = [store.read_images(unit, (*_LOCATION_COLUMNS, "landmark_id", "global_descriptor")) for unit in units]
+    columns = _location_columns(tables, units)
+    return IndexBlock(
+        image_ids=columns.image_ids,
+        descriptors=_descriptors(tables, units),
+        landmark_ids=_bytes(tables, "landmark_id"),
+        units=columns.units,
+        local_offset=columns.local_offset,
+        local_size=columns.local_size,
+    )
+
+
+def read_query_block(store: FeatureStore, units: Sequence[str]) -> DescriptorBlock:
+    """The images of some shards of a query store, in order; errors as `read_index_block`."""
+    tables = [store.read_images(unit, ("image_id", "global_descriptor")) for unit in units]
+    return DescriptorBlock(_bytes(tables, "image_id"), _descriptors(tables, units))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Locations:
+    """Images and where their local features lie; see IndexBlock for the fields."""
+
+    image_ids: np.ndarray
+    units: np.ndarray
+    local_offset: np.ndarray
+    local_size: np.ndarray
+
+
+def _location_columns(tables: Sequence[pa.Table], units: Sequence[str]) -> _Locations:
+    return _Locations(
+        image_ids=_bytes(tables, "image_id"),
+        units=np.repeat(np.array([u.encode() for u in units], "S"), [len(t) for t in tables]),
+        local_offset=np.concatenate([t.column("local_offset").to_numpy() for t in tables]),
+        local_size=np.concatenate([t.column("local_size").to_numpy() for t in tables]),
+    )
+
+
+def _bytes(tables: Sequence[pa.Table], column: str) -> np.ndarray:
+    """A string column as bytes [N]; null becomes empty."""
+    return np.array([v for t in tables for v in t.column(column).cast(pa.binary()).fill_null(b"").to_pylist()], "S")
+
+
+def _descriptors(tables: Sequence[pa.Table], units: Sequence[str]) -> np.ndarray:
+    parts = [descriptors_of(t) for t in tables]
+    for unit, part in zip(units, parts):
+        if part.shape[1] != parts[0].shape[1]:
+            raise ValueError(f"shard {unit} holds descriptors of width {part.shape[1]}, shard {units[0]} of {parts[0].shape[1]}")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@beam.typehints.with_input_types(Neighbors)
+@beam.typehints.with_output_types(Neighbors)
+class MergeNeighbors(beam.CombineFn):
+    """The k best of the neighbours found in the parts of an index."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self._k = k
+
+    def create_accumulator(self) -> Optional[Neighbors]:
+        return None
+
+    def add_input(self, accumulator: Optional[Neighbors], element: Neighbors) -> Neighbors:
+        return element if accumulator is None else merge(accumulator, element, self._k)
+
+    def merge_accumulators(self, accumulators: Iterable[Optional[Neighbors]]) -> Optional[Neighbors]:
+        merged = None
+        for accumulator in accumulators:
+            if accumulator is not None:
+                merged = self.add_input(merged, accumulator)
+        return merged
+
+    def extract_output(self, accumulator: Optional[Neighbors]) -> Optional[Neighbors]:
+        return accumulator
+
+
+@dataclasses.dataclass(eq=False)
+class RetrieveNearest(beam.PTransform):
+    """Exact k nearest index images of every query: PCollection[QueryBlock] to PCollection[QueryCandidates].
+
+    Every query of the blocks comes out once, also where the index has nothing for it.
+
+    Attributes:
+      index_root: the index, a feature store.
+      query_root: the queries' feature store.
+      groups: all of the index, see `plan_groups`.
+      k: candidates per query.
+    """
+
+    index_root: str
+    query_root: str
+    groups: Sequence[IndexGroup]
+    k: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, not {self.k}")
+
+    def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[QueryCandidates]:
+        index, queries = FeatureStore(self.index_root), FeatureStore(self.query_root)
+        step = max(1, ELEMENT_NEIGHBORS // self.k)
+        found = (
+            blocks.pipeline
+            | "Groups" >> beam.Create(list(self.groups)).with_output_types(IndexGroup)
+            | "WithBlocks" >> beam.FlatMap(_tasks, beam.pvalue.AsList(blocks)).with_output_types(tuple[IndexGroup, tuple[QueryBlock, ...]])
+            | "Spread" >> beam.Reshuffle()
+            | "Nearest" >> beam.ParDo(_Nearest(index, queries, self.k, step))
+            | "Merge" >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
+        )
+        asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
+        return {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey() | "Candidates" >> beam.ParDo(_Candidates())
+
+
+def _tasks(group: IndexGroup, blocks: Sequence[QueryBlock]) -> Iterator[tuple[IndexGroup, tuple[QueryBlock, ...]]]:
+    blocks = sorted(blocks, key=lambda b: b.name)
+    for at in range(0, len(blocks), BLOCKS_PER_TASK):
+        yield group, tuple(blocks[at : at + BLOCKS_PER_TASK])
+
+
+@beam.typehints.with_input_types(tuple[IndexGroup, tuple[QueryBlock, ...]])
+@beam.typehints.with_output_types(tuple[tuple[str, int], Neighbors])
+class _Nearest(beam.DoFn):
+    """Searches one group for some blocks; yields ((block, first query), neighbours) for every `step` queries."""
+
+    def __init__(self, index: FeatureStore, queries: FeatureStore, k: int, step: int) -> None:
+        self._index, self._queries, self._k, self._step = index, queries, k, step
+        self._block: Optional[tuple[str, DescriptorBlock]] = None  # the last one read
+        self._milliseconds = Metrics.counter("landmarks", "retrieve_milliseconds")
+
+    def process(self, task: tuple[IndexGroup, tuple[QueryBlock, ...]]) -> Iterator[tuple[tuple[str, int], Neighbors]]:
+        group, blocks = task
+        start = time.monotonic()
+        index = read_index_block(self._index, group.units)
+        for block in blocks:
+            neighbors = nearest(self._read(block), index, self._k)
+            self._milliseconds.inc(int(1000 * (time.monotonic() - start)))
+            for first in range(0, len(neighbors.similarity), self._step):
+                part = slice(first, first + self._step)
+                yield (block.name, first), Neighbors(**{f.name: getattr(neighbors, f.name)[part] for f in dataclasses.fields(Neighbors)})
+            start = time.monotonic()
+
+    def _read(self, block: QueryBlock) -> DescriptorBlock:
+        if self._block is None or self._block[0] != block.name:
+            self._block = None  # one block in memory, not two
+            self._block = block.name, read_query_block(self._queries, block.units)
+        return self._block[1]
+
+
+@beam.typehints.with_input_types(QueryBlock)
+@beam.typehints.with_output_types(tuple[tuple[str, int], _Locations])
+class _Queries(beam.DoFn):
+    """The queries of a block in the parts that `_Nearest` makes."""
+
+    def __init__(self, queries: FeatureStore, step: int) -> None:
+        self._queries, self._step = queries, step
+        self._in = Metrics.counter("landmarks", "retrieve_in")
+
+    def process(self, block: QueryBlock) -> Iterator[tuple[tuple[str, int], _Locations]]:
+        tables = [self._queries.read_images(unit, _LOCATION_COLUMNS) for unit in block.units]
+        columns = _location_columns(tables, block.units)
+        self._in.inc(len(columns.image_ids))
+        for first in range(0, len(columns.image_ids), self._step):
+            part = slice(first, first + self._step)
+            yield (block.name, first), _Locations(**{f.name: getattr(columns, f.name)[part] for f in dataclasses.fields(_Locations)})
+
+
+@beam.typehints.with_output_types(QueryCandidates)
+class _Candidates(beam.DoFn):
+    """Queries joined with their neighbours, one record per query."""
+
+    def __init__(self) -> None:
+        self._out = Metrics.counter("landmarks", "retrieve_out")
+
+    def process(self, joined: tuple[tuple[str, int], dict[str, Iterable]]) -> Iterator[QueryCandidates]:
+        [queries] = joined[1]["queries"]
+        neighbors = next(iter(joined[1]["neighbors"]), None)
+        for q, image_id in enumerate(queries.image_ids):
+            self._out.inc()
+            location = FeatureLocation(queries.units[q].decode(), int(queries.local_offset[q]), int(queries.local_size[q]))
+            yield QueryCandidates(image_id.decode(), location, () if neighbors is None else _candidates_of(neighbors, q))
+
+
+def _candidates_of(neighbors: Neighbors, q: int) -> tuple[Candidate, ...]:
+    found = np.flatnonzero(neighbors.similarity[q] > -np.inf)
+    return tuple(
+        Candidate(
+            image_id=neighbors.image_id[q, c].decode(),
+            landmark_id=neighbors.landmark_id[q, c].decode(),
+            similarity=float(neighbors.similarity[q, c]),
+            location=FeatureLocation(
+                neighbors.unit[q, c].decode(), int(neighbors.local_offset[q, c]), int(neighbors.local_size[q, c])
+            ),
+        )
+        for c in found
+    )

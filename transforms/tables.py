@@ -1,0 +1,392 @@
+"""CSV tables that people bring and take away: labels, truth, submissions. Strict, and fast for millions of rows.
+
+Tables lie on any file system that Beam knows, plain or compressed (.gz, .bz2, .zst by their name). They are UTF-8 with or
+without a byte order mark, with any line ends, with or without quotes, and with columns in any order; column names are matched
+without regard to case, further columns are ignored, and space around a name or value is dropped. Whatever else is odd is a
+`TableError` that names file, line and value: a wrong label costs more than a stopped job.
+
+Ids are strings and keep their text: "007" is not "7".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from typing import Iterator, NoReturn, Optional, Sequence, Union
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+from apache_beam.io.filesystems import FileSystems
+
+from transforms import files
+
+LABEL_SCHEMA = pa.schema([pa.field("image_id", pa.string(), False), pa.field("landmark_id", pa.string(), False)])
+
+USAGES = ("Public", "Private", "Ignored")
+
+TRUTH_SCHEMA = pa.schema([
+    pa.field("image_id", pa.string(), False),
+    pa.field("landmark_ids", pa.list_(pa.string()), False),
+    pa.field("usage", pa.string(), False),
+])
+
+ANSWER_SCHEMA = pa.schema([
+    pa.field("image_id", pa.string(), False),
+    pa.field("landmark_id", pa.string()),
+    pa.field("score", pa.float64()),
+])
+
+_BLOCK_BYTES = 8 << 20  # the longest record that can be read
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+_Column = Union[pa.Array, pa.ChunkedArray]
+
+
+class TableError(ValueError):
+    """A table that cannot be used as it stands; the text names the file, the line and the value."""
+
+
+def read_labels(uri: str) -> pa.Table:
+    """Reads which landmark each index image shows.
+
+    The columns are `id,landmark_id` (Kaggle's train.csv, GLDv2's with its `url`) or `landmark_id,images`, where images are
+    ids with spaces between them (GLDv2's train_clean.csv).
+
+    Returns:
+      a table of LABEL_SCHEMA, in the order of the file.
+
+    Raises:
+      TableError: a column is missing or doubled, a value is empty, a landmark id holds a space (a submission could not carry
+        it), an image has two rows, there is no row, or the file is no UTF-8 CSV.
+      OSError: the file cannot be read.
+    """
+    table = _Csv(uri, [("id", "landmark_id"), ("landmark_id", "images")])
+    landmarks = table.filled("landmark_id")
+    classes = pc.unique(landmarks)
+    spaced = classes.filter(pc.greater(pc.list_value_length(pc.utf8_split_whitespace(classes)), 1))
+    if len(spaced):
+        table.refuse(pc.is_in(landmarks, spaced), "landmark_id", "holds a space")
+    if "images" in table.columns:
+        lists = pc.utf8_split_whitespace(table.filled("images"))
+        ids, rows = pc.list_flatten(lists), pc.list_parent_indices(lists)
+        landmarks = pc.take(landmarks, rows)
+        table.refuse_duplicates(ids, rows.to_numpy())
+    else:
+        ids = table.filled("id")
+        table.refuse_duplicates(ids)
+    table.require_rows()
+    return pa.Table.from_arrays([ids, landmarks], schema=LABEL_SCHEMA)
+
+
+def read_truth(uri: str) -> pa.Table:
+    """Reads which landmarks each query shows: `id,landmarks,Usage`, or the labels' form `id,landmark_id`.
+
+    Landmarks are classes with spaces between them, or empty for a query without a landmark. Usage is Public, Private or
+    Ignored; without that column every query is Public.
+
+    Returns:
+      a table of TRUTH_SCHEMA, in the order of the file.
+
+    Raises:
+      TableError: a column is missing or doubled, an id is empty or doubled, a Usage is none of the three, there is no row, or
+        the file is no UTF-8 CSV.
+      OSError: the file cannot be read.
+    """
+    table = _Csv(uri, [("id", "landmarks"), ("id", "landmark_id")], optional="usage")
+    ids = table.filled("id")
+    table.refuse_duplicates(ids)
+    table.require_rows()
+    text = table.columns["landmarks" if "landmarks" in table.columns else "landmark_id"]
+    lists = _combined(pc.utf8_split_whitespace(text))
+    # An empty text splits into one empty word; such a query has no class.
+    words = lists.flatten()
+    counts = pc.list_value_length(lists).to_numpy() * ~pc.equal(_combined(text), "").to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    landmarks = pa.ListArray.from_arrays(offsets, words.filter(pc.not_equal(words, "")))
+    usage = table.columns.get("usage")
+    if usage is None:
+        usage = pa.repeat(pa.scalar(USAGES[0]), len(ids))
+    else:
+        table.refuse(pc.invert(pc.is_in(usage, pa.array(USAGES))), "usage", f"is none of {', '.join(USAGES)}")
+    return pa.Table.from_arrays([ids, landmarks, usage], schema=TRUTH_SCHEMA)
+
+
+def read_submission(uri: str) -> pa.Table:
+    """Reads a submission, `id,landmarks` with landmarks = `<class> <score>` or empty.
+
+    Returns:
+      a table of ANSWER_SCHEMA, in the order of the file; landmark_id and score are null where the prediction is empty.
+
+    Raises:
+      TableError: a column is missing or doubled, an id is empty or doubled, a prediction is not a class and a finite decimal
+        number, or the file is no UTF-8 CSV.
+      OSError: the file cannot be read.
+    """
+    table = _Csv(uri, [("id", "landmarks")])
+    ids = table.filled("id")
+    table.refuse_duplicates(ids)
+    text = table.columns["landmarks"]
+    given = pc.not_equal(text, "")
+    lists = pc.utf8_split_whitespace(text)
+    table.refuse(pc.and_(given, pc.not_equal(pc.list_value_length(lists), 2)), "landmarks", "is not a class and a score")
+    rows = pc.indices_nonzero(given)
+    pairs = _combined(pc.take(lists, rows))
+    scores = _parse_scores(table, pc.list_element(pairs, 1), rows.to_numpy())
+    scattered = np.zeros(len(ids))
+    scattered[rows.to_numpy()] = scores
+    missing = ~_combined(given).to_numpy(zero_copy_only=False)
+    positions = np.cumsum(~missing) - 1
+    classes = pc.take(pc.list_element(pairs, 0), pa.array(positions, mask=missing))
+    return pa.Table.from_arrays([ids, classes, pa.array(scattered, mask=missing)], schema=ANSWER_SCHEMA)
+
+
+def prediction_shards(run_or_csv: str) -> list[str]:
+    """The files that hold a run's predictions, sorted, or the one submission CSV itself.
+
+    Raises:
+      TableError: `run_or_csv` is a folder without predictions.
+    """
+    if _has_suffix(run_or_csv, ".csv"):
+        return [run_or_csv]
+    shards = files.list_files(files.join(run_or_csv, "predictions"), ".parquet")
+    if not shards:
+        raise TableError(f"{run_or_csv}: neither a run with predictions/*.parquet nor a .csv file")
+    return shards
+
+
+def read_prediction_shard(uri: str) -> pa.Table:
+    """Reads one file of `prediction_shards`.
+
+    Returns:
+      a table of ANSWER_SCHEMA.
+
+    Raises:
+      TableError: see `read_submission`; for Parquet, a column is missing or of another type, a score is missing or not
+        finite, or the file is damaged.
+      OSError: the file cannot be read.
+    """
+    if not uri.endswith(".parquet"):
+        return read_submission(uri)
+    try:
+        table = files.read_parquet(uri, ANSWER_SCHEMA.names).select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA)
+    except (KeyError, ValueError) as e:  # pyarrow's errors of content are ValueErrors
+        raise TableError(f"{uri}: no table of predictions: {e}") from e
+    bad = pc.and_(pc.is_valid(table["landmark_id"]), pc.invert(pc.fill_null(pc.is_finite(table["score"]), False)))
+    row = pc.index(bad, True).as_py()
+    if row >= 0:
+        raise TableError(f"{uri}, row {row}: score {table['score'][row]} of image {table['image_id'][row]} is not finite")
+    return table
+
+
+def read_predictions(run_or_csv: str) -> pa.Table:
+    """Reads the predictions of a run (its predictions/*.parquet) or of a submission CSV.
+
+    Returns:
+      a table of ANSWER_SCHEMA.
+
+    Raises:
+      TableError: see `prediction_shards` and `read_prediction_shard`; or an image stands in two shards.
+      OSError: a file cannot be read.
+    """
+    table = pa.concat_tables([read_prediction_shard(uri) for uri in prediction_shards(run_or_csv)])
+    pair = first_duplicate(table["image_id"])
+    if pair is not None:
+        raise TableError(f"{run_or_csv}: image {table['image_id'][pair[0]]} is predicted twice")
+    return table
+
+
+def write_submission_csv(uri: str, predictions: pa.Table) -> None:
+    """Writes a submission atomically: `id,landmarks`, sorted by id (code points), landmarks = `<class> <score>` or empty.
+
+    Scores are written as Python's repr of a float64, which `float()` reads back exactly.
+
+    Args:
+      predictions: with the columns of ANSWER_SCHEMA; others are ignored.
+
+    Raises:
+      ValueError: a prediction could not be read back: a class that is empty or holds a space, a score that is not finite.
+      OSError: the file cannot be written.
+    """
+    classes = pc.unique(predictions["landmark_id"])
+    plain = pc.and_(pc.equal(classes, pc.utf8_trim_whitespace(classes)), pc.not_equal(classes, ""))
+    plain = pc.and_(plain, pc.equal(pc.list_value_length(pc.utf8_split_whitespace(classes)), 1))
+    writable = pc.and_(pc.is_in(predictions["landmark_id"], classes.filter(plain)), pc.is_finite(predictions["score"]))
+    bad = pc.and_(pc.is_valid(predictions["landmark_id"]), pc.invert(pc.fill_null(writable, False)))
+    row = pc.index(bad, True).as_py()
+    if row >= 0:
+        image_id, landmark_id, score = (predictions[name][row].as_py() for name in ANSWER_SCHEMA.names)
+        raise ValueError(f"prediction of image {image_id}: class {landmark_id!r} with score {score} cannot be written")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "landmarks"))
+    ordered = predictions.select(ANSWER_SCHEMA.names).sort_by("image_id")
+    for batch in ordered.to_batches(max_chunksize=1 << 16):
+        for image_id, landmark_id, score in zip(*(column.to_pylist() for column in batch.columns)):
+            writer.writerow((image_id, "" if landmark_id is None else f"{landmark_id} {score!r}"))
+    files.write_bytes(uri, text.getvalue().encode())
+
+
+def first_duplicate(ids: _Column) -> Optional[tuple[int, int]]:
+    """Positions of the first value that came before, as (earlier, later); None where all are different."""
+    if len(pc.unique(ids)) == len(ids):
+        return None
+    codes = _combined(ids).dictionary_encode().indices.to_numpy()
+    repeated = np.ones(len(codes), bool)
+    repeated[np.unique(codes, return_index=True)[1]] = False
+    later = int(repeated.argmax())
+    return int((codes == codes[later]).argmax()), later
+
+
+class _Csv:
+    """The needed columns of a CSV file as trimmed text, and errors that know their line.
+
+    Attributes:
+      columns: by lower-case name; string [N], never null.
+    """
+
+    def __init__(self, uri: str, forms: Sequence[tuple[str, ...]], optional: Optional[str] = None):
+        self._uri = uri
+        names = self._header()
+        form = next((f for f in forms if set(f) <= set(names)), None)
+        if form is None:
+            expected = " or ".join(",".join(f) for f in forms)
+            self._fail(1, f"columns {','.join(names)!r}, where {expected} is expected")
+        wanted = [*form, *([optional] if optional in names else [])]
+        # The last column is read too: a quote that nobody closes there would swallow the rest of the file unseen.
+        table = self._parse(len(names), sorted({*(names.index(w) for w in wanted), len(names) - 1}))
+        for name in table.column_names:
+            label = names[int(name[1:])]
+            line_ends = pc.or_(pc.match_substring(table[name], "\n"), pc.match_substring(table[name], "\r"))
+            row = pc.index(line_ends, True).as_py()
+            if row >= 0:
+                self._fail_row(row, f"{label} {_shown(table[name][row])} holds a line end (a quote left open?)")
+        self.columns = {name: _trimmed(table[f"f{names.index(name)}"]) for name in wanted}
+
+    def filled(self, name: str) -> _Column:
+        """The column `name`; an empty value in it is an error."""
+        self.refuse(pc.equal(self.columns[name], ""), name, "is empty")
+        return self.columns[name]
+
+    def refuse(self, bad: _Column, name: str, problem: str) -> None:
+        """Raises for the first row where `bad` (bool [N]) is true."""
+        row = pc.index(bad, True).as_py()
+        if row >= 0:
+            self._fail_row(row, f"{name} {_shown(self.columns[name][row])} {problem}")
+
+    def refuse_duplicates(self, ids: _Column, rows: Optional[np.ndarray] = None) -> None:
+        """Raises where an id comes twice; `rows` (int [N]) are the rows that the ids stand in, where not 0, 1, 2 …"""
+        pair = first_duplicate(ids)
+        if pair is not None:
+            first, second = (self._line(p if rows is None else int(rows[p])) for p in pair)
+            self._fail(second, f"id {_shown(ids[pair[1]])} stands in line {first} already")
+
+    def refuse_row(self, row: int, problem: str) -> NoReturn:
+        """Raises for the row `row`."""
+        self._fail_row(row, problem)
+
+    def require_rows(self) -> None:
+        """Raises for a file of a header alone."""
+        if not len(next(iter(self.columns.values()))):
+            self._fail(1, "there are no rows below the header")
+
+    def _header(self) -> list[str]:
+        line, fields = next(self._records(), (1, []))
+        names = [f.strip().casefold() for f in fields]
+        if not names:
+            self._fail(line, "the file is empty")
+        doubled = [n for i, n in enumerate(names) if n in names[:i]]
+        if doubled:
+            self._fail(line, f"column {doubled[0]!r} stands twice in {','.join(names)!r}")
+        return names
+
+    def _parse(self, width: int, included: Sequence[int]) -> pa.Table:
+        names = [f"f{i}" for i in included]
+        try:
+            with FileSystems.open(self._uri) as f:
+                table = pacsv.read_csv(
+                    f,
+                    pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
+                    pacsv.ParseOptions(
+                        newlines_in_values=True,
+                        invalid_row_handler=lambda row: "error" if row.text.strip() else "skip",
+                    ),
+                    pacsv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
+                )
+        except pa.ArrowInvalid as e:
+            for line, fields in self._records():
+                if len(fields) != width:
+                    self._fail(line, f"{len(fields)} values where the header has {width}: {_shown(','.join(fields))}")
+            raise TableError(f"{self._uri}: not readable as CSV: {e}") from e
+        return table.slice(1)  # the header came along as a row
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """The records as (first line, values), the header first. Slow, but it knows the lines."""
+        with FileSystems.open(self._uri) as f:
+            reader = csv.reader(self._decoded(f), skipinitialspace=True)
+            first = True
+            while True:
+                line = reader.line_num + 1
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as e:
+                    self._fail(line, f"not readable as CSV: {e}")
+                if len(fields) > 1 or fields and (first or fields[0].strip()):
+                    first = False
+                    yield line, fields
+
+    def _decoded(self, lines: Iterator[bytes]) -> Iterator[str]:
+        for number, raw in enumerate(lines, 1):
+            try:
+                yield from io.StringIO(raw.decode("utf-8-sig" if number == 1 else "utf-8"), newline="")
+            except UnicodeDecodeError:
+                self._fail(number, f"not UTF-8: {_shown(raw)}")
+
+    def _line(self, row: int) -> int:
+        return next(itertools.islice(self._records(), row + 1, None))[0]
+
+    def _fail_row(self, row: int, problem: str) -> NoReturn:
+        self._fail(self._line(row), problem)
+
+    def _fail(self, line: int, problem: str) -> NoReturn:
+        raise TableError(f"{self._uri}, line {line}: {problem}")
+
+
+def _parse_scores(table: _Csv, text: pa.Array, rows: np.ndarray) -> np.ndarray:
+    """Decimal numbers of `text` as float64 [N], correctly rounded; `rows` are the rows they stand in."""
+    try:
+        scores = pc.cast(text, pa.float64()).to_numpy()
+    except pa.ArrowInvalid:  # nearly always an error; where it is only an odd way to write a number, Python reads it
+        words = text.to_pylist()
+        scores = np.array([float(w) if _DECIMAL.fullmatch(w) else np.nan for w in words])
+    bad = ~np.isfinite(scores)
+    if bad.any():
+        at = int(bad.argmax())
+        table.refuse_row(int(rows[at]), f"score {_shown(text[at])} is not a finite decimal number")
+    return scores
+
+
+def _trimmed(column: _Column) -> _Column:
+    """`column` without surrounding space, and without quotes that only a leading space kept from being quotes."""
+    if pc.any(pc.match_substring(column, '"')).as_py():
+        column = pc.replace_substring_regex(column, r'^\s+"(.*)"\s*$', r"\1")
+    return pc.utf8_trim_whitespace(column)
+
+
+def _combined(column: _Column) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _has_suffix(uri: str, suffix: str) -> bool:
+    """Whether a file's name ends in `suffix`, in any case and below a compression's own."""
+    return re.search(re.escape(suffix) + r"(\.(gz|bz2|zst|deflate))?$", uri, re.IGNORECASE) is not None
+
+
+def _shown(value: Union[pa.Scalar, str, bytes]) -> str:
+    text = repr(value.as_py() if isinstance(value, pa.Scalar) else value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,123 @@
+"""The plan of a job: which images make which unit of work, written once and read unit by unit.
+
+A plan lies on disk, since the pipeline's graph has no room for a million paths: workers get (part, row group) and read their
+unit's images themselves. Layout: <root>/plan/<part>.parquet, a row group per unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from typing import Any, Iterable, Iterator, Sequence
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import files
+from transforms.types import ImageRef, ImageUnit
+
+PLAN_SCHEMA = pa.schema([
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("size_bytes", pa.int64(), nullable=False),
+    pa.field("landmark_id", pa.string()),
+])
+
+_UNITS_PER_PART = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedUnit:
+    """A unit by name and place in the plan.
+
+    Attributes:
+      name: of the unit, in the order of the image ids.
+      images: how many it has.
+      part: number of the plan's file.
+      row_group: of that file.
+    """
+
+    name: str
+    images: int
+    part: int
+    row_group: int
+
+
+def unit_size(images: int) -> int:
+    """Images per unit, from their number alone: 8 to 64, so that small sets show progress and large ones have few files."""
+    return min(64, max(8, -(-images // 64)))
+
+
+def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
+    """Splits images into units, in ascending order of image_id.
+
+    Args:
+      settings: JSON-able; all that the features depend on beside the images. A unit's name has a digest of it and of its images, so
+        that a shard of this name holds just these features.
+    """
+    size = unit_size(len(images))
+    ordered = sorted(images, key=lambda ref: ref.image_id)
+    units = []
+    for position, start in enumerate(range(0, len(ordered), size)):
+        members = tuple(ordered[start : start + size])
+        content = json.dumps([settings, [dataclasses.astuple(ref) for ref in members]], sort_keys=True)
+        units.append(ImageUnit(f"{position:06d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}", members))
+    return units
+
+
+def write_plan(root: str, units: Sequence[ImageUnit]) -> list[PlannedUnit]:
+    """Writes the plan of `units` below `root` and returns where each stands in it."""
+    planned = []
+    for part, start in enumerate(range(0, len(units), _UNITS_PER_PART)):
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, PLAN_SCHEMA) as writer:
+            for row_group, unit in enumerate(units[start : start + _UNITS_PER_PART]):
+                rows = [dataclasses.asdict(ref) for ref in unit.images]
+                writer.write_table(pa.Table.from_pylist(rows, PLAN_SCHEMA), row_group_size=max(1, len(rows)))
+                planned.append(PlannedUnit(unit.name, len(rows), part, row_group))
+        files.write_bytes(_part_uri(root, part), buffer.getvalue())
+    return planned
+
+
+def read_unit(root: str, planned: PlannedUnit) -> ImageUnit:
+    """Reads one unit from the plan below `root`."""
+    parquet = pq.ParquetFile(io.BytesIO(files.read_bytes(_part_uri(root, planned.part))))
+    rows = parquet.read_row_group(planned.row_group, use_threads=False).to_pylist()
+    return ImageUnit(planned.name, tuple(ImageRef(**row) for row in rows))
+
+
+def planned_image_ids(root: str) -> Iterator[str]:
+    """The ids of all images of the plan below `root`, ascending."""
+    for uri in files.list_files(files.join(root, "plan"), ".parquet"):
+        yield from files.read_parquet(uri, ["image_id"]).column("image_id").to_pylist()
+
+
+def _part_uri(root: str, part: int) -> str:
+    return files.join(root, "plan", f"{part:06d}.parquet")
+
+
+@dataclasses.dataclass
+class ReadUnits(beam.PTransform):
+    """PlannedUnits -> ImageUnits, each read from the plan below `root`."""
+
+    root: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, planned: beam.PCollection[PlannedUnit]) -> beam.PCollection[ImageUnit]:
+        # Spread the few bytes of a PlannedUnit, not the unit: references too are many in a unit.
+        return planned | "Spread" >> beam.Reshuffle() | "ReadUnit" >> beam.ParDo(_ReadUnit(self.root))
+
+
+@beam.typehints.with_input_types(PlannedUnit)
+@beam.typehints.with_output_types(ImageUnit)
+class _ReadUnit(beam.DoFn):
+    def __init__(self, root: str):
+        self._root = root
+
+    def process(self, planned: PlannedUnit) -> Iterable[ImageUnit]:
+        yield read_unit(self._root, planned)

@@ -1,0 +1,263 @@
+"""Geometric verification: do a query and a candidate show the same surface, seen from two places?
+
+Local features of both are matched, a homography is fitted to the matches by RANSAC, and the matches that agree with it, the
+inliers, are counted. Candidates are then ranked by their total score, inliers and global similarity together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from typing import Iterable, Optional
+
+import apache_beam as beam
+import cv2
+import numpy as np
+from apache_beam.metrics import Metrics
+
+from transforms import files
+from transforms.stores import FeatureStore
+from transforms.types import Candidate, Failure, FeatureLocation, LocalFeatures, QueryCandidates
+
+MIN_MATCHES = 5
+"""Fewer putative matches than this are no evidence: four always fit a homography."""
+
+CANDIDATES, FAILURES = "candidates", "failures"
+"""Outputs of VerifyCandidates."""
+
+# cv2 and the matrix product run inside Beam's workers, one per core; threads of their own would only fight for the cores.
+cv2.setNumThreads(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationSettings:
+    """How pairs are verified and scored; every value is checked.
+
+    Attributes:
+      max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit length.
+      max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
+      max_reprojection_error: in pixels of the candidate image as fed to the model; a match below it is an inlier.
+      max_ransac_iterations: homographies tried at most.
+      homography_confidence: chance of having found the best one at which RANSAC stops; in (0, 1).
+      mutual_check: whether each of two matched descriptors must be the nearest of the other.
+      ratio_test: the nearest descriptor must be nearer than this times the second nearest; in (0, 1]; None for no such test.
+      global_weight: weight of the global similarity in the total score; not negative.
+    """
+
+    max_distance: float = 0.9
+    max_inlier_score: int = 60
+    max_reprojection_error: float = 16.5
+    max_ransac_iterations: int = 10_000
+    homography_confidence: float = 0.999
+    mutual_check: bool = False
+    ratio_test: Optional[float] = None
+    global_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        def check(name: str, ok: bool, wanted: str) -> None:
+            if not ok:
+                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+
+        check("max_distance", 0 < self.max_distance <= 2, "in (0, 2]")
+        check("max_inlier_score", self.max_inlier_score >= 1, "at least 1")
+        check("max_reprojection_error", 0 < self.max_reprojection_error < math.inf, "a positive number of pixels")
+        check("max_ransac_iterations", self.max_ransac_iterations >= 1, "at least 1")
+        check("homography_confidence", 0 < self.homography_confidence < 1, "in (0, 1)")
+        check("ratio_test", self.ratio_test is None or 0 < self.ratio_test <= 1, "in (0, 1] or None")
+        check("global_weight", 0 <= self.global_weight < math.inf, "a number not below 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What verification found in one pair of images.
+
+    Attributes:
+      inliers: number of matches that agree with the homography.
+      matches: int32 [M, 2], putative matches: index of the query's local feature, index of the candidate's.
+      inlier_mask: bool [M], which of them are inliers.
+    """
+
+    inliers: int
+    matches: np.ndarray
+    inlier_mask: np.ndarray
+
+
+def putative_matches(query: LocalFeatures, candidate: LocalFeatures, settings: VerificationSettings) -> np.ndarray:
+    """Pairs each local feature of the query with the candidate's nearest one, where that is near enough.
+
+    All distances come from one matrix product: for rows of unit length |a - b|^2 = 2 - 2 a.b. Among equally near ones the lowest
+    index is taken.
+
+    Args:
+      query, candidate: descriptors float32 [N, D] and [M, D], rows of unit length.
+      settings: max_distance, ratio_test and mutual_check are used.
+
+    Returns:
+      int32 [P, 2]: query index, candidate index; in ascending order of the query index.
+
+    Raises:
+      ValueError: the descriptors of the two differ in width.
+    """
+    if not len(query) or not len(candidate):
+        return np.zeros((0, 2), np.int32)
+    if query.descriptors.shape[1] != candidate.descriptors.shape[1]:
+        raise ValueError(
+            f"local descriptors of width {query.descriptors.shape[1]} and {candidate.descriptors.shape[1]} cannot be matched")
+    cosine = query.descriptors @ candidate.descriptors.T
+    rows = np.arange(len(query))
+    nearest = cosine.argmax(axis=1)
+    best = cosine[rows, nearest]
+    distance = _distance(best)
+    keep = distance < settings.max_distance
+    if settings.mutual_check:
+        keep &= best == cosine.max(axis=0)[nearest]
+    if settings.ratio_test is not None and len(candidate) > 1:
+        cosine[rows, nearest] = -np.inf
+        keep &= distance < settings.ratio_test * _distance(cosine.max(axis=1))
+    matches = np.stack([rows[keep], nearest[keep]], axis=1).astype(np.int32)
+    if settings.mutual_check:  # of equal query descriptors only the first is the candidate's nearest
+        matches = matches[np.sort(np.unique(matches[:, 1], return_index=True)[1])]
+    return matches
+
+
+def _distance(cosine: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(2.0 - 2.0 * cosine, 0.0))
+
+
+def pair_seed(query_id: str, candidate_id: str) -> int:
+    """Seed of RANSAC for a pair of images, in [0, 2^31): the same on every machine and in every order."""
+    key = f"{len(query_id)}:{query_id}{candidate_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") & 0x7FFFFFFF
+
+
+def count_inliers(
+    query_points: np.ndarray, candidate_points: np.ndarray, settings: VerificationSettings, seed: int
+) -> tuple[int, np.ndarray]:
+    """Fits a homography from the query to the candidate to matched points and counts those that agree with it.
+
+    A match agrees when its query point, mapped by the homography, lies less than max_reprojection_error pixels from its candidate
+    point. Fewer than MIN_MATCHES matches have no inliers.
+
+    Args:
+      query_points, candidate_points: float32 [M, 2], (y, x) in pixels; row m of both is match m.
+      settings: max_reprojection_error, max_ransac_iterations and homography_confidence are used.
+      seed: of the random samples; not negative.
+
+    Returns:
+      The number of inliers and bool [M], which they are.
+    """
+    if len(query_points) < MIN_MATCHES:
+        return 0, np.zeros(len(query_points), bool)
+    params = cv2.UsacParams()
+    params.threshold = settings.max_reprojection_error
+    params.maxIterations = settings.max_ransac_iterations
+    params.confidence = settings.homography_confidence
+    params.randomGeneratorState = seed
+    source = np.ascontiguousarray(query_points[:, ::-1], np.float32)
+    target = np.ascontiguousarray(candidate_points[:, ::-1], np.float32)
+    homography, mask = cv2.findHomography(source, target, params)
+    if homography is None:
+        return 0, np.zeros(len(query_points), bool)
+    mask = mask.ravel().astype(bool)
+    return int(mask.sum()), mask
+
+
+def verify_pair(
+    query_id: str, query: LocalFeatures, candidate_id: str, candidate: LocalFeatures, settings: VerificationSettings
+) -> Verified:
+    """Verifies one candidate of a query; an image without local features has no matches and no inliers."""
+    matches = putative_matches(query, candidate, settings)
+    inliers, mask = count_inliers(
+        query.keypoints[matches[:, 0]], candidate.keypoints[matches[:, 1]], settings, pair_seed(query_id, candidate_id))
+    return Verified(inliers, matches, mask)
+
+
+def total_score(similarity: float, inliers: Optional[int], settings: VerificationSettings) -> float:
+    """min(inliers, max_inlier_score) / max_inlier_score + global_weight * similarity; no inliers known count as none."""
+    return min(inliers or 0, settings.max_inlier_score) / settings.max_inlier_score + settings.global_weight * similarity
+
+
+def ranked(candidates: Iterable[Candidate], settings: VerificationSettings) -> tuple[Candidate, ...]:
+    """Candidates with their total score, best first, ties in ascending order of image_id."""
+    scored = [dataclasses.replace(c, score=total_score(c.similarity, c.inliers, settings)) for c in candidates]
+    return tuple(sorted(scored, key=lambda c: (-c.score, c.image_id)))
+
+
+@dataclasses.dataclass
+class VerifyCandidates(beam.PTransform):
+    """QueryCandidates as retrieved -> outputs CANDIDATES (the same, verified and ranked by total score) and FAILURES.
+
+    Local features are read where they lie, each image's by one ranged read. Where that fails there is a Failure of stage "verify",
+    and what could not be verified keeps its global score, with `inliers` None.
+
+    Attributes:
+      index_root: folder of the index, a feature store.
+      query_root: folder of the queries' feature store.
+      settings: how pairs are verified and scored.
+      enabled: False where the model has no local features: nothing is read, global scores rank alone, `inliers` stays None.
+    """
+
+    index_root: str
+    query_root: str
+    settings: VerificationSettings
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, candidates: beam.PCollection[QueryCandidates]) -> beam.pvalue.DoOutputsTuple:
+        if self.enabled:  # retrieval ends with few keys on few workers; ids and numbers are cheap to spread again
+            candidates = candidates | "Spread" >> beam.Reshuffle()
+        verify = _Verify(FeatureStore(self.index_root), FeatureStore(self.query_root), self.settings, self.enabled)
+        return candidates | "Verify" >> beam.ParDo(verify).with_outputs(FAILURES, main=CANDIDATES)
+
+
+@beam.typehints.with_input_types(QueryCandidates)
+@beam.typehints.with_output_types(QueryCandidates)
+class _Verify(beam.DoFn):
+    """Verifies one query at a time, so that its own features are read once for all its candidates."""
+
+    def __init__(self, index: FeatureStore, queries: FeatureStore, settings: VerificationSettings, enabled: bool):
+        self._index, self._queries, self._settings, self._enabled = index, queries, settings, enabled
+        self._in = Metrics.counter("landmarks", "verify_in")
+        self._out = Metrics.counter("landmarks", "verify_out")
+        self._pairs = Metrics.counter("landmarks", "verify_pairs")
+        self._failed = Metrics.counter("landmarks", "verify_failed")
+        self._milliseconds = Metrics.distribution("landmarks", "verify_milliseconds")
+
+    def process(self, query: QueryCandidates) -> Iterable[QueryCandidates]:
+        started = time.monotonic()
+        self._in.inc()
+        candidates, failures = self._verify(query) if self._enabled else (query.candidates, [])
+        for failure in failures:
+            yield beam.pvalue.TaggedOutput(FAILURES, failure)
+        self._failed.inc(len(failures))
+        self._out.inc()
+        self._milliseconds.update(round(1000 * (time.monotonic() - started)))
+        yield dataclasses.replace(query, candidates=ranked(candidates, self._settings))
+
+    def _verify(self, query: QueryCandidates) -> tuple[list[Candidate], list[Failure]]:
+        local = _read(self._queries, query.image_id, query.location)
+        if isinstance(local, Failure):
+            return list(query.candidates), [local]
+        candidates, failures = [], []
+        for candidate in query.candidates:
+            other = _read(self._index, candidate.image_id, candidate.location)
+            if isinstance(other, Failure):
+                failures.append(other)
+            else:
+                verified = verify_pair(query.image_id, local, candidate.image_id, other, self._settings)
+                candidate = dataclasses.replace(candidate, inliers=verified.inliers)
+            candidates.append(candidate)
+        self._pairs.inc(len(candidates) - len(failures))
+        return candidates, failures
+
+
+def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> LocalFeatures | Failure:
+    try:
+        return store.read_local(location)
+    except (OSError, EOFError, ValueError) as e:
+        uri = files.join(store.root, "local_features", location.unit + ".bin")
+        return Failure("verify", image_id, uri, "unreadable_features", f"{type(e).__name__}: {e}")
