@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import sys
 from typing import Any, Optional, Sequence
 
@@ -147,6 +148,16 @@ def _matches(args: argparse.Namespace, options: Any) -> int:
     return EXIT_DONE
 
 
+def _quiet() -> None:
+    """Leaves out what Beam and TensorFlow say at every start and no user can act on; the settings reach worker processes too."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # the default, said so that TensorFlow does not remark on it
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    noise = ("apitools not found", "Resource module is not available", "Error getting client info")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.getMessage().startswith(noise))
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard error."""
     parser = build_parser()
@@ -154,7 +165,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args, rest = parser.parse_known_args(argv)
     except SystemExit as e:  # argparse has printed the help or the error
         return EXIT_DONE if not e.code else EXIT_USAGE
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _quiet()
     try:
         if rest and not args.beam_options:
             raise config.ConfigError(f"unknown option {rest[0]!r}")

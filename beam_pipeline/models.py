@@ -80,4 +80,4 @@ def choose_as_indexed(model: str | None, overrides: ExtractionOverrides, manifes
 
 def inspect(model: str) -> str:
     """What `landmarks model inspect` prints."""
-    return saved_model.inspect_model(model_folder(model))
+    return str(saved_model.inspect_model(model_folder(model)))

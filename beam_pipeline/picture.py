@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Optional
+import io
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Optional
 
 import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_pipeline import outputs
+from beam_pipeline.config import ConfigError
+from transforms import files, images, stores, tables, verification
+from transforms.stores import FeatureStore
+from transforms.types import Failure, FeatureLocation, ImageRef, VerificationSettings
 
 MAX_LINES = 60  # more hide the photographs
 
@@ -54,7 +64,7 @@ class Panel:
             raise ValueError(f"query_points and candidate_points must both be [M, 2], got {shapes[0]} and {shapes[1]}")
 
 
-def draw_matches(query_pixels: np.ndarray, panels: Sequence[Panel]) -> np.ndarray:
+def draw_matches(query_pixels: np.ndarray, panels: Sequence[Panel], title: str = "") -> np.ndarray:
     """Draws the query at the left and a candidate at the right, one row for each panel, and lines between their matches.
 
     A line is green where the match fits the homography of its panel well, and turns orange with the residual. At most
@@ -63,6 +73,7 @@ def draw_matches(query_pixels: np.ndarray, panels: Sequence[Panel]) -> np.ndarra
     Args:
       query_pixels: uint8 [H, W, 3], RGB.
       panels: at least one.
+      title: text above the first row; may have several lines.
 
     Returns:
       uint8 [height, width, 3], RGB; the width is the same for all pictures.
@@ -74,8 +85,9 @@ def draw_matches(query_pixels: np.ndarray, panels: Sequence[Panel]) -> np.ndarra
     if not panels:
         raise ValueError("there is no candidate to draw: panels is empty")
     rows = [_draw_row(query_pixels, panel) for panel in panels]
-    edge = np.full((_MARGIN, _CANVAS_WIDTH, 3), _PAPER, np.uint8)
-    return np.vstack([edge, *rows])
+    lines = title.splitlines()
+    head = np.full((_MARGIN + len(lines) * _LINE_HEIGHT, _CANVAS_WIDTH, 3), _PAPER, np.uint8)
+    return np.vstack([_write(head, lines, top=_MARGIN - _LINE_HEIGHT // 2), *rows])
 
 
 def _check_pixels(name: str, pixels: np.ndarray) -> None:
@@ -170,3 +182,108 @@ def _write(row: np.ndarray, lines: Sequence[str], top: int) -> np.ndarray:
             text = text.removesuffix("…")[:-1] + "…"
         drawing.text((_MARGIN, top + number * _LINE_HEIGHT), text, _INK, font)
     return np.array(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StoredImage:
+    """An image of a feature store: the photograph and where its local features lie."""
+
+    ref: ImageRef
+    location: FeatureLocation
+
+
+def write_match_picture(run: str, image_id: str, output: str, max_candidates: int = 3, truth: Optional[str] = None) -> None:
+    """Draws a query of a finished run with its best candidates and writes the picture.
+
+    The photographs are read again and the pairs verified again, by the run's settings and seeds.
+
+    Args:
+      run: folder made by the recognize job; its index and photographs lie where they lay.
+      image_id: the query.
+      output: file or URI to write; .png, .jpg or .jpeg.
+      max_candidates: how many of the prediction's candidates to draw, best first.
+      truth: CSV of the queries' landmarks; frames the right candidates green and the others red.
+
+    Raises:
+      ConfigError: no such run, query or kind of picture, or there is no candidate to draw.
+      ValueError: the features that the run was made from are gone.
+      OSError: a photograph cannot be read, or the picture not be written.
+    """
+    if os.path.splitext(output)[1].lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"the picture {output!r} must end in .png, .jpg or .jpeg")
+    manifest = outputs.read_manifest(run, "recognize")
+    index = outputs.read_manifest(manifest["index"], "index")
+    prediction = _find_prediction(run, image_id)
+    candidates = prediction["candidates"][:max_candidates]
+    if not candidates:
+        raise ConfigError(f"{run} has no candidates for the query {image_id!r}")
+    right = _read_landmarks(truth, image_id) if truth else None
+    query_store, index_store = FeatureStore(manifest["query_store"]), FeatureStore(manifest["index"])
+    query = _find_images(query_store, query_store.units(), {image_id})[image_id]
+    found = _find_images(index_store, (shard["unit"] for shard in index["shards"]), {c["image_id"] for c in candidates})
+    names = {field.name for field in dataclasses.fields(VerificationSettings)}
+    settings = VerificationSettings(**{k: v for k, v in manifest["hyperparameters"].items() if k in names})
+    query_local = query_store.read_local(query.location)
+    panels = []
+    for rank, candidate in enumerate(candidates, 1):
+        stored = found[candidate["image_id"]]
+        local = index_store.read_local(stored.location)
+        verified = verification.verify_pair(image_id, query_local, candidate["image_id"], local, settings)
+        agreeing = verified.matches[verified.inlier_mask]
+        panels.append(Panel(
+            _read_pixels(stored.ref, index), query_local.keypoints[agreeing[:, 0]], local.keypoints[agreeing[:, 1]],
+            _candidate_caption(rank, candidate), None if right is None else candidate["landmark_id"] in right))
+    drawn = draw_matches(_read_pixels(query.ref, manifest), panels, _title(prediction, right))
+    encoded = io.BytesIO()
+    PIL.Image.fromarray(drawn).save(encoded, "PNG" if output.lower().endswith(".png") else "JPEG", quality=92)
+    files.write_bytes(output, encoded.getvalue())
+
+
+def _title(prediction: Mapping[str, Any], right: Optional[Collection[str]]) -> str:
+    predicted = "nothing" if prediction["landmark_id"] is None else f"{prediction['landmark_id']} (score {prediction['score']:.3f})"
+    truth = "" if right is None else f", shows {' or '.join(right) or 'no landmark'}"
+    return f"Query {prediction['image_id']}: predicted {predicted}{truth}"
+
+
+def _candidate_caption(rank: int, candidate: Mapping[str, Any]) -> str:
+    inliers = "not verified" if candidate["inliers"] is None else f"{candidate['inliers']} inliers"
+    return (f"{rank}. {candidate['landmark_id']}, image {candidate['image_id']}: similarity {candidate['similarity']:.3f}, {inliers}, "
+            f"score {candidate['score']:.3f}")
+
+
+def _find_prediction(run: str, image_id: str) -> dict[str, Any]:
+    """The row of stores.PREDICTION_SCHEMA of a query."""
+    for table in stores.read_predictions(run):
+        rows = table.filter(pc.equal(table["image_id"], image_id))
+        if len(rows):
+            return rows.to_pylist()[0]
+    raise ConfigError(f"{run} has no prediction for a query {image_id!r}")
+
+
+def _read_landmarks(truth: str, image_id: str) -> Optional[list[str]]:
+    """What a query shows; None where the table does not say."""
+    table = tables.read_truth(truth)
+    rows = table.filter(pc.equal(table["image_id"], image_id)).to_pylist()
+    return rows[0]["landmark_ids"] if rows else None
+
+
+def _find_images(store: FeatureStore, units: Iterable[str], image_ids: set[str]) -> dict[str, _StoredImage]:
+    """Looks images up in the shards of a store, until all are found."""
+    wanted, found = pa.array(sorted(image_ids), pa.string()), {}
+    for unit in units:
+        table = store.read_images(unit, ["image_id", "uri", "local_offset", "local_size"])
+        for row in table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist():
+            location = FeatureLocation(unit, row["local_offset"], row["local_size"])
+            found[row["image_id"]] = _StoredImage(ImageRef(row["image_id"], row["uri"], 0), location)
+        if len(found) == len(image_ids):
+            return found
+    raise ValueError(f"{store.root} has no features of {', '.join(sorted(image_ids - found.keys()))}")
+
+
+def _read_pixels(ref: ImageRef, manifest: Mapping[str, Any]) -> np.ndarray:
+    """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
+    reading = manifest["reading"]
+    image = images.read_image(ref, manifest["extraction"]["max_image_side"], reading["exif_orientation"], reading["max_image_pixels"])
+    if isinstance(image, Failure):
+        raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
+    return image.pixels

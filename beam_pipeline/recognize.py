@@ -17,7 +17,7 @@ from transforms.aggregation import AggregatePredictions
 from transforms.retrieval import IndexGroup, QueryBlock, RetrieveNearest, plan_groups
 from transforms.stores import FeatureStore
 from transforms.submission import SUBMISSION, WriteSubmission
-from transforms.types import CandidateUnit, PredictionUnit
+from transforms.types import PredictionUnit
 from transforms.units import PlannedUnit, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
@@ -46,6 +46,7 @@ class Prepared:
 
 def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) -> beam.PCollection[int]:
     """The graph of the recognize job; gives the number of rows of the submission."""
+    output = config.output
     blocks = (
         pipeline
         | "Extract" >> Extraction(config.output, prepared.query_store, prepared.choice, config.reading, prepared.planned)
@@ -54,7 +55,8 @@ def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) 
     units = (
         blocks
         | "Retrieve" >> RetrieveNearest(config.index, prepared.query_store, prepared.groups, config.num_to_rerank)
-        | "Verify" >> VerifyCandidates(config.output, config.index, prepared.query_store, config.verification, prepared.rerank)
+        | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
+        | "Verify" >> VerifyCandidates(config.index, prepared.query_store, config.verification, prepared.rerank)
         | "Aggregate" >> AggregatePredictions(config.top_k)
     )
     return units | "WritePredictions" >> beam.ParDo(_WritePredictions(config.output)) | "Submission" >> WriteSubmission(config.output)
@@ -100,8 +102,7 @@ class _WritePredictions(beam.DoFn):
         self._run = run
 
     def process(self, unit: PredictionUnit) -> Iterable[str]:
-        if unit.predictions:  # none: this shard was there before
-            stores.write_predictions(self._run, unit)
+        stores.write_predictions(self._run, unit)
         yield unit.name
 
 

@@ -1,9 +1,16 @@
 """Tests of the picture of matches."""
 
+import re
+
 import numpy as np
+import PIL.Image
 import pytest
 
-from beam_pipeline import picture
+from beam_pipeline import outputs, picture
+from beam_pipeline.config import ConfigError
+from transforms import files, stores
+from transforms.stores import FeatureStore
+from transforms.types import Candidate, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, Prediction, PredictionUnit
 
 
 def _image(height, width, level=120):
@@ -118,3 +125,119 @@ def test_a_long_caption_stays_on_the_canvas():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_title_stands_above_the_rows():
+    query, panels = _image(240, 320), [_panel([], [])]
+
+    bare, titled = picture.draw_matches(query, panels), picture.draw_matches(query, panels, "Query")
+
+    np.testing.assert_array_equal(titled[picture._LINE_HEIGHT + picture._MARGIN:], bare[picture._MARGIN:])
+    assert (titled[:picture._LINE_HEIGHT + picture._MARGIN] < 128).any()
+
+
+_HYPERPARAMETERS = {"num_to_rerank": 3, "top_k": 3, "max_distance": 0.9, "max_reprojection_error": 5.0}
+_SHIFT = np.float32([10, 20])  # (y, x): where the candidate shows what the query shows
+
+
+@pytest.fixture(name="run")
+def _run(tmp_path):
+    """A finished run of one query q with the candidates a (the same features, moved), b (others) and c (none)."""
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(0, 200, size=(80, 2)).astype(np.float32)
+    descriptors = rng.standard_normal((80, 128)).astype(np.float32)
+    local = {
+        "q": LocalFeatures(keypoints, descriptors),
+        "a": LocalFeatures(keypoints + _SHIFT, descriptors),
+        "b": LocalFeatures(keypoints, -descriptors[::-1]),
+        "c": LocalFeatures(keypoints[:0], descriptors[:0]),
+    }
+    features = {}
+    for name, found in local.items():
+        uri = str(tmp_path / f"{name}.png")
+        PIL.Image.fromarray(rng.integers(0, 256, size=(240, 320, 3), dtype=np.uint8)).save(uri)
+        features[name] = ImageFeatures(ImageRef(name, uri, 1), 320, 240, 1.0, np.float32([1, 0]), found)
+    index, run = str(tmp_path / "index"), str(tmp_path / "run")
+    FeatureStore(index).write_unit("u0", [features["a"]], [], 2)
+    FeatureStore(index).write_unit("u1", [features["b"], features["c"]], [], 2)
+    FeatureStore(files.join(run, "queries")).write_unit("v0", [features["q"]], [], 2)
+    nowhere = FeatureLocation("", 0, 0)
+    candidates = (Candidate("a", "tower", 0.8, nowhere, 80, 1.8), Candidate("b", "bridge", 0.5, nowhere, 0, 0.5),
+                  Candidate("c", "tower", 0.4, nowhere, None, 0.4))
+    predictions = (Prediction("empty", None, None), Prediction("q", "tower", 2.2, candidates))
+    stores.write_predictions(run, PredictionUnit("p0", predictions))
+    common = {"format": outputs.FORMAT, "extraction": {"max_image_side": 1024},
+              "reading": {"exif_orientation": True, "max_image_pixels": 1_000_000}}
+    outputs.finish(index, {**common, "command": "index", "shards": [{"unit": "u0", "images": 1}, {"unit": "u1", "images": 2}]})
+    outputs.finish(run, {**common, "command": "recognize", "index": index, "query_store": files.join(run, "queries"),
+                         "hyperparameters": _HYPERPARAMETERS})
+    return run
+
+
+def _drawn(monkeypatch):
+    """Records what write_match_picture gives to draw_matches, which still draws."""
+    calls = []
+    draw = picture.draw_matches
+    monkeypatch.setattr(picture, "draw_matches", lambda *arguments: calls.append(arguments) or draw(*arguments))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["matches.png", "deeper/matches.jpg"])
+def test_a_run_is_drawn_into_a_file(run, tmp_path, monkeypatch, name):
+    calls = _drawn(monkeypatch)
+
+    picture.write_match_picture(run, "q", str(tmp_path / name))
+
+    with PIL.Image.open(tmp_path / name) as image:
+        assert image.width == picture._CANVAS_WIDTH
+    [(query, panels, title)] = calls
+    np.testing.assert_array_equal(query, np.asarray(PIL.Image.open(tmp_path / "q.png")))
+    assert [len(panel.query_points) for panel in panels] == [80, 0, 0]
+    np.testing.assert_allclose(panels[0].candidate_points, panels[0].query_points + _SHIFT, rtol=1e-6)
+    assert title == "Query q: predicted tower (score 2.200)"
+    assert [panel.caption for panel in panels] == [
+        "1. tower, image a: similarity 0.800, 80 inliers, score 1.800",
+        "2. bridge, image b: similarity 0.500, 0 inliers, score 0.500",
+        "3. tower, image c: similarity 0.400, not verified, score 0.400",
+    ]
+    assert [panel.correct for panel in panels] == [None] * 3
+
+
+@pytest.mark.parametrize("row, correct, shown", [
+    ("q,tower wall,Public", [True, False], ", shows tower or wall"),
+    ("q,,Public", [False, False], ", shows no landmark"),
+    ("other,tower,Public", [None, None], ""),
+], ids=["landmark", "no landmark", "not in the table"])
+def test_the_truth_tells_right_candidates_from_wrong_ones(run, tmp_path, monkeypatch, row, correct, shown):
+    (tmp_path / "truth.csv").write_text(f"id,landmarks,Usage\n{row}\n")
+    calls = _drawn(monkeypatch)
+
+    picture.write_match_picture(run, "q", str(tmp_path / "out.png"), max_candidates=2, truth=str(tmp_path / "truth.csv"))
+
+    [(_, panels, title)] = calls
+    assert [panel.correct for panel in panels] == correct
+    assert title.endswith(f"(score 2.200){shown}")
+
+
+@pytest.mark.parametrize("image_id, output, message", [
+    ("q", "out.gif", "'out.gif' must end in .png, .jpg or .jpeg"),
+    ("nobody", "out.png", "no prediction for a query 'nobody'"),
+    ("empty", "out.png", "no candidates for the query 'empty'"),
+])
+def test_what_cannot_be_drawn_is_wrong_usage(run, image_id, output, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        picture.write_match_picture(run, image_id, output)
+
+
+def test_a_photograph_that_is_gone_is_named(run, tmp_path):
+    (tmp_path / "b.png").unlink()
+
+    with pytest.raises(OSError, match=r"b\.png: not_found"):
+        picture.write_match_picture(run, "q", str(tmp_path / "out.png"))
+
+
+def test_features_that_are_gone_are_named(run, tmp_path):
+    files.delete_tree(files.join(run, "queries"))
+
+    with pytest.raises(ValueError, match="queries has no features of q"):
+        picture.write_match_picture(run, "q", str(tmp_path / "out.png"))

@@ -1,7 +1,7 @@
 """Tiny SavedModels of every contract that a loader meets, with random seeded weights, built in a second or two.
 
-They behave like the real ones: boxes centre on a grid in pixels of the image fed, features are not normalised, scores are
-sorted and respect the threshold, N can be 0, global rows follow the order of the scales. Attention is ten times the standard
+They behave like the real ones: boxes centre on a grid in pixels of the image fed, features are not normalised, scores are sorted
+and respect the threshold, N can be 0, global rows follow the order of the scales. Attention is ten times the standard
 deviation of the grey values in a 32 px patch, so that the official threshold of 175 keeps textured patches and drops flat ones.
 A feature is a random projection of its patch without the mean, so that equal patches match and brightness does not matter.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+
+from transforms.delg import import_tensorflow
 
 KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "local_only", "global_only", "delf_v1")
 RETRIEVAL_KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "global_only")
@@ -62,7 +64,7 @@ def _initial_weights(local_width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _single_scale(image, scale, kernels, projection):
     """Boxes, features, scores and the global row of one scale, in pixels of the unscaled image."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     size = tf.cast(tf.round(tf.cast(tf.shape(image)[:2], tf.float32) * scale), tf.int32)
     resized = tf.image.resize((tf.cast(image, tf.float32) - 128) / 128, size)[tf.newaxis]
@@ -85,7 +87,7 @@ def _single_scale(image, scale, kernels, projection):
 
 def _network(image, image_scales, max_features, threshold, kernels, projection):
     """All outputs over all scales, by name; `global_descriptors` has a row for every scale."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     width = kernels.shape[-1]
     empty = [tf.zeros([0, 4]), tf.zeros([0, width]), tf.zeros([0]), tf.zeros([0]), tf.zeros([0, GLOBAL_WIDTH])]
@@ -108,7 +110,7 @@ def _network(image, image_scales, max_features, threshold, kernels, projection):
 
 def _save_tf1(directory: pathlib.Path, has_indices: bool, has_global: bool = True, local_width: int = 128) -> None:
     """A TF1-style export: a graph with placeholders and named tensors, so that the loaded object has `prune`."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
@@ -158,7 +160,7 @@ def datum(array: np.ndarray) -> bytes:
 
 def _save_tf2(directory: pathlib.Path, has_local: bool = True, fault: str | None = None) -> None:
     """A TF2 export: a signature with keyword inputs and no `prune`."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     specs = {
         "input_image": tf.TensorSpec([None, None, 3], tf.uint8, "input_image"),
@@ -195,7 +197,7 @@ def _save_tf2(directory: pathlib.Path, has_local: bool = True, fault: str | None
 
 def _spoil(outputs: dict, image, fault: str | None) -> dict:
     """The outputs with one of FAULTS in them."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     rows = outputs["global_descriptors"]
     if fault == "nan":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from typing import Iterable
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from transforms.types import Prediction, QueryCandidates
+from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates
 
 
 def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
@@ -35,7 +36,7 @@ def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
 
 @dataclasses.dataclass
 class AggregatePredictions(beam.PTransform):
-    """QueryCandidates in their final order -> Prediction, one for each query; see `aggregate`.
+    """CandidateUnits in their final order -> PredictionUnits, a Prediction for each query; see `aggregate`.
 
     Attributes:
       top_k: how many candidates vote; at least 1.
@@ -48,19 +49,21 @@ class AggregatePredictions(beam.PTransform):
         if self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {self.top_k}")
 
-    def expand(self, queries: beam.PCollection[QueryCandidates]) -> beam.PCollection[Prediction]:
-        return queries | "Aggregate" >> beam.ParDo(_Aggregate(self.top_k))
+    def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[PredictionUnit]:
+        return units | "Aggregate" >> beam.ParDo(_Aggregate(self.top_k))
 
 
-@beam.typehints.with_input_types(QueryCandidates)
-@beam.typehints.with_output_types(Prediction)
+@beam.typehints.with_input_types(CandidateUnit)
+@beam.typehints.with_output_types(PredictionUnit)
 class _Aggregate(beam.DoFn):
     def __init__(self, top_k: int):
         self._top_k = top_k
         self._predicted = Metrics.counter("landmarks", "aggregate_predicted")
         self._empty = Metrics.counter("landmarks", "aggregate_empty")
 
-    def process(self, query: QueryCandidates) -> list[Prediction]:
-        prediction = aggregate(query, self._top_k)
-        (self._empty if prediction.landmark_id is None else self._predicted).inc()
-        return [prediction]
+    def process(self, unit: CandidateUnit) -> Iterable[PredictionUnit]:
+        predictions = tuple(aggregate(query, self._top_k) for query in unit.queries)
+        empty = sum(prediction.landmark_id is None for prediction in predictions)
+        self._empty.inc(empty)
+        self._predicted.inc(len(predictions) - empty)
+        yield PredictionUnit(unit.name, predictions, unit.failures)

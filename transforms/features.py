@@ -57,7 +57,7 @@ def extract_unit(unit: ImageUnit, model: DelgModel, read_images: ReadImages) -> 
             continue
         local = LocalFeatures(extracted.keypoints, extracted.descriptors)
         features.append(ImageFeatures(image.ref, image.width, image.height, image.image_scale, extracted.global_descriptor, local))
-    return UnitFeatures(unit.name, tuple(features), tuple(failures), model.global_dimensions)
+    return UnitFeatures(unit.name, tuple(features), tuple(failures), model.global_width)
 
 
 def check_model(model: str, settings: ExtractionSettings) -> tuple[int, bool]:
@@ -72,7 +72,7 @@ def check_model(model: str, settings: ExtractionSettings) -> tuple[int, bool]:
     loaded = DelgModel.load(model_folder(model), settings)
     if not loaded.contract.has_global:
         raise ModelError(f"{model} offers no global descriptor, which retrieval needs (it is local-only)")
-    return loaded.global_dimensions, loaded.contract.has_local
+    return loaded.global_width, loaded.contract.has_local
 
 
 class DelgModelHandler(ModelHandler[ImageUnit, UnitFeatures, DelgModel]):

@@ -20,7 +20,7 @@ from transforms import tables
 
 Metrics = dict[str, dict[str, Any]]
 
-_SPLITS = {"all": ("Public", "Private"), "Public": ("Public",), "Private": ("Private",)}
+SPLITS = {"all": ("Public", "Private"), "Public": ("Public",), "Private": ("Private",)}
 
 
 def prediction_order(image_ids: Sequence[str], landmark_ids: Sequence[str], scores: np.ndarray) -> np.ndarray:
@@ -149,7 +149,7 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
     correct = _is_correct(answers["landmark_id"], ranked_rows, truth["landmark_ids"])
 
     metrics: Metrics = {}
-    for split, usages in _SPLITS.items():
+    for split, usages in SPLITS.items():
         counted = _numpy(pc.is_in(usage, pa.array(usages)))
         landmark_queries = int((counted & has_landmark).sum())
         in_split = counted[ranked_rows]
@@ -221,7 +221,7 @@ class EvaluatePredictions(beam.PTransform):
         return (
             predictions
             | "Gather" >> beam.CombineGlobally(_Concatenate()).with_input_types(pa.Table).with_output_types(pa.Table)
-            | "Evaluate" >> beam.Map(_evaluate, self.truth_uri).with_input_types(pa.Table).with_output_types(dict)
+            | "Evaluate" >> beam.Map(_evaluate, self.truth_uri).with_input_types(pa.Table, str).with_output_types(dict)
         )
 
 

@@ -19,11 +19,12 @@ from transforms.types import DecodedImage, Failure, ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
-# What a file may hold whatever its suffix says; MPO is what many telephones write as .jpg.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+# What a file may hold, whatever its suffix says.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # The size is checked here against an option, with a failure row instead of Pillow's warning.
 Image.MAX_IMAGE_PIXELS = None
+Image.init()  # Image.open(formats=...) knows only formats that are registered already
 
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {

@@ -17,7 +17,7 @@ from apache_beam.metrics import Metrics
 
 from transforms.nearest import DescriptorBlock, IndexBlock, merge, nearest
 from transforms.stores import FeatureStore, descriptors_of
-from transforms.types import Candidate, FeatureLocation, Neighbors, QueryCandidates
+from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
 GROUP_ROWS = 16384
 BLOCK_ROWS = 4096
@@ -25,6 +25,8 @@ BLOCK_ROWS = 4096
 BLOCKS_PER_TASK = 8
 # Neighbours in one shuffled element, at some 70 bytes each.
 ELEMENT_NEIGHBORS = 50_000
+# Queries that are verified, and whose predictions are written, as one.
+UNIT_QUERIES = 32
 
 _LOCATION_COLUMNS = ("image_id", "local_offset", "local_size")
 
@@ -172,7 +174,7 @@ class MergeNeighbors(beam.CombineFn):
 
 @dataclasses.dataclass(eq=False)
 class RetrieveNearest(beam.PTransform):
-    """Exact k nearest index images of every query: PCollection[QueryBlock] to PCollection[QueryCandidates].
+    """Exact k nearest index images of every query: PCollection[QueryBlock] to PCollection[CandidateUnit].
 
     Every query of the blocks comes out once, also where the index has nothing for it.
 
@@ -193,7 +195,7 @@ class RetrieveNearest(beam.PTransform):
         if self.k < 1:
             raise ValueError(f"k must be at least 1, not {self.k}")
 
-    def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[QueryCandidates]:
+    def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[CandidateUnit]:
         index, queries = FeatureStore(self.index_root), FeatureStore(self.query_root)
         step = max(1, ELEMENT_NEIGHBORS // self.k)
         found = (
@@ -261,20 +263,26 @@ class _Queries(beam.DoFn):
             yield (block.name, first), _Locations(**{f.name: getattr(columns, f.name)[part] for f in dataclasses.fields(_Locations)})
 
 
-@beam.typehints.with_output_types(QueryCandidates)
+@beam.typehints.with_output_types(CandidateUnit)
 class _Candidates(beam.DoFn):
-    """Queries joined with their neighbours, one record per query."""
+    """Queries joined with their neighbours, in units that are small enough to be verified, written and lost one by one."""
 
     def __init__(self) -> None:
         self._out = Metrics.counter("landmarks", "retrieve_out")
 
-    def process(self, joined: tuple[tuple[str, int], dict[str, Iterable]]) -> Iterator[QueryCandidates]:
-        [queries] = joined[1]["queries"]
-        neighbors = next(iter(joined[1]["neighbors"]), None)
-        for q, image_id in enumerate(queries.image_ids):
-            self._out.inc()
-            location = FeatureLocation(queries.units[q].decode(), int(queries.local_offset[q]), int(queries.local_size[q]))
-            yield QueryCandidates(image_id.decode(), location, () if neighbors is None else _candidates_of(neighbors, q))
+    def process(self, joined: tuple[tuple[str, int], dict[str, Iterable]]) -> Iterator[CandidateUnit]:
+        (block, first), sides = joined
+        [queries] = sides["queries"]
+        neighbors = next(iter(sides["neighbors"]), None)
+        for start in range(0, len(queries.image_ids), UNIT_QUERIES):
+            rows = range(start, min(start + UNIT_QUERIES, len(queries.image_ids)))
+            self._out.inc(len(rows))
+            yield CandidateUnit(f"{block}-{first + start:06d}", tuple(_query_candidates(queries, neighbors, q) for q in rows))
+
+
+def _query_candidates(queries: _Locations, neighbors: Optional[Neighbors], q: int) -> QueryCandidates:
+    location = FeatureLocation(queries.units[q].decode(), int(queries.local_offset[q]), int(queries.local_size[q]))
+    return QueryCandidates(queries.image_ids[q].decode(), location, () if neighbors is None else _candidates_of(neighbors, q))
 
 
 def _candidates_of(neighbors: Neighbors, q: int) -> tuple[Candidate, ...]:

@@ -1,9 +1,9 @@
 """CSV tables that people bring and take away: labels, truth, submissions. Strict, and fast for millions of rows.
 
-Tables lie on any file system that Beam knows, plain or compressed (.gz, .bz2, .zst by their name). They are UTF-8 with or
-without a byte order mark, with any line ends, with or without quotes, and with columns in any order; column names are matched
-without regard to case, further columns are ignored, and space around a name or value is dropped. Whatever else is odd is a
-`TableError` that names file, line and value: a wrong label costs more than a stopped job.
+Tables lie on any file system that Beam knows. They are UTF-8 with or without a byte order mark, with any line ends, with or
+without quotes, and with columns in any order; column names are matched without regard to case, further columns are ignored,
+and space around a name or value is dropped. Whatever else is odd is a `TableError` that names file, line and value: a wrong
+label costs more than a stopped job.
 
 Ids are strings and keep their text: "007" is not "7".
 """
@@ -14,7 +14,7 @@ import csv
 import io
 import itertools
 import re
-from typing import Iterator, NoReturn, Optional, Sequence, Union
+from typing import BinaryIO, Iterator, NoReturn, Optional, Sequence, Union
 
 import numpy as np
 import pyarrow as pa
@@ -101,10 +101,10 @@ def read_truth(uri: str) -> pa.Table:
     table.refuse_duplicates(ids)
     table.require_rows()
     text = table.columns["landmarks" if "landmarks" in table.columns else "landmark_id"]
-    lists = _combined(pc.utf8_split_whitespace(text))
+    lists = pc.utf8_split_whitespace(text)
     # An empty text splits into one empty word; such a query has no class.
     words = lists.flatten()
-    counts = pc.list_value_length(lists).to_numpy() * ~pc.equal(_combined(text), "").to_numpy(zero_copy_only=False)
+    counts = pc.list_value_length(lists).to_numpy() * pc.not_equal(text, "").to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     landmarks = pa.ListArray.from_arrays(offsets, words.filter(pc.not_equal(words, "")))
     usage = table.columns.get("usage")
@@ -134,14 +134,18 @@ def read_submission(uri: str) -> pa.Table:
     lists = pc.utf8_split_whitespace(text)
     table.refuse(pc.and_(given, pc.not_equal(pc.list_value_length(lists), 2)), "landmarks", "is not a class and a score")
     rows = pc.indices_nonzero(given)
-    pairs = _combined(pc.take(lists, rows))
-    scores = _parse_scores(table, pc.list_element(pairs, 1), rows.to_numpy())
-    scattered = np.zeros(len(ids))
-    scattered[rows.to_numpy()] = scores
-    missing = ~_combined(given).to_numpy(zero_copy_only=False)
+    pairs = pc.take(lists, rows)
+    scores = np.zeros(len(ids))
+    scores[rows.to_numpy()] = _parse_scores(table, pc.list_element(pairs, 1), rows.to_numpy())
+    missing = ~given.to_numpy(zero_copy_only=False)
     positions = np.cumsum(~missing) - 1
     classes = pc.take(pc.list_element(pairs, 0), pa.array(positions, mask=missing))
-    return pa.Table.from_arrays([ids, classes, pa.array(scattered, mask=missing)], schema=ANSWER_SCHEMA)
+    return pa.Table.from_arrays([ids, classes, pa.array(scores, mask=missing)], schema=ANSWER_SCHEMA)
+
+
+def is_csv(run_or_csv: str) -> bool:
+    """Whether the name is that of a CSV file and not of a run's folder."""
+    return run_or_csv.lower().endswith(".csv")
 
 
 def prediction_shards(run_or_csv: str) -> list[str]:
@@ -150,7 +154,7 @@ def prediction_shards(run_or_csv: str) -> list[str]:
     Raises:
       TableError: `run_or_csv` is a folder without predictions.
     """
-    if _has_suffix(run_or_csv, ".csv"):
+    if is_csv(run_or_csv):
         return [run_or_csv]
     shards = files.list_files(files.join(run_or_csv, "predictions"), ".parquet")
     if not shards:
@@ -245,7 +249,7 @@ class _Csv:
     """The needed columns of a CSV file as trimmed text, and errors that know their line.
 
     Attributes:
-      columns: by lower-case name; string [N], never null.
+      columns: by lower-case name; string [N], no nulls.
     """
 
     def __init__(self, uri: str, forms: Sequence[tuple[str, ...]], optional: Optional[str] = None):
@@ -264,20 +268,20 @@ class _Csv:
             row = pc.index(line_ends, True).as_py()
             if row >= 0:
                 self._fail_row(row, f"{label} {_shown(table[name][row])} holds a line end (a quote left open?)")
-        self.columns = {name: _trimmed(table[f"f{names.index(name)}"]) for name in wanted}
+        self.columns = {name: _trimmed(_combined(table[f"f{names.index(name)}"])) for name in wanted}
 
-    def filled(self, name: str) -> _Column:
+    def filled(self, name: str) -> pa.Array:
         """The column `name`; an empty value in it is an error."""
         self.refuse(pc.equal(self.columns[name], ""), name, "is empty")
         return self.columns[name]
 
-    def refuse(self, bad: _Column, name: str, problem: str) -> None:
+    def refuse(self, bad: pa.Array, name: str, problem: str) -> None:
         """Raises for the first row where `bad` (bool [N]) is true."""
         row = pc.index(bad, True).as_py()
         if row >= 0:
             self._fail_row(row, f"{name} {_shown(self.columns[name][row])} {problem}")
 
-    def refuse_duplicates(self, ids: _Column, rows: Optional[np.ndarray] = None) -> None:
+    def refuse_duplicates(self, ids: pa.Array, rows: Optional[np.ndarray] = None) -> None:
         """Raises where an id comes twice; `rows` (int [N]) are the rows that the ids stand in, where not 0, 1, 2 …"""
         pair = first_duplicate(ids)
         if pair is not None:
@@ -306,7 +310,7 @@ class _Csv:
     def _parse(self, width: int, included: Sequence[int]) -> pa.Table:
         names = [f"f{i}" for i in included]
         try:
-            with FileSystems.open(self._uri) as f:
+            with _open(self._uri) as f:
                 table = pacsv.read_csv(
                     f,
                     pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
@@ -321,12 +325,12 @@ class _Csv:
                 if len(fields) != width:
                     self._fail(line, f"{len(fields)} values where the header has {width}: {_shown(','.join(fields))}")
             raise TableError(f"{self._uri}: not readable as CSV: {e}") from e
-        return table.slice(1)  # the header came along as a row
+        return table.slice(1).combine_chunks()  # the header came along as a row
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """The records as (first line, values), the header first. Slow, but it knows the lines."""
-        with FileSystems.open(self._uri) as f:
-            reader = csv.reader(self._decoded(f), skipinitialspace=True)
+        with _open(self._uri) as f:
+            reader = csv.reader(self._decoded(iter(f.readline, b"")), skipinitialspace=True)
             first = True
             while True:
                 line = reader.line_num + 1
@@ -357,6 +361,10 @@ class _Csv:
         raise TableError(f"{self._uri}, line {line}: {problem}")
 
 
+def _open(uri: str) -> BinaryIO:
+    return open(uri, "rb") if files.is_local(uri) else FileSystems.open(uri, compression_type="uncompressed")
+
+
 def _parse_scores(table: _Csv, text: pa.Array, rows: np.ndarray) -> np.ndarray:
     """Decimal numbers of `text` as float64 [N], correctly rounded; `rows` are the rows they stand in."""
     try:
@@ -371,7 +379,7 @@ def _parse_scores(table: _Csv, text: pa.Array, rows: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _trimmed(column: _Column) -> _Column:
+def _trimmed(column: pa.Array) -> pa.Array:
     """`column` without surrounding space, and without quotes that only a leading space kept from being quotes."""
     if pc.any(pc.match_substring(column, '"')).as_py():
         column = pc.replace_substring_regex(column, r'^\s+"(.*)"\s*$', r"\1")
@@ -380,11 +388,6 @@ def _trimmed(column: _Column) -> _Column:
 
 def _combined(column: _Column) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _has_suffix(uri: str, suffix: str) -> bool:
-    """Whether a file's name ends in `suffix`, in any case and below a compression's own."""
-    return re.search(re.escape(suffix) + r"(\.(gz|bz2|zst|deflate))?$", uri, re.IGNORECASE) is not None
 
 
 def _shown(value: Union[pa.Scalar, str, bytes]) -> str:

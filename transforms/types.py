@@ -7,6 +7,7 @@ ids are strings everywhere, so that data sets with names instead of numbers work
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Optional
 
 import numpy as np
@@ -188,6 +189,44 @@ class QueryCandidates:
     image_id: str
     location: FeatureLocation
     candidates: tuple[Candidate, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationSettings:
+    """How pairs are verified and scored; every value is checked.
+
+    Attributes:
+      max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit length.
+      max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
+      max_reprojection_error: in pixels of the candidate image as fed to the model; a match below it is an inlier.
+      max_ransac_iterations: homographies tried at most.
+      homography_confidence: chance of having found the best one at which RANSAC stops; in (0, 1).
+      mutual_check: whether each of two matched descriptors must be the nearest of the other.
+      ratio_test: the nearest descriptor must be nearer than this times the second nearest; in (0, 1]; None for no such test.
+      global_weight: weight of the global similarity in the total score; not negative.
+    """
+
+    max_distance: float = 0.9
+    max_inlier_score: int = 60
+    max_reprojection_error: float = 16.5
+    max_ransac_iterations: int = 10_000
+    homography_confidence: float = 0.999
+    mutual_check: bool = False
+    ratio_test: Optional[float] = None
+    global_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        def check(name: str, ok: bool, wanted: str) -> None:
+            if not ok:
+                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+
+        check("max_distance", 0 < self.max_distance <= 2, "in (0, 2]")
+        check("max_inlier_score", self.max_inlier_score >= 1, "at least 1")
+        check("max_reprojection_error", 0 < self.max_reprojection_error < math.inf, "a positive number of pixels")
+        check("max_ransac_iterations", self.max_ransac_iterations >= 1, "at least 1")
+        check("homography_confidence", 0 < self.homography_confidence < 1, "in (0, 1)")
+        check("ratio_test", self.ratio_test is None or 0 < self.ratio_test <= 1, "in (0, 1] or None")
+        check("global_weight", 0 <= self.global_weight < math.inf, "a number not below 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import time
 from typing import Iterable, Optional
 
@@ -19,54 +18,13 @@ from apache_beam.metrics import Metrics
 
 from transforms import files
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, Failure, FeatureLocation, LocalFeatures, QueryCandidates
+from transforms.types import Candidate, CandidateUnit, Failure, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 
 MIN_MATCHES = 5
 """Fewer putative matches than this are no evidence: four always fit a homography."""
 
-CANDIDATES, FAILURES = "candidates", "failures"
-"""Outputs of VerifyCandidates."""
-
 # cv2 and the matrix product run inside Beam's workers, one per core; threads of their own would only fight for the cores.
 cv2.setNumThreads(1)
-
-
-@dataclasses.dataclass(frozen=True)
-class VerificationSettings:
-    """How pairs are verified and scored; every value is checked.
-
-    Attributes:
-      max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit length.
-      max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
-      max_reprojection_error: in pixels of the candidate image as fed to the model; a match below it is an inlier.
-      max_ransac_iterations: homographies tried at most.
-      homography_confidence: chance of having found the best one at which RANSAC stops; in (0, 1).
-      mutual_check: whether each of two matched descriptors must be the nearest of the other.
-      ratio_test: the nearest descriptor must be nearer than this times the second nearest; in (0, 1]; None for no such test.
-      global_weight: weight of the global similarity in the total score; not negative.
-    """
-
-    max_distance: float = 0.9
-    max_inlier_score: int = 60
-    max_reprojection_error: float = 16.5
-    max_ransac_iterations: int = 10_000
-    homography_confidence: float = 0.999
-    mutual_check: bool = False
-    ratio_test: Optional[float] = None
-    global_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        def check(name: str, ok: bool, wanted: str) -> None:
-            if not ok:
-                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
-
-        check("max_distance", 0 < self.max_distance <= 2, "in (0, 2]")
-        check("max_inlier_score", self.max_inlier_score >= 1, "at least 1")
-        check("max_reprojection_error", 0 < self.max_reprojection_error < math.inf, "a positive number of pixels")
-        check("max_ransac_iterations", self.max_ransac_iterations >= 1, "at least 1")
-        check("homography_confidence", 0 < self.homography_confidence < 1, "in (0, 1)")
-        check("ratio_test", self.ratio_test is None or 0 < self.ratio_test <= 1, "in (0, 1] or None")
-        check("global_weight", 0 <= self.global_weight < math.inf, "a number not below 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +145,10 @@ def ranked(candidates: Iterable[Candidate], settings: VerificationSettings) -> t
 
 @dataclasses.dataclass
 class VerifyCandidates(beam.PTransform):
-    """QueryCandidates as retrieved -> outputs CANDIDATES (the same, verified and ranked by total score) and FAILURES.
+    """CandidateUnits as retrieved -> the same, their candidates verified and ranked by total score.
 
-    Local features are read where they lie, each image's by one ranged read. Where that fails there is a Failure of stage "verify",
-    and what could not be verified keeps its global score, with `inliers` None.
+    Local features are read where they lie, each image's by one ranged read. Where that fails the unit gets a Failure of stage
+    "verify", and what could not be verified keeps its global score, with `inliers` None.
 
     Attributes:
       index_root: folder of the index, a feature store.
@@ -207,15 +165,14 @@ class VerifyCandidates(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, candidates: beam.PCollection[QueryCandidates]) -> beam.pvalue.DoOutputsTuple:
-        if self.enabled:  # retrieval ends with few keys on few workers; ids and numbers are cheap to spread again
-            candidates = candidates | "Spread" >> beam.Reshuffle()
+    def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
         verify = _Verify(FeatureStore(self.index_root), FeatureStore(self.query_root), self.settings, self.enabled)
-        return candidates | "Verify" >> beam.ParDo(verify).with_outputs(FAILURES, main=CANDIDATES)
+        # Retrieval ends with few keys on few workers; ids and numbers are cheap to spread again.
+        return units | "Spread" >> beam.Reshuffle() | "Verify" >> beam.ParDo(verify)
 
 
-@beam.typehints.with_input_types(QueryCandidates)
-@beam.typehints.with_output_types(QueryCandidates)
+@beam.typehints.with_input_types(CandidateUnit)
+@beam.typehints.with_output_types(CandidateUnit)
 class _Verify(beam.DoFn):
     """Verifies one query at a time, so that its own features are read once for all its candidates."""
 
@@ -227,22 +184,25 @@ class _Verify(beam.DoFn):
         self._failed = Metrics.counter("landmarks", "verify_failed")
         self._milliseconds = Metrics.distribution("landmarks", "verify_milliseconds")
 
-    def process(self, query: QueryCandidates) -> Iterable[QueryCandidates]:
+    def process(self, unit: CandidateUnit) -> Iterable[CandidateUnit]:
         started = time.monotonic()
-        self._in.inc()
-        candidates, failures = self._verify(query) if self._enabled else (query.candidates, [])
-        for failure in failures:
-            yield beam.pvalue.TaggedOutput(FAILURES, failure)
-        self._failed.inc(len(failures))
-        self._out.inc()
+        self._in.inc(len(unit.queries))
+        queries, failures = [], list(unit.failures)
+        for query in unit.queries:
+            candidates = self._verify(query, failures) if self._enabled else query.candidates
+            queries.append(dataclasses.replace(query, candidates=ranked(candidates, self._settings)))
+        self._failed.inc(len(failures) - len(unit.failures))
+        self._out.inc(len(queries))
         self._milliseconds.update(round(1000 * (time.monotonic() - started)))
-        yield dataclasses.replace(query, candidates=ranked(candidates, self._settings))
+        yield CandidateUnit(unit.name, tuple(queries), tuple(failures))
 
-    def _verify(self, query: QueryCandidates) -> tuple[list[Candidate], list[Failure]]:
+    def _verify(self, query: QueryCandidates, failures: list[Failure]) -> list[Candidate]:
+        """Candidates with their inliers; what could not be read goes to `failures`."""
         local = _read(self._queries, query.image_id, query.location)
         if isinstance(local, Failure):
-            return list(query.candidates), [local]
-        candidates, failures = [], []
+            failures.append(local)
+            return list(query.candidates)
+        candidates = []
         for candidate in query.candidates:
             other = _read(self._index, candidate.image_id, candidate.location)
             if isinstance(other, Failure):
@@ -250,9 +210,9 @@ class _Verify(beam.DoFn):
             else:
                 verified = verify_pair(query.image_id, local, candidate.image_id, other, self._settings)
                 candidate = dataclasses.replace(candidate, inliers=verified.inliers)
+                self._pairs.inc()
             candidates.append(candidate)
-        self._pairs.inc(len(candidates) - len(failures))
-        return candidates, failures
+        return candidates
 
 
 def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> LocalFeatures | Failure:

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 import types
+from collections.abc import Iterator
+
+_QUIET = "3"
+_import_lock = threading.Lock()
 
 
 def import_tensorflow() -> types.ModuleType:
-    """TensorFlow, imported on first use and without its start-up messages (TF_CPP_MIN_LOG_LEVEL, if set, decides)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow
-
+    """TensorFlow, imported on first use and without its start-up messages; a TF_CPP_MIN_LOG_LEVEL below 3 shows them."""
+    with _import_lock:
+        if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _QUIET) == _QUIET and "tensorflow" not in sys.modules:
+            with _silent_stderr():
+                import tensorflow
+        else:
+            import tensorflow
     return tensorflow
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Sends file descriptor 2 nowhere: what native code logs before its logging is set up obeys no level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

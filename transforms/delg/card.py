@@ -18,6 +18,26 @@ CARD_NAME = "landmarks_card.json"
 PRECISIONS = ("float32", "bfloat16")
 
 
+def _check_scales(name: str, scales: Any) -> tuple[float, ...]:
+    if not isinstance(scales, (tuple, list)) or not scales:
+        raise ValueError(f"{name} must be a list of one or more numbers, not {scales!r}")
+    checked = tuple(_check_number(name, scale) for scale in scales)
+    if min(checked) <= 0 or len(set(checked)) < len(checked):
+        raise ValueError(f"{name} must be positive and different from each other, not {scales!r}")
+    return checked
+
+
+def _check_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ExtractionSettings:
     """How features are extracted.
@@ -77,11 +97,11 @@ def read_card(model_dir: str) -> Optional[dict[str, Any]]:
     Raises:
       ValueError: the card is no JSON object, has an unknown key, or a value that makes no sense.
     """
-    path, text = _read_text(model_dir)
-    if text is None:
+    path, content = _read_card(model_dir)
+    if content is None:
         return None
     try:
-        card = json.loads(text)
+        card = json.loads(content.decode())
         if not isinstance(card, dict):
             raise ValueError(f"expected a JSON object, found {type(card).__name__}")
         return _check_card(card)
@@ -117,7 +137,7 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def _read_text(model_dir: str) -> tuple[str, Optional[bytes]]:
+def _read_card(model_dir: str) -> tuple[str, Optional[bytes]]:
     """Path and bytes of the card; None where there is none."""
     if not is_remote(model_dir):
         path = os.path.join(model_dir, CARD_NAME)
@@ -150,23 +170,3 @@ def _check_card(card: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("image_scales and global_scales must be given together")
     settings = dataclasses.asdict(settings_from_card(card))
     return {key: settings.get(key, value) for key, value in card.items()}
-
-
-def _check_scales(name: str, scales: Any) -> tuple[float, ...]:
-    if not isinstance(scales, (tuple, list)) or not scales:
-        raise ValueError(f"{name} must be a list of one or more numbers, not {scales!r}")
-    checked = tuple(_check_number(name, scale) for scale in scales)
-    if min(checked) <= 0 or len(set(checked)) < len(checked):
-        raise ValueError(f"{name} must be positive and different from each other, not {scales!r}")
-    return checked
-
-
-def _check_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -11,20 +11,20 @@ from typing import Any, Callable
 from transforms.delg.files import ModelError
 
 # Name: dtype and the ranks that are allowed.
-_INPUTS = {
+_TENSORS = {
     "input_image": ("uint8", (3,)),
     "input_scales": ("float32", (1,)),
     "input_max_feature_num": ("int32", (0,)),
     "input_abs_thres": ("float32", (0,)),
     "input_global_scales_ind": ("int32", (1,)),
-}
-_LOCAL_OUTPUTS = ("boxes", "features", "scores")
-_OUTPUTS = {
     "boxes": ("float32", (2,)),
     "features": ("float32", (2,)),
     "scores": ("float32", (1, 2)),
     "global_descriptors": ("float32", (2,)),
 }
+_INPUTS = ("input_image", "input_scales", "input_max_feature_num", "input_abs_thres", "input_global_scales_ind")
+_LOCAL_OUTPUTS = ("boxes", "features", "scores")
+_OUTPUTS = (*_LOCAL_OUTPUTS, "global_descriptors")
 
 Feeds = dict[str, Any]
 Call = Callable[[Feeds], dict[str, Any]]
@@ -101,14 +101,11 @@ def _check_contract(kind: str, inputs: dict, outputs: dict, model_dir: str) -> C
     problems += [f"output {name} is missing" for name in fetched if name not in outputs]
     if not fetched:
         problems.append("there are neither global_descriptors nor boxes among the outputs")
-    for table, tensors in ((_INPUTS, inputs), (_OUTPUTS, {name: outputs[name] for name in fetched if name in outputs})):
-        for name in sorted(set(tensors) & set(table)):
-            dtype, ranks = table[name]
-            rank = tensors[name].shape.rank
-            if tensors[name].dtype.name != dtype or rank not in (None, *ranks):
-                problems.append(f"{name} must be {dtype} of rank {' or '.join(map(str, ranks))}")
-    if has_local and "boxes" in outputs and outputs["boxes"].shape.rank == 2 and outputs["boxes"].shape[1] not in (None, 4):
-        problems.append("boxes must be [N, 4]")
+    offered = {**inputs, **{name: outputs[name] for name in fetched if name in outputs}}
+    for name in sorted(set(offered) & set(_TENSORS)):
+        (dtype, ranks), found = _TENSORS[name], offered[name]
+        if found.dtype.name != dtype or found.shape.rank not in (None, *ranks):
+            problems.append(f"{name} must be {dtype} of rank {' or '.join(map(str, ranks))}")
     if problems:
         raise ModelError(f"{model_dir} has no contract that is known: {'; '.join(problems)}. "
                          f"Found ({kind}) inputs {_listing(inputs)}; outputs {_listing(outputs)}")

@@ -41,17 +41,21 @@ def fetch_model(uri: str) -> str:
       `uri` itself where it is local, else the folder of the copy.
 
     Raises:
-      ModelError: there is no SavedModel; the message lists what was found.
+      ModelError: there is no SavedModel, or it cannot be listed; the message lists what was found.
     """
     if not is_remote(uri):
         saved_model_folder(uri)
         return uri
 
-    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystem import BeamIOError, CompressionTypes
     from apache_beam.io.filesystems import FileSystems
 
     root = uri.rstrip("/") + "/"
-    found = {entry.path[len(root) :]: entry for entry in FileSystems.match([root + "**"])[0].metadata_list}
+    try:
+        entries = FileSystems.match([root + "**"])[0].metadata_list
+    except (BeamIOError, ValueError) as error:
+        raise ModelError(f"{uri} cannot be listed: {error}") from error
+    found = {entry.path[len(root) :]: entry for entry in entries}
     wanted = sorted(path for path in found if _is_model_file(path.removeprefix("model/")) or path == CARD_NAME)
     if not any(path in _GRAPHS or path.removeprefix("model/") in _GRAPHS for path in wanted):
         raise ModelError(f"{uri} is no SavedModel: no saved_model.pb among {_shorten(found)}")

@@ -104,7 +104,7 @@ class DelgModel:
         try:
             extracted = model.extract(_test_image(*_TEST_SIDES))
         except ExtractionError as error:
-            raise ModelError(f"{model_dir} fails on a test image of {_TEST_SIDES[0]} x {_TEST_SIDES[1]} px: {error}") from error
+            raise ModelError(f"{model_dir} fails on a test image: {error}") from error
         except ModelError as error:
             raise ModelError(f"{model_dir}: {error}") from error
         model.global_width = extracted.global_descriptor.shape[0]
@@ -275,17 +275,23 @@ def inspect_model(uri: str) -> ModelReport:
 def _mixed_precision():
     """Functions called inside, in this thread, run their convolutions and products in bfloat16 where oneDNN can.
 
-    The switch for a thread, not tf.config's, which is global: other models and steps of the process stay in float32. It
-    works on processors; a GPU ignores it.
+    The call options of the thread rather than tf.config's switch, which is global: other models and steps of the process
+    stay in float32. It works on processors; a GPU ignores it.
     """
     import_tensorflow()
     from tensorflow.core.protobuf import rewriter_config_pb2
     from tensorflow.python.eager import context
 
-    config = context.context().config
+    eager = context.context()
+    before = eager.function_call_options
+    config = eager.config
+    config.allow_soft_placement = True  # as TensorFlow itself sets it for calls
     config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
-    with context.function_config_proto(config):
+    eager.function_call_options = context.FunctionCallOptions(before.executor_type, config)
+    try:
         yield
+    finally:
+        eager.function_call_options = before
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -301,8 +307,9 @@ def _check_width(name: str, rows: np.ndarray, expected: Optional[int]) -> None:
 
 
 def _test_image(height: int, width: int) -> np.ndarray:
-    """A seeded image with texture, uint8 [height, width, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    """A seeded image of blocks of 8 px, uint8 [height, width, 3]; corners enough for local features."""
+    blocks = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:

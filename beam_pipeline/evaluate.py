@@ -1,0 +1,105 @@
+"""The evaluate job: predictions and the truth in, metrics out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any, Optional
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_pipeline import outputs, running
+from beam_pipeline.config import ConfigError, EvaluateConfig
+from transforms import files, gap, tables
+
+_COUNTS = ("queries", "landmark_queries", "predicted", "correct")
+
+
+def build(pipeline: beam.Pipeline, config: EvaluateConfig) -> beam.PCollection[dict]:
+    """The graph of the evaluate job: the predictions' files are read and scored; gives the one metrics dict."""
+    return (
+        pipeline
+        | "Shards" >> beam.Create(tables.prediction_shards(config.predictions)).with_output_types(str)
+        | "Read" >> beam.Map(tables.read_prediction_shard).with_input_types(str).with_output_types(pa.Table)
+        | "Score" >> gap.EvaluatePredictions(config.truth)
+    )
+
+
+def run(config: EvaluateConfig, options: Optional[PipelineOptions] = None) -> gap.Metrics:
+    """Scores predictions, prints the metrics, writes them where there is a place, and returns them.
+
+    The place is config.output, or metrics.json in the run's folder; a CSV alone has none.
+
+    Raises:
+      ConfigError: the run is not finished, or there is no place for what a remote runner finds.
+      TableError, ValueError: the predictions or the truth are wrong; found before the pipeline starts.
+      OSError: a file cannot be read or written.
+    """
+    options = PipelineOptions([]) if options is None else options
+    output = config.output
+    if not tables.is_csv(config.predictions):
+        outputs.read_manifest(config.predictions, "recognize")
+        output = output or _metrics_uri(config.predictions)
+    if output is None and running.local_workers(options) is None:
+        raise ConfigError("--output is needed to score a CSV on a remote runner")
+    # A runner would give a worker's error as the text of a stack trace; here it is the error itself.
+    gap.truth_rows(tables.read_predictions(config.predictions), tables.read_truth(config.truth))
+    with tempfile.TemporaryDirectory(prefix="landmarks") as scratch:
+        written = output or os.path.join(scratch, "metrics.json")
+
+        def build_and_write(pipeline: beam.Pipeline) -> None:
+            metrics = build(pipeline, config)
+            metrics | "Write" >> beam.Map(_write, written).with_input_types(dict, str).with_output_types(str)
+
+        running.run_pipeline(build_and_write, options, [])
+        metrics = files.read_json(written)
+    print(format_metrics(metrics))
+    if output:
+        print(f"metrics: {output}")
+    return metrics
+
+
+def evaluate_run(run_dir: str, truth_uri: str) -> gap.Metrics:
+    """Scores the predictions of a run, finished or about to be, and writes RUN/metrics.json.
+
+    Raises:
+      TableError, ValueError: the predictions or the truth are wrong.
+      OSError: a file cannot be read or written.
+    """
+    metrics = gap.evaluate_predictions(tables.read_predictions(run_dir), tables.read_truth(truth_uri))
+    _write(metrics, _metrics_uri(run_dir))
+    return metrics
+
+
+def format_metrics(metrics: gap.Metrics) -> str:
+    """The metrics as a table for people: a line for all, and for Public and Private where both have queries."""
+    splits = [s for s in gap.SPLITS if s == "all" or 0 < metrics[s]["counts"]["queries"] < metrics["all"]["counts"]["queries"]]
+    header = ("", "GAP", "GAP, landmarks only", "top-1", "queries", "with landmark", "predicted", "correct")
+    lines = [header]
+    for split in splits:
+        values = metrics[split]
+        shares = (_share(values[name]) for name in ("gap", "gap_landmark_queries", "top1"))
+        lines.append((split, *shares, *(f"{values['counts'][name]:,}" for name in _COUNTS)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = ["  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]) for line in lines]
+    counts = metrics["all"]["counts"]
+    notes = {
+        "missing": "queries of the truth have no row", "ignored": "rows are on queries with Usage Ignored",
+        "unknown": "empty rows are on images that the truth does not list",
+    }
+    return "\n".join([*text, *(f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name])])
+
+
+def _metrics_uri(run_dir: str) -> str:
+    return files.join(run_dir, "metrics.json")
+
+
+def _write(metrics: dict[str, Any], uri: str) -> str:
+    files.write_json(uri, metrics)
+    return uri
+
+
+def _share(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.4f}"

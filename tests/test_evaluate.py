@@ -1,0 +1,132 @@
+"""The evaluate job from files to metrics.json."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_pipeline import evaluate
+from beam_pipeline.config import ConfigError, EvaluateConfig
+from transforms import tables
+from transforms.tables import TableError
+
+TRUTH = """id,landmarks,Usage
+0123456789abcdef,0 12,Public
+0223456789abcdef,100 200 300,Public
+0323456789abcdef,1,Private
+0423456789abcdef,,Private
+0523456789abcdef,,Ignored
+"""
+
+SUBMISSION = """id,landmarks
+0223456789abcdef,0 0.01
+0323456789abcdef,1 10.0
+0423456789abcdef,150 15.0
+0523456789abcdef,7 99
+"""
+
+
+@pytest.fixture
+def truth(tmp_path):
+    (tmp_path / "truth.csv").write_text(TRUTH)
+    return str(tmp_path / "truth.csv")
+
+
+@pytest.fixture
+def submission(tmp_path):
+    (tmp_path / "submission.csv").write_text(SUBMISSION)
+    return str(tmp_path / "submission.csv")
+
+
+@pytest.fixture
+def run_dir(tmp_path, submission):
+    """A finished run in two shards, with the predictions of `submission`."""
+    folder = tmp_path / "run"
+    (folder / "predictions").mkdir(parents=True)
+    table = tables.read_submission(submission)
+    candidates = pa.array([[]] * len(table), pa.list_(pa.struct({"image_id": pa.string()})))
+    table = table.append_column("candidates", candidates)
+    pq.write_table(table.slice(0, 1), folder / "predictions" / "a.parquet")
+    pq.write_table(table.slice(1), folder / "predictions" / "b.parquet")
+    (folder / "manifest.json").write_text('{"command": "recognize", "format": 1}')
+    return folder
+
+
+def test_csv_prints_and_writes_nothing(submission, truth, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    metrics = evaluate.run(EvaluateConfig(submission, truth))
+    assert sorted(tmp_path.iterdir()) == before
+    assert metrics["all"]["gap"] == pytest.approx(1 / 6)
+    assert metrics["Public"]["gap"] == 0.0
+    assert metrics["Private"]["gap"] == pytest.approx(1 / 2)
+    assert capsys.readouterr().out == (
+        "            GAP  GAP, landmarks only   top-1  queries  with landmark  predicted  correct\n"
+        "all      0.1667               0.3333  0.3333        4              3          3        1\n"
+        "Public   0.0000               0.0000  0.0000        2              2          1        0\n"
+        "Private  0.5000               1.0000  1.0000        2              1          2        1\n"
+        "1 queries of the truth have no row\n"
+        "1 rows are on queries with Usage Ignored\n"
+    )
+
+
+def test_csv_with_output(submission, truth, tmp_path):
+    output = tmp_path / "new" / "metrics.json"
+    metrics = evaluate.run(EvaluateConfig(submission, truth, str(output)))
+    assert json.loads(output.read_text()) == metrics
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--runner=DirectRunner"], ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]],
+    ids=["default", "direct", "two threads"],
+)
+def test_run_folder_gives_the_bytes_that_recognize_writes(run_dir, truth, submission, flags):
+    assert evaluate.evaluate_run(str(run_dir), truth)["all"]["gap"] == pytest.approx(1 / 6)
+    written = (run_dir / "metrics.json").read_bytes()
+    (run_dir / "metrics.json").unlink()
+    metrics = evaluate.run(EvaluateConfig(str(run_dir), truth), PipelineOptions(flags))
+    assert (run_dir / "metrics.json").read_bytes() == written
+    assert metrics == evaluate.run(EvaluateConfig(submission, truth))
+
+
+def test_truth_in_the_form_of_labels(submission, tmp_path, capsys):
+    path = tmp_path / "labels.csv"
+    path.write_text("id,landmark_id\n0223456789abcdef,0\n0323456789abcdef,1\n0423456789abcdef,\n0523456789abcdef,\n")
+    metrics = evaluate.run(EvaluateConfig(submission, str(path)))
+    assert metrics["Public"]["gap"] == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_undefined_metrics_are_null(tmp_path, submission):
+    path = tmp_path / "none.csv"
+    path.write_text("id,landmarks\n" + "".join(f"0{i}23456789abcdef,\n" for i in range(2, 6)))
+    output = tmp_path / "metrics.json"
+    metrics = evaluate.run(EvaluateConfig(submission, str(path), str(output)))
+    assert json.loads(output.read_text())["all"]["gap"] is None
+    assert evaluate.format_metrics(metrics).splitlines()[1].split()[:4] == ["all", "-", "-", "-"]
+
+
+def test_unfinished_run_is_refused(run_dir, truth):
+    (run_dir / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match="run"):
+        evaluate.run(EvaluateConfig(str(run_dir), truth))
+
+
+def test_remote_runner_needs_an_output_for_a_csv(submission, truth):
+    with pytest.raises(ConfigError, match="--output is needed"):
+        evaluate.run(EvaluateConfig(submission, truth), PipelineOptions(["--runner=DataflowRunner"]))
+
+
+def test_errors_arrive_as_they_are_and_leave_no_file(submission, truth, tmp_path):
+    output = tmp_path / "metrics.json"
+    with open(submission, "a") as f:
+        f.write("0623456789abcdef,1 0.5\n")
+    with pytest.raises(ValueError, match="1 of 5 predictions are for images that the truth does not list, such as 0623456789abcdef"):
+        evaluate.run(EvaluateConfig(submission, truth, str(output)))
+    with open(submission, "a") as f:
+        f.write("0623456789abcdef,1\n")
+    with pytest.raises(TableError, match="submission.csv, line 7: id '0623456789abcdef' stands in line 6 already"):
+        evaluate.run(EvaluateConfig(submission, truth, str(output)))
+    assert not output.exists()

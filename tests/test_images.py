@@ -1,0 +1,133 @@
+"""Matching, reading and decoding photographs."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transforms import images
+from transforms.types import DecodedImage, Failure, ImageRef
+
+
+def gradient(height=40, width=60):
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write(path, data=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
+
+
+class TestMatch:
+    def test_a_folder_is_searched_recursively_for_any_case(self, tmp_path):
+        for name in ("a/b/c/abc1.jpg", "two.JPEG", "x/three.Png", "four.webp", "readme.txt"):
+            write(tmp_path / name)
+        assert [r.image_id for r in images.match_images([str(tmp_path)])] == ["abc1", "four", "three", "two"]
+
+    def test_a_glob(self, tmp_path):
+        write(tmp_path / "one.jpg"), write(tmp_path / "two.png")
+        assert [r.image_id for r in images.match_images([str(tmp_path / "*.png")])] == ["two"]
+
+    def test_a_list_with_relative_and_absolute_paths(self, tmp_path):
+        write(tmp_path / "in" / "one.jpg"), write(tmp_path / "two.jpg")
+        write(tmp_path / "list.txt", f"\ufeffin/one.jpg\r\n\r\n{tmp_path}/two.jpg\nmissing.jpg\n".encode())
+        refs = images.match_images([f"@{tmp_path}/list.txt"])
+        assert [(r.image_id, r.size_bytes) for r in refs] == [("missing", 0), ("one", 1), ("two", 1)]
+
+    def test_a_file_named_twice_counts_once(self, tmp_path):
+        one = write(tmp_path / "one.jpg")
+        assert len(images.match_images([str(tmp_path), one])) == 1
+
+    def test_two_files_with_one_id_are_named(self, tmp_path):
+        write(tmp_path / "a" / "same.jpg"), write(tmp_path / "b" / "same.png")
+        with pytest.raises(images.MatchError, match=r"'same': .*a/same.jpg and .*b/same.png"):
+            images.match_images([str(tmp_path)])
+
+    def test_nothing_matched(self, tmp_path):
+        with pytest.raises(images.MatchError, match="no image matches"):
+            images.match_images([str(tmp_path)])
+
+    def test_a_loop_of_links_and_a_pipe_do_not_hang(self, tmp_path):
+        write(tmp_path / "one.jpg")
+        (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+        os.mkfifo(tmp_path / "pipe.jpg")
+        assert [r.image_id for r in images.match_images([str(tmp_path)])] == ["one"]
+
+
+class TestDecode:
+    @pytest.mark.parametrize("kind, mode", [
+        ("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "1"), ("PNG", "RGBA"), ("PNG", "LA"),
+        ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("WEBP", "RGBA"), ("GIF", "P"), ("BMP", "RGB"),
+    ])
+    def test_every_format_and_mode_gives_the_picture(self, kind, mode):
+        source = Image.fromarray(gradient()).convert(mode)
+        pixels, width, height, scale = images.decode_image(encoded(source, kind), 1000)
+        assert pixels.dtype == np.uint8 and pixels.shape == (40, 60, 3) and (width, height, scale) == (60, 40, 1.0)
+        expected = np.asarray(source.convert("RGB"), np.int16)
+        assert np.abs(pixels.astype(np.int16) - expected).mean() < 12
+
+    def test_16_bit_grey_keeps_its_range(self):
+        grey = (np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27)
+        pixels, *_ = images.decode_image(encoded(Image.fromarray(grey)), 1000)
+        assert np.array_equal(pixels[..., 0], (grey >> 8).astype(np.uint8))
+
+    def test_transparent_pixels_become_white(self):
+        pixels, *_ = images.decode_image(encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0))), 100)
+        assert (pixels == 255).all()
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation(self, orientation):
+        upright = Image.fromarray(np.kron(np.array([[10, 80, 150], [220, 30, 100]], np.uint8), np.ones((16, 16), np.uint8)))
+        inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # the operation that undoes it
+        stored = upright if inverse is None else upright.transpose(Image.Transpose(inverse))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(stored, "JPEG", exif=exif, quality=95)
+        pixels, width, height, _ = images.decode_image(data, 1000)
+        assert (width, height) == upright.size
+        assert np.abs(pixels[..., 0].astype(int) - np.asarray(upright)).mean() < 3
+        unturned, *_ = images.decode_image(data, 1000, exif_orientation=False)
+        assert unturned.shape[:2] == stored.size[::-1]
+
+    def test_a_large_image_is_shrunk(self):
+        pixels, width, height, scale = images.decode_image(encoded(Image.fromarray(gradient(300, 400))), 100)
+        assert pixels.shape == (75, 100, 3) and (width, height, scale) == (400, 300, 0.25)
+
+    @pytest.mark.parametrize("data, kind", [
+        (b"", "empty_file"),
+        (b"no picture at all", "not_an_image"),
+        (encoded(Image.fromarray(gradient()), "JPEG")[:-200], "corrupt"),
+        (encoded(Image.fromarray(gradient()), "PNG")[:-60], "corrupt"),
+        (encoded(Image.fromarray(gradient()), "WEBP")[:100], "corrupt"),
+        (encoded(Image.fromarray(gradient(101, 101))), "too_large"),
+    ], ids=["empty", "text", "truncated jpeg", "truncated png", "truncated webp", "too large"])
+    def test_bad_files_say_what_is_wrong(self, data, kind):
+        with pytest.raises(images.DecodeError) as error:
+            images.decode_image(data, 1000, max_pixels=10_000)
+        assert error.value.kind == kind
+
+
+class TestRead:
+    def test_images_and_failures_come_in_order(self, tmp_path):
+        good = encoded(Image.fromarray(gradient()))
+        refs = [
+            ImageRef("a", write(tmp_path / "a.png", good), 1),
+            ImageRef("b", str(tmp_path / "vanished.png"), 1),
+            ImageRef("c", write(tmp_path / "c.png"), 1),
+            ImageRef("d", write(tmp_path / "d.png", good), 1),
+        ]
+        results = list(images.read_images(refs, 1000, True, 10**6, ahead=2))
+        assert [type(r) for r in results] == [DecodedImage, Failure, Failure, DecodedImage]
+        assert [(r.stage, r.image_id, r.kind) for r in results if isinstance(r, Failure)] == [
+            ("read", "b", "not_found"), ("decode", "c", "not_an_image")]
+        assert results[3].ref == refs[3]

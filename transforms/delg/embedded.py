@@ -1,0 +1,51 @@
+"""The embedded model: a SavedModel that the package builds itself, once, into the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from typing import Optional
+
+from transforms.delg import rootsift_vlad
+
+
+def model_dir(cache_root: Optional[str] = None) -> str:
+    """Returns the folder of the embedded model, building it where it does not exist.
+
+    The folder's name holds a hash of the code and the constants that it is built from, so a new version gets a new folder.
+    Processes that build at the same time are safe: each writes a folder of its own and renames it; the first one stays.
+
+    Args:
+      cache_root: where cached models lie; `$XDG_CACHE_HOME/landmarks` or `~/.cache/landmarks` where None.
+
+    Raises:
+      OSError: where the cache folder cannot be written.
+    """
+    root = cache_root or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "landmarks")
+    target = os.path.join(root, f"{rootsift_vlad.NAME}-{_version()}")
+    if os.path.isfile(os.path.join(target, "saved_model.pb")):
+        return target
+    os.makedirs(root, exist_ok=True)
+    building = tempfile.mkdtemp(prefix=f".{rootsift_vlad.NAME}-", dir=root)
+    try:
+        rootsift_vlad.build(building)
+        os.chmod(building, 0o755)  # mkdtemp gives 0o700; a shared cache is for everyone
+        try:
+            os.rename(building, target)
+        except OSError:
+            if not os.path.isfile(os.path.join(target, "saved_model.pb")):
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _version() -> str:
+    """A short hash of what the model is built from."""
+    digest = hashlib.sha256()
+    for path in (rootsift_vlad.__file__, rootsift_vlad.CONSTANTS):
+        with open(path, "rb") as source:
+            digest.update(source.read())
+    return digest.hexdigest()[:12]

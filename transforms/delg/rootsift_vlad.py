@@ -1,0 +1,188 @@
+"""The model "rootsift-vlad": local and global image features in one TensorFlow graph, without a neural network.
+
+It keeps the local-and-global contract of DELG (tensorflow/models, research/delf), so that everything downstream treats it like
+a real DELG export. Local features are upright RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012) at the corners
+(Shi and Tomasi 1994) of an image pyramid; the global descriptor of a scale is a VLAD (Jegou et al. 2010) of its dense
+descriptors, intra-normalised (Arandjelovic and Zisserman 2013) and with signed square roots.
+
+A level of the pyramid is cut into blocks of 2 x 2 px. A cell is an orientation histogram over a triangular window of 8 x 8 px,
+one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIFT's geometry. Coordinates are (y, x).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+NAME = "rootsift-vlad"
+CONSTANTS = os.path.join(os.path.dirname(__file__), "rootsift_vlad.npz")
+
+#: How to extract with this model; travels beside it as JSON.
+CARD = {
+    "name": NAME,
+    "image_scales": [0.25, 0.3536, 0.5, 0.7071, 1.0],
+    "global_scales": [0.25, 0.3536, 0.5, 0.7071, 1.0],
+    "max_local_features": 1000,
+    "score_threshold": 20.0,
+    "max_image_side": 640,
+    "max_distance": 0.9,
+}
+CARD_FILE = "landmarks_card.json"
+
+BLOCK = 2  # px
+GRID = 4  # cells along a side of a descriptor
+CELL_STEP = 2  # blocks between neighbouring cells of a descriptor
+ORIENTATIONS = 8
+REACH = CELL_STEP * (GRID - 1)  # blocks from the first to the last cell of a descriptor
+PATCH = REACH + 3  # blocks that a descriptor covers: a cell's window reaches one block further on each side
+MIN_SIDE = PATCH * BLOCK + 2  # px of a pyramid level; gradients need one more on each side
+CONTRAST = 1.0  # added to a descriptor's L1 norm: noise on flat areas stays short of unit length
+DIMENSIONS = GRID * GRID * ORIENTATIONS
+
+
+def load_constants() -> dict[str, np.ndarray]:
+    """Returns the trained constants: centroids, float32 [16, 128], of the VLAD."""
+    with np.load(CONSTANTS) as data:
+        return {name: data[name] for name in data.files}
+
+
+def build(directory: str) -> None:
+    """Writes the model, saved_model.pb and its card, into an existing folder; the same bytes every time.
+
+    Raises:
+      OSError: where the folder cannot be written.
+    """
+    with open(os.path.join(directory, "saved_model.pb"), "wb") as out:
+        out.write(saved_model_bytes())
+    with open(os.path.join(directory, CARD_FILE), "w", encoding="utf-8") as out:
+        json.dump(CARD, out, indent=2)
+        out.write("\n")
+
+
+def saved_model_bytes() -> bytes:
+    """Returns the serialised SavedModel: a TF1-style graph whose weights are constants, so there is no variables folder."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    tf1 = tf.compat.v1
+    control_flow_v2 = tf1.control_flow_v2_enabled()
+    tf1.disable_control_flow_v2()  # its loops are functions named by a counter of the process: the bytes would differ
+    try:
+        with tf.Graph().as_default() as graph:
+            signature = tf1.saved_model.predict_signature_def(*_contract(tf, load_constants()))
+    finally:
+        if control_flow_v2:
+            tf1.enable_control_flow_v2()
+    saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+    meta_graph = saved_model.meta_graphs.add()
+    meta_graph.meta_info_def.tags.append(tf.saved_model.SERVING)
+    meta_graph.graph_def.CopyFrom(graph.as_graph_def())
+    meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY].CopyFrom(signature)
+    return saved_model.SerializeToString(deterministic=True)
+
+
+def _contract(tf: Any, constants: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Builds the whole graph; returns its inputs and outputs by the names of the contract."""
+    placeholder = tf.compat.v1.placeholder
+    image = placeholder(tf.uint8, [None, None, 3], "input_image")
+    scales = placeholder(tf.float32, [None], "input_scales")
+    max_features = placeholder(tf.int32, [], "input_max_feature_num")
+    threshold = placeholder(tf.float32, [], "input_abs_thres")
+    global_scales = placeholder(tf.int32, [None], "input_global_scales_ind")
+    inputs = {t.op.name: t for t in (image, scales, max_features, threshold, global_scales)}
+
+    gray = tf.tensordot(tf.cast(image, tf.float32), tf.constant([0.299, 0.587, 0.114]), 1)
+
+    def one_scale(index: Any, *found: Any) -> tuple[Any, ...]:
+        cells, attention, zoom = _level(tf, gray, scales[index])
+        rows, scores = _corners(tf, attention, max_features, threshold)
+        # A block's grid position (row, col) is the top left of the descriptor's patch; gradients start at pixel 1.
+        top_left = tf.cast(rows, tf.float32) * BLOCK + 1.0
+        boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
+        features = _root_sift(tf, _patches_at(tf, cells, rows))
+        scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
+        vlad = _vlad(tf, cells, constants["centroids"])
+        new = (boxes, features, scale, scores[:, None], vlad[None])
+        return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))
+
+    shapes = [[None, 4], [None, DIMENSIONS], [None], [None, 1], [None, constants["centroids"].size]]
+    start = [tf.constant(0)] + [tf.zeros([0] + shape[1:]) for shape in shapes]
+    invariants = [tf.TensorShape([])] + [tf.TensorShape(shape) for shape in shapes]
+    _, *pooled, descriptors = tf.compat.v1.while_loop(
+        lambda index, *_: index < tf.size(scales), one_scale, start, shape_invariants=invariants, name="pyramid")
+
+    scores = pooled[3][:, 0]
+    best = tf.math.top_k(scores, tf.minimum(max_features, tf.size(scores))).indices
+    outputs = dict(zip(("boxes", "features", "scales", "scores"), (tf.gather(values, best) for values in pooled)))
+    outputs["global_descriptors"] = tf.gather(descriptors, tf.sort(global_scales))
+    return inputs, {name: tf.identity(value, name) for name, value in outputs.items()}
+
+
+def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
+    """Resizes, and returns cells [R + 6, C + 6, 8], the attention of the R x C descriptors, and zoom [2] of the level."""
+    size = tf.cast(tf.shape(gray), tf.float32)
+    new_size = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), MIN_SIDE)
+    level = tf.image.resize(gray[:, :, None], new_size, antialias=True)[:, :, 0]
+    dx = level[1:-1, 2:] - level[1:-1, :-2]
+    dy = level[2:, 1:-1] - level[:-2, 1:-1]
+
+    # relu(|g| cos(angle to the bin's centre) - |g| cos(45 degrees)): each gradient falls into its two nearest bins, softly.
+    angles = np.arange(ORIENTATIONS) * (2 * np.pi / ORIENTATIONS)
+    bins = np.stack([np.cos(angles), np.sin(angles), np.full(ORIENTATIONS, -np.cos(np.pi / 4))]).astype(np.float32)
+    gradient = tf.stack([dx, dy, tf.sqrt(dx * dx + dy * dy)], -1)
+    cells = _pool(tf, tf.nn.relu(tf.nn.conv2d(gradient[None], bins[None, None], 1, "VALID")))
+
+    tensor = _pool(tf, tf.stack([dx * dx, dx * dy, dy * dy], -1)[None])
+    half = REACH // 2
+    xx, xy, yy = tf.unstack(tensor[half:-half, half:-half], axis=-1)
+    attention = (xx + yy) / 2 - tf.sqrt(((xx - yy) / 2) ** 2 + xy * xy)  # the smaller eigenvalue
+    return cells, attention, tf.cast(new_size, tf.float32) / size
+
+
+def _pool(tf: Any, values: Any) -> Any:
+    """Means [1, h, w, D] over a triangular window four blocks wide, at every block that has two neighbours each way."""
+    blocks = tf.nn.avg_pool2d(values, BLOCK, BLOCK, "VALID")[0]
+    rows = blocks[:-2] + 2.0 * blocks[1:-1] + blocks[2:]
+    return (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 16.0
+
+
+def _corners(tf: Any, attention: Any, max_features: Any, threshold: Any) -> tuple[Any, Any]:
+    """Returns (row, col) int32 [N, 2] and scores [N] of the strongest local maxima of the attention above the threshold."""
+    peak = tf.nn.max_pool2d(attention[None, :, :, None], 3, 1, "SAME")[0, :, :, 0]
+    kept = tf.reshape(tf.where(attention >= peak, attention, tf.zeros_like(attention)), [-1])
+    scores, index = tf.math.top_k(kept, tf.minimum(max_features, tf.size(kept)))
+    good = (scores >= threshold) & (scores > 0)
+    index = tf.boolean_mask(index, good)
+    columns = tf.shape(attention)[1]
+    return tf.stack([index // columns, index % columns], 1), tf.boolean_mask(scores, good)
+
+
+def _patches_at(tf: Any, cells: Any, rows: Any) -> Any:
+    """Returns the cells of the descriptors at grid positions int32 [N, 2], float32 [N, 128]."""
+    offsets = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(-1, 2).astype(np.int32) * CELL_STEP
+    return tf.reshape(tf.gather_nd(cells, rows[:, None] + offsets), [-1, DIMENSIONS])
+
+
+def _root_sift(tf: Any, histograms: Any) -> Any:
+    """Gaussian weights of the cells (sigma: half a descriptor), L1 norm, square root; [N, 128] to [N, 128]."""
+    offset = np.arange(GRID) - (GRID - 1) / 2
+    gaussian = np.exp(-(offset**2) / (2 * (GRID / 2) ** 2))
+    weights = np.repeat(np.outer(gaussian, gaussian), ORIENTATIONS).astype(np.float32)
+    weighted = histograms * weights
+    return tf.sqrt(weighted / (tf.reduce_sum(weighted, -1, keepdims=True) + CONTRAST))
+
+
+def _vlad(tf: Any, cells: Any, centroids: np.ndarray) -> Any:
+    """Returns the VLAD of the dense descriptors, one for every fourth px, float32 [2048]; zero for a flat image."""
+    sparse = cells[::CELL_STEP, ::CELL_STEP][None]
+    ones, patch = [1, 1, 1, 1], [1, GRID, GRID, 1]
+    dense = _root_sift(tf, tf.reshape(tf.image.extract_patches(sparse, patch, ones, ones, "VALID"), [-1, DIMENSIONS]))
+    nearest = tf.argmax(tf.matmul(dense, centroids.T) - 0.5 * np.sum(centroids**2, 1), 1)
+    # A descriptor counts by its squared length: that is about 1, and 0 where there is no texture.
+    votes = tf.one_hot(nearest, len(centroids)) * tf.reduce_sum(dense * dense, 1, keepdims=True)
+    residuals = tf.matmul(votes, dense, transpose_a=True) - tf.reduce_sum(votes, 0)[:, None] * centroids
+    residuals = tf.reshape(tf.math.l2_normalize(residuals, 1), [-1])
+    return tf.math.l2_normalize(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)))
