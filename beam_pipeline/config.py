@@ -144,11 +144,13 @@ def _scales(text: str) -> tuple[float, ...]:
     return scales
 
 
-def add_extraction_flags(parser: argparse.ArgumentParser, preset: bool) -> None:
-    """Adds the flags of ReadingConfig and ExtractionOverrides; `preset` adds --preset for them."""
-    group = parser.add_argument_group("extraction (default: the model's card, else the official DELG settings)")
-    if preset:
+def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> None:
+    """Adds the flags of ReadingConfig and ExtractionOverrides: those of the index job, or of one that has to follow its index."""
+    if of_index:
+        group = parser.add_argument_group("extraction (default: the model's card, else the official DELG settings)")
         group.add_argument("--preset", choices=sorted(EXTRACTION_PRESETS), help="scales, features and threshold of the preset, for a model without a card")
+    else:
+        group = parser.add_argument_group("extraction (as in the index; another value is an error)")
     group.add_argument("--image_scales", type=_scales, metavar="S,S,...", help="image pyramid factors")
     group.add_argument("--max_local_features", type=_number(int, 1), metavar="N", help="local features kept per image")
     group.add_argument("--score_threshold", type=_number(float, -math.inf), metavar="T", help="least attention of a local feature")

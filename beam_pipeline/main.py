@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"landmarks {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="`landmarks COMMAND --help` explains each")
 
     index = _add_command(commands, "index", _index, "extract the features of labelled photographs, once")
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
     index.add_argument("--model", default=config.IndexConfig.model, metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: %(default)s)")
     config.add_output_flags(index)
-    config.add_extraction_flags(index, preset=True)
+    config.add_extraction_flags(index, of_index=True)
 
     recognize = _add_command(commands, "recognize", _recognize, "predict the landmark of each query photograph")
     recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
@@ -47,14 +47,15 @@ def build_parser() -> argparse.ArgumentParser:
     recognize.add_argument("--query_store", metavar="DIR", help="keep the queries' features here, to share them between runs (default: RUN/queries)")
     config.add_output_flags(recognize)
     config.add_query_flags(recognize)
-    config.add_extraction_flags(recognize, preset=False)
+    config.add_extraction_flags(recognize, of_index=False)
 
     evaluate = _add_command(commands, "evaluate", _evaluate, "score predictions: GAP@1, top-1")
     evaluate.add_argument("--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV")
     evaluate.add_argument("--truth", required=True, metavar="CSV", help="id,landmarks,Usage")
     evaluate.add_argument("--output", metavar="JSON", help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)")
 
-    model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(metavar="COMMAND", required=True)
+    model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(
+        title="commands", metavar="COMMAND", required=True, help="what to look at")
     inspect = _add_command(model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image", beam_options=False)
     inspect.add_argument("model", metavar="MODEL", help="embedded, or the folder or URI of a SavedModel")
 
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     matches.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
     matches.add_argument("--image_id", required=True, metavar="ID", help="the query")
     matches.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+    matches.add_argument("--truth", metavar="CSV", help="frame right candidates green and wrong ones red")
     matches.add_argument("--max_candidates", type=config._number(int, 1), default=3, metavar="N", help="candidates drawn (default: %(default)s)")
     return parser
 
@@ -137,14 +139,15 @@ def _inspect(args: argparse.Namespace, options: Any) -> int:
 def _demo(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import demo
 
-    demo.make_demo(args.output)
+    paths = demo.make_demo(args.output)
+    print(f"{args.output}: {'already there' if paths.already_there else 'made'}; labels {paths.labels}, truth {paths.truth}")
     return EXIT_DONE
 
 
 def _matches(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import picture
 
-    picture.write_match_picture(args.run, args.image_id, args.output, args.max_candidates)
+    picture.write_match_picture(args.run, args.image_id, args.output, args.max_candidates, args.truth)
     return EXIT_DONE
 
 

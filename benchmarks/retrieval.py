@@ -14,7 +14,8 @@ from typing import Any, Callable, Iterator, Optional
 import numpy as np
 
 from benchmarks.goals import Goals
-from transforms.nearest import DescriptorBlock, Float32Product, IndexBlock, fastest_product, nearest
+from transforms.nearest import DescriptorBlock, IndexBlock, nearest
+from transforms.products import TensorFlowProduct, fastest_product
 
 # Google Landmarks v2 clean: images, landmarks, images of the largest landmark; of the smallest, 2.
 GLDV2_IMAGES, GLDV2_LANDMARKS, GLDV2_LARGEST = 1_580_470, 81_313, 6_272
@@ -163,7 +164,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     index, asked = index_block(landmarks, rows), query_block(queries)
     flat = faiss.IndexFlatIP(options.width)
     flat.add(rows)
-    fastest, float32 = fastest_product(), Float32Product()
+    fastest, float32 = fastest_product(), TensorFlowProduct()
     flop = 2 * options.index * options.queries * options.width
 
     print(f"{options.index:,} x {options.width} index in {len(sizes):,} clusters, {options.queries:,} queries, {threads} threads, "

@@ -34,10 +34,18 @@ def _few_views(monkeypatch):
         monkeypatch.setattr(demo, name, 1)
 
 
-def test_the_same_seed_gives_the_same_bytes(made, tmp_path):
-    demo.make_demo(str(tmp_path / "again"))
+def test_the_same_seed_gives_the_same_bytes(few_views, tmp_path):
+    for name in ("one", "two"):
+        demo.make_demo(str(tmp_path / name))
 
-    assert _files(tmp_path / "again") == _files(made[0])
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_an_image_does_not_depend_on_the_others(made, few_views, tmp_path):
+    demo.make_demo(str(tmp_path / "set"))
+
+    images = {name: data for name, data in _files(tmp_path / "set").items() if name.endswith("jpg")}
+    assert len(images) == 50 and images.items() <= _files(made[0]).items()
 
 
 def test_another_seed_gives_other_images_and_ids(made, few_views, tmp_path):

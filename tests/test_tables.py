@@ -29,6 +29,7 @@ LABEL_FILES = {
     "no_last_line_end": b"id,landmark_id\na1,7\nb2,007",
     "spaces": b" id , landmark_id \n a1\t, 7\n  b2,007  \n",
     "quotes_after_spaces": b'id, "landmark_id"\na1, "7"\n "b2" , "007" \n',
+    "commas_in_quotes_after_spaces": b'id, note, landmark_id\na1, "x, y", 7\nb2, , 007\n',
     "blank_lines": b"\nid,landmark_id\n\na1,7\n   \nb2,007\n\n",
     "case_of_names": b"ID,Landmark_ID\na1,7\nb2,007\n",
 }
@@ -82,6 +83,7 @@ BAD_LABELS = {
     "quoted_line_end_before": (b'id,url,landmark_id\na1,"x\ny",7\nb2,z,\n', "line 4: landmark_id '' is empty"),
     "not_utf8": ("id,landmark_id\na1,7\nb2,Zürich\n".encode("latin-1"), r"line 3: not UTF-8: b'b2,Z\xfcrich\n'"),
     "compressed": (gzip.compress(b"id,landmark_id\na1,7\n", mtime=0), "line 1: not UTF-8"),
+    "not_utf8_and_too_few_values": (b"id,landmark_id\na1,7\n\xff\xfe\n", "line 3: not UTF-8"),
     "utf16": ("id,landmark_id\na1,7\n".encode("utf-16"), "line 1: not UTF-8"),
     "long_value": (b"id,landmark_id\n" + b"x" * 1000 + b",\n", "line 2: landmark_id '' is empty"),
 }
@@ -101,6 +103,14 @@ def test_long_values_are_cut_in_errors(tmp_path):
     with pytest.raises(TableError) as error:
         tables.read_submission(path)
     assert len(str(error.value)) < len(path) + 150
+
+
+def test_tables_on_other_file_systems(monkeypatch):
+    held = {"gs://bucket/labels.csv": LABEL_FILES["kaggle"], "gs://bucket/bad.csv": b"id,landmark_id\na1,\n"}
+    monkeypatch.setattr(tables.FileSystems, "open", lambda uri, **_: io.BufferedReader(io.BytesIO(held[uri])))
+    assert rows(tables.read_labels("gs://bucket/labels.csv")) == ROWS
+    with pytest.raises(TableError, match="gs://bucket/bad.csv, line 2: landmark_id '' is empty"):
+        tables.read_labels("gs://bucket/bad.csv")
 
 
 def test_missing_file_is_an_os_error(tmp_path):

@@ -1,9 +1,9 @@
 """Tiny SavedModels of every contract that a loader meets, with random seeded weights, built in a second or two.
 
-They behave like the real ones: boxes centre on a grid in pixels of the image fed, features are not normalised, scores are sorted
-and respect the threshold, N can be 0, global rows follow the order of the scales. Attention is ten times the standard
-deviation of the grey values in a 32 px patch, so that the official threshold of 175 keeps textured patches and drops flat ones.
-A feature is a random projection of its patch without the mean, so that equal patches match and brightness does not matter.
+They behave like the real ones: boxes centre on a grid in pixels of the image fed, features are not normalised, scores are
+sorted and respect the threshold, N can be 0, global rows follow the order of the scales. Attention is ten times the standard
+deviation of the grey values in a 32 px patch, so that the official threshold of 175 keeps textured patches and drops flat
+ones. A feature is a random projection of its patch without the mean: equal patches match, and brightness does not matter.
 """
 
 from __future__ import annotations

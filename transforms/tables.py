@@ -314,18 +314,20 @@ class _Csv:
                 table = pacsv.read_csv(
                     f,
                     pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
-                    pacsv.ParseOptions(
-                        newlines_in_values=True,
-                        invalid_row_handler=lambda row: "error" if row.text.strip() else "skip",
-                    ),
+                    pacsv.ParseOptions(newlines_in_values=True),
                     pacsv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
                 )
-        except pa.ArrowInvalid as e:
-            for line, fields in self._records():
-                if len(fields) != width:
-                    self._fail(line, f"{len(fields)} values where the header has {width}: {_shown(','.join(fields))}")
-            raise TableError(f"{self._uri}: not readable as CSV: {e}") from e
+        except pa.ArrowInvalid:
+            # Either an error, which the slow way names, or something that only the slow way reads, such as lines of spaces.
+            rows = [[fields[i] for i in included] for fields in self._rows(width)]
+            table = pa.table([pa.array(column, pa.string()) for column in zip(*rows)], names)
         return table.slice(1).combine_chunks()  # the header came along as a row
+
+    def _rows(self, width: int) -> Iterator[list[str]]:
+        for line, fields in self._records():
+            if len(fields) != width:
+                self._fail(line, f"{len(fields)} values where the header has {width}: {_shown(','.join(fields))}")
+            yield fields
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """The records as (first line, values), the header first. Slow, but it knows the lines."""

@@ -1,0 +1,212 @@
+"""The command line from photographs to metrics, re-reading what it wrote."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from beam_pipeline import demo
+from beam_pipeline.main import main
+from tests import tiny_models
+
+RETRIEVING = [kind for kind in tiny_models.KINDS if kind not in ("local_only", "delf_v1")]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A part of the demo set: 12 landmarks' index photographs, their queries, and a few distractors."""
+    root = tmp_path_factory.mktemp("data")
+    demo.make_demo(str(root / "all"))
+    labels = pd.read_csv(root / "all" / "labels.csv", dtype=str)
+    chosen = sorted(labels.landmark_id.unique())[:12]
+    labels = labels[labels.landmark_id.isin(chosen)]
+    truth = pd.read_csv(root / "all" / "truth.csv", dtype=str, keep_default_na=False)
+    truth = pd.concat([truth[truth.landmarks.isin(chosen)], truth[truth.landmarks == ""].head(8)])
+    labels.to_csv(root / "labels.csv", index=False)
+    truth.to_csv(root / "truth.csv", index=False)
+    for folder, ids in (("index", labels.id), ("queries", truth.id)):
+        (root / folder).mkdir()
+        found = {path.stem: path for path in (root / "all" / folder).rglob("*.jpg")}
+        for image_id in ids:
+            shutil.copy(found[image_id], root / folder)
+    return root
+
+
+def index(data, output, *flags):
+    return main(["index", "--images", str(data / "index"), "--labels", str(data / "labels.csv"), "--output", str(output), *flags])
+
+
+def recognize(data, index_folder, output, *flags, images="queries"):
+    return main(["recognize", "--images", str(data / images), "--index", str(index_folder), "--output", str(output), *flags])
+
+
+@pytest.fixture(scope="session")
+def embedded_index(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("embedded") / "index"
+    assert index(data, output) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def embedded_run(data, embedded_index, tmp_path_factory):
+    output = tmp_path_factory.mktemp("embedded") / "run"
+    assert recognize(data, embedded_index, output, "--truth", str(data / "truth.csv"), "--direct_num_workers=1") == 0
+    return output
+
+
+def submission(run):
+    with open(run / "submission.csv", newline="") as f:
+        return {row["id"]: row["landmarks"] for row in csv.DictReader(f)}
+
+
+def test_what_an_index_leaves(data, embedded_index):
+    manifest = json.loads((embedded_index / "manifest.json").read_text())
+    count = len(list((data / "index").iterdir()))
+    assert manifest["counts"] == {"matched": count, "indexed": count, "failed": 0, "without_label": 0}
+    assert manifest["model"]["uri"] == "embedded" and manifest["global_dimensions"] == 2048
+    images = pd.read_parquet(embedded_index / "images")
+    labels = pd.read_csv(data / "labels.csv", dtype=str).set_index("id").landmark_id
+    assert len(images) == count and (images.set_index("image_id").landmark_id == labels.sort_index()).all()
+    assert np.allclose([np.linalg.norm(d) for d in images.global_descriptor], 1, atol=1e-5)
+
+
+def test_what_a_run_leaves(data, embedded_run):
+    truth = pd.read_csv(data / "truth.csv", dtype=str, keep_default_na=False)
+    rows = submission(embedded_run)
+    assert list(rows) == sorted(truth.id)
+    predictions = pd.read_parquet(embedded_run / "predictions").set_index("image_id")
+    assert len(predictions) == len(truth)
+    for image_id, text in rows.items():
+        landmark, score = text.split(" ")
+        row = predictions.loc[image_id]
+        assert (landmark, float(score)) == (row.landmark_id, row.score)
+        scores = [c["score"] for c in row.candidates]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+        assert row.score == pytest.approx(sum(c["score"] for c in row.candidates if c["landmark_id"] == landmark))
+    manifest = json.loads((embedded_run / "manifest.json").read_text())
+    assert manifest["counts"] == {"queries": len(truth), "predicted": len(truth), "failed": 0}
+    metrics = json.loads((embedded_run / "metrics.json").read_text())
+    assert metrics["all"]["gap"] > 0.3  # guessing gives less than 0.05
+
+
+def test_evaluate_gives_the_metrics_of_the_run_from_its_submission_too(data, embedded_run, tmp_path):
+    for predictions in (embedded_run, embedded_run / "submission.csv"):
+        output = tmp_path / "m.json"
+        assert main(["evaluate", "--predictions", str(predictions), "--truth", str(data / "truth.csv"), "--output", str(output)]) == 0
+        assert json.loads(output.read_text()) == json.loads((embedded_run / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("flags", [["--direct_num_workers=2"], ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]],
+                         ids=["threads", "processes"])
+def test_workers_do_not_change_a_byte(data, embedded_index, embedded_run, tmp_path, flags):
+    assert recognize(data, embedded_index, tmp_path / "run", *flags) == 0
+    assert (tmp_path / "run" / "submission.csv").read_bytes() == (embedded_run / "submission.csv").read_bytes()
+
+
+def test_a_finished_output_is_left_alone_and_other_settings_are_refused(data, embedded_index, embedded_run, capsys):
+    before = (embedded_run / "manifest.json").stat().st_mtime_ns
+    assert recognize(data, embedded_index, embedded_run) == 0
+    assert "nothing to do" in capsys.readouterr().out and (embedded_run / "manifest.json").stat().st_mtime_ns == before
+    assert recognize(data, embedded_index, embedded_run, "--max_distance", "0.7") == 2
+    assert "hyperparameters.max_distance: 0.9 there, 0.7 wanted" in capsys.readouterr().err
+
+
+def test_other_parameters_need_no_new_extraction(data, embedded_index, embedded_run, tmp_path, monkeypatch):
+    from transforms import features
+
+    def refuse(self):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(features.DelgModelHandler, "load_model", refuse)
+    store = str(embedded_run / "queries")
+    assert recognize(data, embedded_index, tmp_path / "run", "--query_store", store, "--preset", "accurate", "--direct_num_workers=1") == 0
+    candidates = pd.read_parquet(tmp_path / "run" / "predictions").candidates
+    assert max(len(c) for c in candidates) == 20
+
+
+def test_an_unfinished_run_goes_on_and_ends_with_the_same_bytes(data, embedded_index, embedded_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(embedded_run, run)
+    (run / "manifest.json").unlink()
+    (run / "submission.csv").unlink()
+    sorted((run / "predictions").iterdir())[0].unlink()
+    unit = sorted((run / "queries" / "images").iterdir())[1]
+    unit.unlink()
+    settings = json.loads((run / "settings.json").read_text())
+    assert recognize(data, embedded_index, run) == 0
+    assert json.loads((run / "settings.json").read_text()) == settings
+    for part in ("submission.csv", f"queries/images/{unit.name}"):
+        assert (run / part).read_bytes() == (embedded_run / part).read_bytes()
+
+
+@pytest.mark.parametrize("kind", RETRIEVING)
+def test_every_contract_goes_through_index_and_recognize(data, tmp_path, kind, capsys):
+    tiny_models.build(kind, tmp_path / "model")
+    flags = ["--image_scales", "0.7071,1", "--score_threshold", "0", "--max_local_features", "100", "--max_image_side", "160"]
+    assert index(data, tmp_path / "index", "--model", str(tmp_path / "model"), *flags) == 0
+    assert recognize(data, tmp_path / "index", tmp_path / "run") == 0
+    candidates = pd.read_parquet(tmp_path / "run" / "predictions").candidates
+    inliers = [c["inliers"] for row in candidates for c in row]
+    if kind == "global_only":
+        assert set(inliers) == {None} and "no re-ranking" in capsys.readouterr().out
+    else:
+        assert max(inliers) >= 5
+
+
+def test_a_local_only_model_is_refused(data, tmp_path, capsys):
+    tiny_models.build("local_only", tmp_path / "model")
+    assert index(data, tmp_path / "index", "--model", str(tmp_path / "model")) == 1
+    assert "offers no global descriptor" in capsys.readouterr().err
+
+
+def test_another_model_than_the_indexs_is_refused(data, embedded_index, tmp_path, capsys):
+    tiny_models.build("delg_tf1", tmp_path / "model")
+    assert recognize(data, embedded_index, tmp_path / "run", "--model", str(tmp_path / "model")) == 2
+    assert "is not the one the index was made with" in capsys.readouterr().err
+    assert recognize(data, embedded_index, tmp_path / "run", "--max_image_side", "1000") == 2
+    assert "--max_image_side 1000 differs from the index's" in capsys.readouterr().err
+
+
+def test_an_index_smaller_than_num_to_rerank_and_queries_that_are_in_it(data, tmp_path):
+    labels = pd.read_csv(data / "labels.csv", dtype=str).head(2)
+    small = tmp_path / "small"
+    (small / "index").mkdir(parents=True)
+    for image_id in labels.id:
+        shutil.copy(data / "index" / f"{image_id}.jpg", small / "index")
+    labels.to_csv(small / "labels.csv", index=False)
+    assert index(small, tmp_path / "index") == 0
+    assert recognize(small, tmp_path / "index", tmp_path / "run", "--num_to_rerank", "100", images="index") == 0
+    predictions = pd.read_parquet(tmp_path / "run" / "predictions").set_index("image_id")
+    a, b = sorted(labels.id)
+    assert [[c["image_id"] for c in predictions.loc[i].candidates] for i in (a, b)] == [[b], [a]]
+
+
+def test_broken_photographs_are_failure_rows_and_change_nothing_else(data, embedded_index, embedded_run, tmp_path):
+    queries = tmp_path / "queries"
+    shutil.copytree(data / "queries", queries)
+    whole = next(queries.iterdir()).read_bytes()
+    broken = {
+        "zero.jpg": b"", "text.png": b"hello", "half.jpg": whole[: len(whole) // 2], "header.jpg": whole[:20], "head.webp": b"RIFF",
+    }
+    for name, content in broken.items():
+        (queries / name).write_bytes(content)
+    Image.new("RGB", (1, 50)).save(queries / "thin.png")
+    assert recognize(tmp_path, embedded_index, tmp_path / "run") == 0
+    failed = pd.read_parquet(tmp_path / "run" / "failures")
+    assert set(failed.image_id) == {"zero", "text", "half", "header", "head", "thin"}
+    rows = submission(tmp_path / "run")
+    assert all(rows.pop(image_id) == "" for image_id in failed.image_id)
+    assert rows == submission(embedded_run)
+
+
+def test_images_without_a_label_are_left_out_and_said(data, tmp_path, capsys):
+    labels = pd.read_csv(data / "labels.csv", dtype=str)
+    labels.iloc[1:].to_csv(tmp_path / "labels.csv", index=False)
+    assert main(["index", "--images", str(data / "index"), "--labels", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "index")]) == 0
+    assert "1 of" in capsys.readouterr().err
+    failures = pd.read_parquet(tmp_path / "index" / "failures")
+    assert failures.kind.tolist() == ["no_label"] and failures.image_id.tolist() == [labels.id[0]]

@@ -1,0 +1,206 @@
+"""Matrix products for the fast pass of `transforms.nearest`, and the proof of how far their scores can be from the exact ones.
+
+Let q and x be a query and an index row of length at most 1 + t (t = UNIT_TOLERANCE) and width D, and p the penalty of x. Let v be
+the unit roundoff of the operands' type, w that of the result's type, u = 2^-24 float32's, all rounding to nearest. bfloat16 keeps
+8 significant bits: v = w = 2^-8. For float32 operands v = w = 0, since the sum's own rounding is counted in step 2.
+
+1. Operands. q becomes q', x becomes x', x_i' = x_i (1 + b_i), |b_i| <= v. By Cauchy and Schwarz
+   |q'.x' - q.x| = |(q' - q).x' + q.(x' - x)| <= |q' - q| (1 + v) (1 + t) + (1 + t)^2 v.
+   |q' - q| is measured for each query: it is about 0.4 v where the worst case is v (1 + t).
+2. Sum. Products of two bfloat16 are exact in float32. In any order, with or without fused multiply-add, a sum of m products
+   accumulated in float32 errs by at most m u / (1 - m u) times the sum of their absolute values (Higham, Accuracy and Stability
+   of Numerical Algorithms, section 3.1), which by Cauchy and Schwarz is at most (1 + t)^2 (1 + v)^2 + |p|. Flushed subnormals
+   add at most m 2^-125.
+3. Penalty. It rides along as further columns: 1 in the query, parts of -p in the row that are exact in the operands' type
+   (three bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of step 2.
+4. Result. The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|.
+5. The exact score too is rounded to float32: by at most u ((1 + t)^2 + |p|), and by less than as much again in float64.
+
+So |s - exact| <= a |s| + c, with a = w / (1 - w) and c the sum of 1, 2 and 5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any, Protocol
+
+import numpy as np
+
+UNIT_TOLERANCE = 1e-3
+
+
+class Product(Protocol):
+    """A way to compute dot products of many rows, fast and with a bounded error.
+
+    Scores come as sortable keys: numbers in the order of the scores.
+
+    Attributes:
+      name: for a person.
+      roundoff: v and w of the module's text.
+    """
+
+    name: str
+    roundoff: float
+
+    def operand(self, rows: np.ndarray) -> Any:
+        """Rows, float32 [N, D], in the form that `scores` takes."""
+
+    def rounded(self, rows: np.ndarray) -> np.ndarray:
+        """Rows, float32 [N, D], with the values that `operand` gives them."""
+
+    def scores(self, queries: Any, rows: Any) -> np.ndarray:
+        """Keys [Q, N] of the dot products of two operands; the caller may write to them."""
+
+    def keys(self, scores: np.ndarray) -> np.ndarray:
+        """Keys of float32 scores, rounded down."""
+
+    def values(self, keys: np.ndarray) -> np.ndarray:
+        """float32 scores of keys."""
+
+
+class NumpyProduct:
+    """NumPy's float32 product; a key is the score."""
+
+    name = "NumPy float32"
+    roundoff = 0.0
+
+    def operand(self, rows: np.ndarray) -> Any:
+        return rows
+
+    def rounded(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def scores(self, queries: Any, rows: Any) -> np.ndarray:
+        return queries @ rows.T
+
+    def keys(self, scores: np.ndarray) -> np.ndarray:
+        return scores
+
+    def values(self, keys: np.ndarray) -> np.ndarray:
+        return keys
+
+
+class TensorFlowProduct(NumpyProduct):
+    """TensorFlow's float32 product; on the processor, since on a GPU TensorFlow would round the operands to TensorFloat-32."""
+
+    name = "TensorFlow float32"
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+
+    def operand(self, rows: np.ndarray) -> Any:
+        with self._tf.device("CPU:0"):
+            return self._tf.constant(rows)
+
+    def scores(self, queries: Any, rows: Any) -> np.ndarray:
+        with self._tf.device("CPU:0"):
+            return np.asarray(self._tf.matmul(queries, rows, transpose_b=True))
+
+
+class Bfloat16Product:
+    """TensorFlow's bfloat16 product, summed in float32; a key is the result's bits as int16, those of negative numbers flipped."""
+
+    name = "TensorFlow bfloat16"
+    roundoff = 2.0**-8
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self._tf, self._type = tf, tf.bfloat16.as_numpy_dtype
+
+    def operand(self, rows: np.ndarray) -> Any:
+        return self._tf.constant(rows.astype(self._type))
+
+    def rounded(self, rows: np.ndarray) -> np.ndarray:
+        return rows.astype(self._type).astype(np.float32)
+
+    def scores(self, queries: Any, rows: Any) -> np.ndarray:
+        bits = np.asarray(self._tf.matmul(queries, rows, transpose_b=True)).view(np.int16)
+        return bits ^ ((bits >> 15) & np.int16(0x7FFF))
+
+    def keys(self, scores: np.ndarray) -> np.ndarray:
+        bits = scores.view(np.int32)
+        return ((bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))) >> 16).astype(np.int16)
+
+    def values(self, keys: np.ndarray) -> np.ndarray:
+        bits = keys ^ ((keys >> 15) & np.int16(0x7FFF))
+        return (bits.astype(np.int32) << 16).view(np.float32)
+
+
+def penalty_columns(penalty: np.ndarray) -> np.ndarray:
+    """float32 [N, 3], exact in bfloat16, whose rows sum to -penalty (float32 [N])."""
+    columns, rest = [], -penalty
+    for _ in range(3):
+        columns.append((rest.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))  # the 8 leading bits
+        rest = rest - columns[-1]
+    return np.stack(columns, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorBound:
+    """How far fast scores s can be from exact ones: at most relative * |s| + absolute.
+
+    Attributes:
+      relative: a of the module's text.
+      absolute: c of the module's text, float64 [Q], by query.
+    """
+
+    relative: float
+    absolute: np.ndarray
+
+    def least_exact(self, fast: np.ndarray) -> np.ndarray:
+        """float64 [Q]: no exact score is lower where the fast score is `fast`."""
+        fast = fast.astype(np.float64)
+        return np.where(fast >= 0, fast * (1 - self.relative), fast * (1 + self.relative)) - self.absolute
+
+    def least_fast(self, exact: np.ndarray) -> np.ndarray:
+        """float32 [Q]: no fast score is lower where the exact score is at least `exact`."""
+        least = exact.astype(np.float64) - self.absolute
+        least = np.where(least >= 0, least / (1 + self.relative), least / (1 - self.relative))
+        # Rounded down, and by one step more for the float64 arithmetic here.
+        return np.nextafter(least.astype(np.float32), np.float32(-np.inf))
+
+
+def error_bound(product: Product, queries: np.ndarray, penalty: float) -> ErrorBound:
+    """The bound of the module's text for these queries (float32 [Q, D]) and penalties of at most `penalty` in size."""
+    t, u, v = UNIT_TOLERANCE, 2.0**-24, product.roundoff
+    moved = np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1) if v else np.zeros(len(queries))
+    m = queries.shape[1] + 3
+    operands = moved * (1 + v) * (1 + t) + (1 + t) ** 2 * v
+    accumulation = m * u / (1 - m * u) * ((1 + t) ** 2 * (1 + v) ** 2 + penalty) + m * 2.0**-125
+    return ErrorBound(v / (1 - v), operands + accumulation + 2 * u * ((1 + t) ** 2 + penalty))
+
+
+@functools.lru_cache(maxsize=None)
+def fastest_product() -> Product:
+    """The fastest of the products on this machine, measured once per process on a small one.
+
+    Those are left out that break their bound on rows of positive numbers, as a sum kept in bfloat16 would.
+    """
+    rows = np.abs(np.random.default_rng(0).standard_normal((2048, 2048), np.float32))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = rows[:512]
+    exact = queries.astype(np.float64) @ rows.T.astype(np.float64)
+    products: list[Product] = [NumpyProduct()]
+    try:
+        products += [TensorFlowProduct(), Bfloat16Product()]
+    except ImportError:
+        pass
+    seconds = {}
+    for product in products:
+        a, b = product.operand(queries), product.operand(rows)
+        bound = error_bound(product, queries, 0.0)
+        scores = product.values(product.scores(a, b))
+        if np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None]):
+            seconds[product] = min(_seconds(product, a, b) for _ in range(3))
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds(product: Product, queries: Any, rows: Any) -> float:
+    start = time.perf_counter()
+    product.scores(queries, rows)
+    return time.perf_counter() - start
