@@ -22,7 +22,6 @@ from transforms.units import PlannedUnit, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
 _IMAGES_PER_BLOCK = 4096
-METRICS = "metrics.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +133,7 @@ def run(config: RecognizeConfig, options: PipelineOptions) -> int:
     else:
         print(f"{config.output} is finished; nothing to do")
     if config.truth:
-        metrics = evaluate.evaluate_run(config.output, config.truth)
-        files.write_json(files.join(config.output, METRICS), metrics)
-        print(evaluate.format_metrics(metrics))
+        print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     return 0
 
 

@@ -98,7 +98,7 @@ class TensorFlowProduct(NumpyProduct):
 
     def scores(self, queries: Any, rows: Any) -> np.ndarray:
         with self._tf.device("CPU:0"):
-            return np.asarray(self._tf.matmul(queries, rows, transpose_b=True))
+            return self._tf.matmul(queries, rows, transpose_b=True).numpy()
 
 
 class Bfloat16Product:
