@@ -7,7 +7,6 @@ import tempfile
 from typing import Any, Optional
 
 import apache_beam as beam
-import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import outputs, running
@@ -18,11 +17,10 @@ _COUNTS = ("queries", "landmark_queries", "predicted", "correct")
 
 
 def build(pipeline: beam.Pipeline, config: EvaluateConfig) -> beam.PCollection[dict]:
-    """The graph of the evaluate job: the predictions' files are read and scored; gives the one metrics dict."""
+    """The graph of the evaluate job: the predictions' files are scored; gives the one metrics dict."""
     return (
         pipeline
         | "Shards" >> beam.Create(tables.prediction_shards(config.predictions)).with_output_types(str)
-        | "Read" >> beam.Map(tables.read_prediction_shard).with_input_types(str).with_output_types(pa.Table)
         | "Score" >> gap.EvaluatePredictions(config.truth)
     )
 

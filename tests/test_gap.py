@@ -6,6 +6,7 @@ import random
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
@@ -197,11 +198,13 @@ def truth_csv(tmp_path):
 def test_transform_gives_the_same_for_any_bundling(tmp_path, pieces):
     predictions = [*PREDICTIONS, ("0123456789abcdef", None, None)] if pieces else []
     shuffled = random.Random(pieces).sample(predictions, len(predictions))
-    elements = [table(shuffled[i::pieces], tables.ANSWER_SCHEMA) for i in range(pieces)]
+    shards = [str(tmp_path / f"{i}.parquet") for i in range(pieces)]
+    for i, shard in enumerate(shards):
+        pq.write_table(table(shuffled[i::pieces], tables.ANSWER_SCHEMA), shard)
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         metrics = (
             pipeline
-            | beam.Create(elements).with_output_types(pa.Table)
+            | beam.Create(shards).with_output_types(str)
             | beam.Reshuffle()
             | gap.EvaluatePredictions(truth_csv(tmp_path))
         )

@@ -26,6 +26,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # Image.open(formats=...) knows only formats that are registered already
 
+# A picture is first brought to at least this many times the sides wanted by cheap means, then resized well.
+_GAP = 2
+
+_STRIP_PIXELS = 1 << 21  # converted at a time
+
+# A few kilobytes can hold thousands of scans over a large picture; the worst take 5 ns a pixel each.
+_MAX_SCANNED_PIXELS = 1_500_000_000
+
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
@@ -135,7 +143,7 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
 
 
 def decode_image(
-    data: bytes, max_side: int, exif_orientation: bool = True, max_pixels: int = 100_000_000
+    data: bytes, max_side: int, exif_orientation: bool = True, max_pixels: int = 100_000_000, max_memory: int = 450_000_000
 ) -> tuple[np.ndarray, int, int, float]:
     """Decodes an image file's content to upright RGB, shrunk so that its longest side is at most `max_side`.
 
@@ -145,6 +153,7 @@ def decode_image(
     Args:
       exif_orientation: turn the picture as its EXIF orientation says.
       max_pixels: refuse larger pictures before they are decoded.
+      max_memory: likewise those whose decoding would take more bytes, by a safe estimate.
 
     Returns:
       pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see DecodedImage).
@@ -163,16 +172,26 @@ def decode_image(
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError("too_large", f"{width} x {height} pixels, more than {max_pixels:,}")
+    scale = min(1.0, max_side / max(width, height))
+    shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scans = _scans(image, data)
+    if scans * width * height > _MAX_SCANNED_PIXELS:
+        raise DecodeError("too_large", f"{width} x {height} pixels in {scans} scans or runs, which would take too long")
     try:
+        image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
+        factor = max(1, min(image.width // (_GAP * shrunk[0]), image.height // (_GAP * shrunk[1])))
+        needed = len(data) + _decoding_bytes(image, width * height, scans, factor, shrunk)
+        if needed > max_memory:
+            raise DecodeError("too_large", f"{width} x {height} pixels take {needed:,} bytes to decode, more than {max_memory:,}")
         turns = _TO_UPRIGHT.get(_orientation(image), ()) if exif_orientation else ()
-        scale = min(1.0, max_side / max(width, height))
-        shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
-        image = _to_rgb(image)
+        image = _to_rgb(image, factor)
         if scale < 1.0:
             image = image.resize(shrunk, Image.Resampling.BICUBIC)
         for turn in turns:
             image = image.transpose(turn)
         pixels = np.asarray(image)
+    except DecodeError:
+        raise
     except Exception as e:
         raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
     if turns and turns[0] in (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270):
@@ -187,7 +206,54 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged EXIF does not make a bad picture
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _scans(image: Image.Image, data: bytes) -> int:
+    """How often decoding goes over the pixels: the scans of a JPEG; slow decoders count for many."""
+    if image.format in ("JPEG", "MPO"):  # Pillow has read up to the first scan
+        return 1 + data.count(b"\xff\xda", image.fp.tell())
+    return 100 if image.tile and image.tile[0].codec_name == "bmp_rle" else 1  # written in Python, a byte at a time
+
+
+def _decoding_bytes(image: Image.Image, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]) -> int:
+    """Estimate of the memory that decode_image takes, not below what it takes.
+
+    Args:
+      image: opened and drafted, not loaded.
+      pixels: of the file.
+      scans, factor, shrunk: see _scans, _to_rgb and decode_image.
+    """
+    decoded = image.width * image.height
+    if image.format == "WEBP":
+        loading = 20 * pixels  # two canvases, the frame twice, and what a lossless file is decoded into
+    else:
+        loading = (1 if image.mode in ("1", "L", "P") else 4) * decoded
+    if image.format in ("JPEG", "MPO") and scans > 1:  # all coefficients of 2 bytes are kept until the last scan
+        samples = [h * v for _, h, v, _ in image.layer]
+        loading += 2 * pixels * sum(samples) // max(1, max(h for _, h, _, _ in image.layer) * max(v for _, _, v, _ in image.layer))
+    if image.format in ("GIF", "BMP"):
+        loading += 4 * decoded
+    converted = 4 * decoded // factor**2 + 20 * _STRIP_PIXELS
+    resized = 4 * shrunk[0] * image.height // factor
+    return loading + converted + resized + 14 * shrunk[0] * shrunk[1]
+
+
+def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
+    """`image` as RGB with sides divided by `factor`, made strip by strip: a conversion of the whole takes several times its memory."""
+    image.load()
+    rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
+    if rows >= image.height:
+        return _reduced(_converted(image), factor)
+    rgb = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        rgb.paste(_reduced(_converted(strip), factor), (0, top // factor))
+    return rgb
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         samples = np.asarray(image)
         return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
@@ -200,27 +266,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int) -> Union[DecodedImage, Failure]:
+def read_image(
+    ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 450_000_000
+) -> Union[DecodedImage, Failure]:
     """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
+    if ref.size_bytes > max_memory:
+        return Failure("read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}")
     try:
         data = files.read_bytes(ref.uri)
     except Exception as e:  # file systems raise errors of their own
         kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
         return Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
     try:
-        return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels))
+        return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels, max_memory))
     except DecodeError as e:
         return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
 
 
 def read_images(
-    refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, ahead: int = 4
+    refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 450_000_000, ahead: int = 4
 ) -> Iterator[Union[DecodedImage, Failure]]:
     """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them."""
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
         waiting: collections.deque[Future] = collections.deque()
         for ref in refs:
-            waiting.append(pool.submit(read_image, ref, max_side, exif_orientation, max_pixels))
+            waiting.append(pool.submit(read_image, ref, max_side, exif_orientation, max_pixels, max_memory))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

@@ -26,6 +26,7 @@ from transforms.types import Neighbors
 # A tile of scores, 4 MB in bfloat16, stays in the cache between the product and the selection.
 TILE_ROWS = 4096
 TILE_QUERIES = 512
+_EXACT_STEP = 2**16  # products at a time, 512 KB in float64
 # Products of fewer multiplications than this are over before TensorFlow would be imported.
 SMALL_PRODUCT = 2e10
 
@@ -207,12 +208,13 @@ class _Search:
         width, k = keys.shape[1], self._best.shape[1]
         own = (self._own_row >= low) & (self._own_row < low + width)
         keys[self._own_query[own], self._own_row[own] - low] = self._product.keys(np.float32([-np.inf]))[0]
+        hit = np.flatnonzero(keys.max(axis=1) >= self._least(slice(None)))
+        keys = keys[hit]
         best_here = np.partition(keys, width - k, axis=1)[:, width - k :] if k < width else keys
-        both = np.hstack([self._best, self._product.values(best_here)])
-        self._best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
-        least = self._product.keys(np.maximum(self._least(), np.finfo(np.float32).min))  # own images are at -inf
-        query, row = np.divmod(np.flatnonzero(keys >= least[:, None]), width)
-        self._kept.append((query, row + low, self._product.values(keys[query, row])))
+        both = np.hstack([self._best[hit], self._product.values(best_here)])
+        self._best[hit] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
+        query, row = np.divmod(np.flatnonzero(keys >= self._least(hit)[:, None]), width)
+        self._kept.append((hit[query], row + low, self._product.values(keys[query, row])))
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs (query, row) that include all of the k best, and their exact scores, float32."""
@@ -228,16 +230,19 @@ class _Search:
         scored = first | rest
         return query[scored], row[scored], exact[scored]
 
-    def _least(self) -> np.ndarray:
-        return self._bound.least_fast(self._bound.least_exact(self._best[:, 0]))
+    def _least(self, queries: Any) -> np.ndarray:
+        """The least key that some of the queries (an index into them) keep."""
+        bound = dataclasses.replace(self._bound, absolute=self._bound.absolute[queries])
+        least = bound.least_fast(bound.least_exact(self._best[queries, 0]))
+        return self._product.keys(np.maximum(least, np.finfo(np.float32).min))  # own images are at -inf
 
     def _exact(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-        scores = np.empty(len(query))
-        step = max(1, 2**16 // max(1, self._queries.shape[1]))
+        queries, scores = self._queries.astype(np.float64), np.empty(len(query))
+        step = max(1, _EXACT_STEP // self._queries.shape[1])
         for at in range(0, len(query), step):
             part = slice(at, at + step)
-            products = self._queries[query[part]].astype(np.float64)
-            products *= self._index.descriptors[row[part]]
+            products = self._index.descriptors[row[part]].astype(np.float64)
+            products *= queries[query[part]]
             scores[part] = products.sum(axis=1)
         if self._index.penalty is not None:
             scores -= self._index.penalty[row]

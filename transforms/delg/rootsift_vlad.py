@@ -3,7 +3,9 @@
 It keeps the local-and-global contract of DELG (tensorflow/models, research/delf), so that everything downstream treats it like
 a real DELG export. Local features are upright RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012) at the corners
 (Shi and Tomasi 1994) of an image pyramid; the global descriptor of a scale is a VLAD (Jegou et al. 2010) of its dense
-descriptors, intra-normalised (Arandjelovic and Zisserman 2013) and with signed square roots.
+descriptors, intra-normalised (Arandjelovic and Zisserman 2013), with signed square roots. Both are centred and whitened by PCA
+(Jegou and Chum 2012), which takes out what all photographs share: without it, unrelated RootSIFT descriptors are about 0.9 apart
+and unrelated photographs have a cosine of about 0.5; with it, they are about 1.4 apart and near 0.
 
 A level of the pyramid is cut into blocks of 2 x 2 px. A cell is an orientation histogram over a triangular window of 8 x 8 px,
 one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIFT's geometry. Coordinates are (y, x).
@@ -11,26 +13,27 @@ one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIF
 
 from __future__ import annotations
 
-import json
 import os
+import threading
 from typing import Any
 
 import numpy as np
 
+from transforms.delg.card import ExtractionSettings, write_card
+
 NAME = "rootsift-vlad"
 CONSTANTS = os.path.join(os.path.dirname(__file__), "rootsift_vlad.npz")
 
-#: How to extract with this model; travels beside it as JSON.
-CARD = {
-    "name": NAME,
-    "image_scales": [0.25, 0.3536, 0.5, 0.7071, 1.0],
-    "global_scales": [0.25, 0.3536, 0.5, 0.7071, 1.0],
-    "max_local_features": 1000,
-    "score_threshold": 20.0,
-    "max_image_side": 640,
-    "max_distance": 0.9,
-}
-CARD_FILE = "landmarks_card.json"
+SETTINGS = ExtractionSettings(
+    image_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
+    global_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
+    max_local_features=1000,
+    score_threshold=20.0,
+    max_image_side=640,
+)
+MAX_DISTANCE = 0.9  # of putative matches
+
+_control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 
 BLOCK = 2  # px
 GRID = 4  # cells along a side of a descriptor
@@ -40,13 +43,24 @@ REACH = CELL_STEP * (GRID - 1)  # blocks from the first to the last cell of a de
 PATCH = REACH + 3  # blocks that a descriptor covers: a cell's window reaches one block further on each side
 MIN_SIDE = PATCH * BLOCK + 2  # px of a pyramid level; gradients need one more on each side
 CONTRAST = 1.0  # added to a descriptor's L1 norm: noise on flat areas stays short of unit length
+NOISE = 1e-4  # added to squared norms, where rounding errors of a flat image must not be blown up to unit length
 DIMENSIONS = GRID * GRID * ORIENTATIONS
 
 
 def load_constants() -> dict[str, np.ndarray]:
-    """Returns the trained constants: centroids, float32 [16, 128], of the VLAD."""
+    """Returns the constants, float32, learned from dense descriptors of photographs without using their labels.
+
+    centroids [16, 128]: k-means of RootSIFT descriptors.
+    local_mean [128], local_projection [128, 128]: of RootSIFT descriptors at corners; the principal axes, each divided by the
+      fourth root of its variance.
+    global_mean [2048], global_axes [A, 2048]: of the VLADs; the leading principal axes, of unit length.
+    global_loss [A]: how much of its axis is taken away, so that none has more variance than the last one.
+    """
     with np.load(CONSTANTS) as data:
-        return {name: data[name] for name in data.files}
+        constants = {name: data[name].astype(np.float32) for name in data.files}
+    axes = constants["global_axes"]  # stored as int8
+    constants["global_axes"] = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    return constants
 
 
 def build(directory: str) -> None:
@@ -57,25 +71,31 @@ def build(directory: str) -> None:
     """
     with open(os.path.join(directory, "saved_model.pb"), "wb") as out:
         out.write(saved_model_bytes())
-    with open(os.path.join(directory, CARD_FILE), "w", encoding="utf-8") as out:
-        json.dump(CARD, out, indent=2)
-        out.write("\n")
+    write_card(directory, SETTINGS, name=NAME, max_distance=MAX_DISTANCE)
 
 
 def saved_model_bytes() -> bytes:
     """Returns the serialised SavedModel: a TF1-style graph whose weights are constants, so there is no variables folder."""
     import tensorflow as tf
-    from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
     tf1 = tf.compat.v1
-    control_flow_v2 = tf1.control_flow_v2_enabled()
-    tf1.disable_control_flow_v2()  # its loops are functions named by a counter of the process: the bytes would differ
-    try:
-        with tf.Graph().as_default() as graph:
-            signature = tf1.saved_model.predict_signature_def(*_contract(tf, load_constants()))
-    finally:
-        if control_flow_v2:
-            tf1.enable_control_flow_v2()
+    # Loops of control flow v2 are functions named by a counter of the process: the bytes would differ.
+    with _control_flow_lock:
+        was_v2 = tf1.control_flow_v2_enabled()
+        tf1.disable_control_flow_v2()
+        try:
+            with tf.Graph().as_default() as graph:
+                inputs, outputs = _contract(tf, load_constants())
+        finally:
+            if was_v2:
+                tf1.enable_control_flow_v2()
+    signature = meta_graph_pb2.SignatureDef(method_name=tf.saved_model.PREDICT_METHOD_NAME)
+    for tensors, infos in ((inputs, signature.inputs), (outputs, signature.outputs)):
+        for name, tensor in tensors.items():
+            infos[name].name = tensor.name
+            infos[name].dtype = tensor.dtype.as_datatype_enum
+            infos[name].tensor_shape.CopyFrom(tensor.shape.as_proto())
     saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1)
     meta_graph = saved_model.meta_graphs.add()
     meta_graph.meta_info_def.tags.append(tf.saved_model.SERVING)
@@ -102,10 +122,11 @@ def _contract(tf: Any, constants: dict[str, np.ndarray]) -> tuple[dict[str, Any]
         # A block's grid position (row, col) is the top left of the descriptor's patch; gradients start at pixel 1.
         top_left = tf.cast(rows, tf.float32) * BLOCK + 1.0
         boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
-        features = _root_sift(tf, _patches_at(tf, cells, rows))
+        root_sift = _root_sift(tf, _patches_at(tf, cells, rows))
+        features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
         scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
-        vlad = _vlad(tf, cells, constants["centroids"])
-        new = (boxes, features, scale, scores[:, None], vlad[None])
+        vlad = _whiten(tf, _vlad(tf, cells, constants["centroids"]), constants)
+        new = (boxes, features, scale, scores[:, None], vlad)
         return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))
 
     shapes = [[None, 4], [None, DIMENSIONS], [None], [None, 1], [None, constants["centroids"].size]]
@@ -176,7 +197,7 @@ def _root_sift(tf: Any, histograms: Any) -> Any:
 
 
 def _vlad(tf: Any, cells: Any, centroids: np.ndarray) -> Any:
-    """Returns the VLAD of the dense descriptors, one for every fourth px, float32 [2048]; zero for a flat image."""
+    """Returns the VLAD of the dense descriptors, one for every fourth px, float32 [1, 2048]; about 0 for a flat image."""
     sparse = cells[::CELL_STEP, ::CELL_STEP][None]
     ones, patch = [1, 1, 1, 1], [1, GRID, GRID, 1]
     dense = _root_sift(tf, tf.reshape(tf.image.extract_patches(sparse, patch, ones, ones, "VALID"), [-1, DIMENSIONS]))
@@ -184,5 +205,13 @@ def _vlad(tf: Any, cells: Any, centroids: np.ndarray) -> Any:
     # A descriptor counts by its squared length: that is about 1, and 0 where there is no texture.
     votes = tf.one_hot(nearest, len(centroids)) * tf.reduce_sum(dense * dense, 1, keepdims=True)
     residuals = tf.matmul(votes, dense, transpose_a=True) - tf.reduce_sum(votes, 0)[:, None] * centroids
-    residuals = tf.reshape(tf.math.l2_normalize(residuals, 1), [-1])
-    return tf.math.l2_normalize(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)))
+    residuals /= tf.sqrt(tf.reduce_sum(residuals**2, 1, keepdims=True) + NOISE)
+    signed_roots = tf.reshape(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)), [1, -1])
+    return signed_roots / tf.sqrt(tf.reduce_sum(signed_roots**2) + NOISE)
+
+
+def _whiten(tf: Any, vlad: Any, constants: dict[str, np.ndarray]) -> Any:
+    """Centres a VLAD [1, 2048] and shrinks its leading principal axes to the variance of the last of them."""
+    centred = vlad - constants["global_mean"]
+    along = tf.matmul(centred, constants["global_axes"], transpose_b=True)
+    return centred - tf.matmul(along * constants["global_loss"], constants["global_axes"])
