@@ -1,22 +1,64 @@
 """Whole files on any file system that Beam knows: atomic writes, ranged reads, JSON and Parquet.
 
 A file written here is whole or absent. Locally it is written beside its place under a hidden temporary name and renamed; an
-object store publishes an object when its upload ends, so there it is written in place.
+object store publishes an object when its upload ends, so there it is written in place. What fails in passing is tried again.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import logging
 import os
+import shutil
+import stat
+import time
 import uuid
-from typing import Any, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Optional, Sequence, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
 _TEMPORARY = ".tmp"
+
+# Seconds before the second, third and fourth attempt.
+_DELAYS = (0.2, 1.0, 5.0)
+
+# Errors that waiting does not mend; any other of the system's may pass.
+_LASTING = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ENOTDIR,
+    errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EBADF,
+}
+_LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+_T = TypeVar("_T")
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether what failed may succeed when it is tried again: errors of the system that are not lasting, and HTTP's 408, 429 and 5xx."""
+    status = getattr(error, "code", getattr(error, "status_code", None))  # of the object stores' clients
+    if isinstance(status, int):
+        return status in (408, 429) or status >= 500
+    return isinstance(error, OSError) and not isinstance(error, _LASTING_TYPES) and error.errno not in _LASTING
+
+
+def retried(attempt: Callable[[], _T]) -> _T:
+    """What `attempt` returns; after a transient error it is called again, up to three times, after longer and longer waits.
+
+    Raises:
+      Exception: what the last attempt raised, or the first that is not transient.
+    """
+    for delay in _DELAYS:
+        try:
+            return attempt()
+        except Exception as e:
+            if not is_transient(e):
+                raise
+            logging.warning("%s: %s; trying again in %g s", type(e).__name__, e, delay)
+            time.sleep(delay)
+    return attempt()
 
 
 def is_local(uri: str) -> bool:
@@ -31,7 +73,7 @@ def join(root: str, *names: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at `uri`."""
-    return os.path.exists(uri) if is_local(uri) else FileSystems.exists(uri)
+    return os.path.exists(uri) if is_local(uri) else retried(lambda: FileSystems.exists(uri))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -40,10 +82,15 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
       OSError: the file cannot be written; nothing is left under `uri`'s name.
     """
-    if not is_local(uri):
-        with FileSystems.create(uri, compression_type="uncompressed") as f:
-            f.write(data)
-        return
+    retried(lambda: _write_local(uri, data) if is_local(uri) else _write_remote(uri, data))
+
+
+def _write_remote(uri: str, data: bytes) -> None:
+    with FileSystems.create(uri, compression_type="uncompressed") as f:
+        f.write(data)
+
+
+def _write_local(uri: str, data: bytes) -> None:
     folder, name = os.path.split(os.path.abspath(uri))
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{_TEMPORARY}")
@@ -63,17 +110,29 @@ def read_bytes(uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
     """`size` bytes of a file from `offset`; all from there when size is None.
 
     Raises:
-      OSError: the file cannot be read.
+      OSError: the file cannot be read, or is none (a pipe or a device may never end).
       EOFError: it ends before `size` bytes.
     """
-    opened = open(uri, "rb", buffering=0) if is_local(uri) else FileSystems.open(uri, compression_type="uncompressed")
-    with opened as f:
-        if offset:
-            f.seek(offset)
-        data = f.read() if size is None else f.read(size)
+
+    def attempt() -> bytes:
+        with _open_local(uri) if is_local(uri) else FileSystems.open(uri, compression_type="uncompressed") as f:
+            if offset:
+                f.seek(offset)
+            return f.read() if size is None else f.read(size)
+
+    data = retried(attempt)
     if size is not None and len(data) != size:
         raise EOFError(f"{uri} ends at byte {offset + len(data)}, {offset + size} expected")
     return data
+
+
+def _open_local(path: str) -> BinaryIO:
+    # Opening a pipe waits for its writer, unless O_NONBLOCK is set; on a file the flag does nothing.
+    opened = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return opened
 
 
 def list_files(folder: str, suffix: str) -> list[str]:
@@ -81,16 +140,36 @@ def list_files(folder: str, suffix: str) -> list[str]:
     if is_local(folder):
         if not os.path.isdir(folder):
             return []
-        names = [n for n in os.listdir(folder) if n.endswith(suffix) and not n.startswith(".")]
+        names = [n for n in retried(lambda: os.listdir(folder)) if n.endswith(suffix) and not n.startswith(".")]
         return [os.path.join(folder, n) for n in sorted(names)]
-    [result] = FileSystems.match([join(folder, "*" + suffix)])
-    return sorted(m.path for m in result.metadata_list)
+    return sorted(_remote_sizes(folder, suffix))
 
 
-def delete_tree(folder: str) -> None:
-    """Deletes a folder with everything in it; fine where there is none."""
-    if exists(folder):
-        FileSystems.delete([folder if is_local(folder) else folder.rstrip("/") + "/"])
+def file_sizes(folder: str, suffix: str) -> dict[str, int]:
+    """Bytes by URI of the files that `list_files` lists."""
+    if is_local(folder):
+        return {uri: os.path.getsize(uri) for uri in list_files(folder, suffix)}
+    return _remote_sizes(folder, suffix)
+
+
+def _remote_sizes(folder: str, suffix: str) -> dict[str, int]:
+    [result] = retried(lambda: FileSystems.match([join(folder, "*" + suffix)]))
+    return {m.path: m.size_in_bytes for m in result.metadata_list}
+
+
+def delete_tree(folder: str, keep: Sequence[str] = ()) -> None:
+    """Deletes a folder with everything in it, but for the files directly in it that `keep` names; fine where there is none."""
+    if not is_local(folder):
+        kept = {join(folder, name) for name in keep}
+        [result] = retried(lambda: FileSystems.match([join(folder, "**")]))
+        FileSystems.delete([m.path for m in result.metadata_list if m.path not in kept])
+    elif os.path.isdir(folder):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if name not in keep:
+                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+        if not keep:
+            os.rmdir(folder)
 
 
 def delete_temporaries(root: str) -> int:
@@ -130,12 +209,23 @@ def write_parquet(uri: str, table: pa.Table, row_group_size: Optional[int] = Non
 
 
 def read_parquet(uri: str, columns: Optional[Sequence[str]] = None) -> pa.Table:
-    """Reads a Parquet file, or some of its columns, in file order."""
-    if is_local(uri):
-        return pq.ParquetFile(uri, memory_map=True).read(columns=columns, use_threads=False)
-    return pq.ParquetFile(io.BytesIO(read_bytes(uri))).read(columns=columns, use_threads=False)
+    """Reads a Parquet file, or some of its columns, in file order.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is no whole Parquet file; the text names it.
+    """
+    try:
+        if is_local(uri):
+            return retried(lambda: pq.ParquetFile(uri, memory_map=True).read(columns=columns, use_threads=False))
+        return pq.ParquetFile(io.BytesIO(read_bytes(uri))).read(columns=columns, use_threads=False)
+    except pa.ArrowInvalid as e:
+        raise ValueError(f"{uri} is no whole Parquet file: {e}") from e
 
 
 def parquet_rows(uri: str) -> int:
-    """Number of rows of a Parquet file, without reading them."""
-    return pq.read_metadata(uri if is_local(uri) else io.BytesIO(read_bytes(uri))).num_rows
+    """Number of rows of a Parquet file, without reading them; errors as `read_parquet`."""
+    try:
+        return pq.read_metadata(uri if is_local(uri) else io.BytesIO(read_bytes(uri))).num_rows
+    except pa.ArrowInvalid as e:
+        raise ValueError(f"{uri} is no whole Parquet file: {e}") from e
