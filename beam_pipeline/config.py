@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from typing import Any, Callable, Optional
 
 from transforms.types import VerificationSettings
@@ -30,6 +31,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_PRESET = "entry"
 
+# More failed images than this part fail the job, once everything has been written.
+MAX_FAILURE_RATE = 0.05
+
 # What a preset says of extraction holds for a model without a card of its own.
 EXTRACTION_PRESETS: dict[str, dict[str, Any]] = {
     "entry": dict(image_scales=(1.414, 1.732, 2.0), max_local_features=4500, score_threshold=175.0),
@@ -38,8 +42,30 @@ EXTRACTION_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What --runner may be for the local one.
+LOCAL_RUNNERS = (None, "DirectRunner", "direct", "FnApiRunner", "fnapi")
+
+
 class ConfigError(ValueError):
     """A wrong option, or options that do not go together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeBudget:
+    """How long a command may take.
+
+    Attributes:
+      seconds: from its start to its end.
+      started: when it started, as time.time() tells it.
+    """
+
+    seconds: float
+    started: float
+
+    @property
+    def ends(self) -> float:
+        """When the time is over, as time.time() tells it."""
+        return self.started + self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +94,37 @@ class ReadingConfig:
     Attributes:
       exif_orientation: turn photographs as their EXIF orientation says.
       max_image_pixels: larger photographs become failure rows.
+      max_image_memory: so do those that take more to decode, in MB.
     """
 
     exif_orientation: bool = True
     max_image_pixels: int = 100_000_000
+    max_image_memory: int = 480
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexConfig:
-    """Arguments of `landmarks index`; see its --help."""
+    """Arguments of `landmarks index`; see its --help.
+
+    Attributes:
+      model: None for the embedded one, or, with append, for the one that the index names.
+    """
 
     images: tuple[str, ...]
     labels: str
     output: str
-    model: str = "embedded"
+    model: Optional[str] = None
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
+    append: bool = False
     overwrite: bool = False
+    max_failure_rate: float = MAX_FAILURE_RATE
+    budget: Optional[TimeBudget] = None
+
+    def __post_init__(self) -> None:
+        for flag, given in (("--overwrite", self.overwrite), ("--preset", self.overrides.preset)):
+            if self.append and given:
+                raise ConfigError(f"{flag} and --append do not go together: an index that is added to keeps what it has and its settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +148,8 @@ class RecognizeConfig:
     top_k: int = PRESETS[DEFAULT_PRESET]["top_k"]
     verification: VerificationSettings = VerificationSettings()
     overwrite: bool = False
+    max_failure_rate: float = MAX_FAILURE_RATE
+    budget: Optional[TimeBudget] = None
 
     def __post_init__(self) -> None:
         if self.top_k > self.num_to_rerank:
@@ -137,6 +179,15 @@ def _number(kind: Callable[[str], Any], low: float, high: float = math.inf, open
     return parse
 
 
+def duration(text: str) -> float:
+    """Seconds of a time such as 12h, 90m, 2h30m or 45s; an argparse type."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m, 2h30m or 45s")
+    return float(total)
+
+
 def _scales(text: str) -> tuple[float, ...]:
     scales = tuple(_number(float, 0, 16, open_low=True)(part) for part in text.split(","))
     if len(set(scales)) != len(scales):
@@ -157,6 +208,7 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
     group.add_argument("--max_image_side", type=_number(int, 16), metavar="PX", help="longer images are shrunk to this side")
     group.add_argument("--exif_orientation", action=argparse.BooleanOptionalAction, default=True, help="turn photographs by their EXIF orientation (default: yes)")
     group.add_argument("--max_image_pixels", type=_number(int, 1), default=ReadingConfig.max_image_pixels, metavar="N", help="larger photographs become failure rows (default: %(default)s)")
+    group.add_argument("--max_image_memory", type=_number(int, 1), default=ReadingConfig.max_image_memory, metavar="MB", help="so do those that take more memory to decode (default: %(default)s)")
 
 
 def add_query_flags(parser: argparse.ArgumentParser) -> None:
@@ -181,8 +233,10 @@ def add_query_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags about an output that is already there."""
-    parser.add_argument("--overwrite", action="store_true", help="start anew where OUTPUT exists with other settings")
+    """Adds the flags about an output that is already there, and about what is taken for a success."""
+    parser.add_argument("--overwrite", action="store_true", help="start anew where the output is finished or has other settings")
+    parser.add_argument("--max_failure_rate", type=_number(float, 0, 1), default=MAX_FAILURE_RATE, metavar="R", help="exit with 1 where more than this part of the images failed (default: %(default)s)")
+    parser.add_argument("--time_budget", type=duration, metavar="TIME", help="be done within this time, such as 12h, 2h30m or 90m: a pilot prints a plan, and what does not fit is left for a later start")
 
 
 def extraction_overrides(args: argparse.Namespace, preset: Optional[str]) -> ExtractionOverrides:
@@ -191,16 +245,22 @@ def extraction_overrides(args: argparse.Namespace, preset: Optional[str]) -> Ext
     return ExtractionOverrides(preset=preset, **{name: getattr(args, name) for name in names})
 
 
+def time_budget(args: argparse.Namespace) -> Optional[TimeBudget]:
+    """--time_budget, counted from `args.started`."""
+    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
+
+
 def reading(args: argparse.Namespace) -> ReadingConfig:
     """The flags about reading as a record."""
-    return ReadingConfig(exif_orientation=args.exif_orientation, max_image_pixels=args.max_image_pixels)
+    return ReadingConfig(exif_orientation=args.exif_orientation, max_image_pixels=args.max_image_pixels, max_image_memory=args.max_image_memory)
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:
     """Parsed flags of `landmarks index` as a configuration."""
     return IndexConfig(
         images=tuple(args.images), labels=args.labels, output=args.output, model=args.model,
-        overrides=extraction_overrides(args, args.preset), reading=reading(args), overwrite=args.overwrite,
+        overrides=extraction_overrides(args, args.preset), reading=reading(args),
+        append=args.append, overwrite=args.overwrite, max_failure_rate=args.max_failure_rate, budget=time_budget(args),
     )
 
 
@@ -219,4 +279,5 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
         images=tuple(args.images), index=args.index, output=args.output, truth=args.truth, model=args.model,
         query_store=args.query_store, overrides=extraction_overrides(args, None), reading=reading(args),
         num_to_rerank=num_to_rerank, top_k=top_k, verification=VerificationSettings(**values), overwrite=args.overwrite,
+        max_failure_rate=args.max_failure_rate, budget=time_budget(args),
     )

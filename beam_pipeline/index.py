@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 import time
-from typing import Any, Sequence
+from collections import Counter
+from typing import Any, Optional, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import models, outputs, running
+from beam_pipeline import budget, integrity, lock, models, outputs, pilot, running
 from beam_pipeline.config import ConfigError, IndexConfig, ReadingConfig
 from transforms import files, tables
-from transforms.features import DelgModelHandler, ExtractFeatures, check_model
+from transforms.delg.catalog import EMBEDDED
+from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model
 from transforms.images import MatchError, match_images, read_images
 from transforms.stores import FeatureStore, failure_table
-from transforms.types import Failure, ImageRef
-from transforms.units import PlannedUnit, ReadUnits, make_units, write_plan
+from transforms.types import Failure, ImageRef, ImageUnit
+from transforms.units import PlannedUnit, ReadUnits, make_units, read_unit, write_plan
 
 
-def build(pipeline: beam.Pipeline, config: IndexConfig, choice: models.ModelChoice, planned: Sequence[PlannedUnit]) -> beam.PCollection[str]:
+def build(
+    pipeline: beam.Pipeline, config: IndexConfig, choice: models.ModelChoice, plan_root: str, planned: Sequence[PlannedUnit],
+    deadline: float = math.inf,
+) -> beam.PCollection[str]:
     """The graph of the index job: the planned units' features go to the store; gives the names of the finished units."""
-    return pipeline | "Extract" >> Extraction(config.output, config.output, choice, config.reading, tuple(planned))
+    return pipeline | "Extract" >> Extraction(plan_root, config.output, choice, config.reading, tuple(planned), deadline)
 
 
 @dataclasses.dataclass
 class Extraction(beam.PTransform):
-    """Begins a pipeline: extracts the planned units that a feature store lacks; gives the names of all of them.
+    """Begins a pipeline: extracts the planned units that a feature store lacks; gives the names of all that it then has.
 
     Attributes:
       plan_root: where the plan lies.
@@ -38,6 +44,7 @@ class Extraction(beam.PTransform):
       choice: the model and its settings.
       reading: how photographs are read.
       planned: units of the plan.
+      deadline: as time.time() tells it; units that are not done by then are left out.
     """
 
     plan_root: str
@@ -45,6 +52,7 @@ class Extraction(beam.PTransform):
     choice: models.ModelChoice
     reading: ReadingConfig
     planned: tuple[PlannedUnit, ...]
+    deadline: float = math.inf
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -54,18 +62,23 @@ class Extraction(beam.PTransform):
         done = [unit.name for unit in self.planned if unit.name in there]
         missing = [unit for unit in self.planned if unit.name not in there]
         parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
-        if missing:  # no model is loaded where there is nothing for it to do
-            reader = functools.partial(
-                read_images, max_side=self.choice.settings.max_image_side,
-                exif_orientation=self.reading.exif_orientation, max_pixels=self.reading.max_image_pixels,
-            )
+        if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
+            reader = image_reader(self.choice, self.reading)
             parts.append(
                 begin
                 | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
                 | ReadUnits(self.plan_root)
-                | ExtractFeatures(self.store_root, DelgModelHandler(self.choice.model, self.choice.settings, reader))
+                | ExtractFeatures(self.store_root, DelgModelHandler(self.choice.model, self.choice.settings, reader, deadline=self.deadline))
             )
         return parts | beam.Flatten()
+
+
+def image_reader(choice: models.ModelChoice, reading: ReadingConfig) -> ReadImages:
+    """Reads and decodes photographs as the model's settings and the options want them."""
+    return functools.partial(
+        read_images, max_side=choice.settings.max_image_side, exif_orientation=reading.exif_orientation,
+        max_pixels=reading.max_image_pixels, max_memory=1_000_000 * reading.max_image_memory,
+    )
 
 
 def extraction_phase(store_root: str, planned: Sequence[PlannedUnit]) -> running.Phase:
@@ -91,53 +104,139 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
     return known, [ref for ref, landmark in zip(images, landmarks) if landmark is None]
 
 
+def _asked(config: IndexConfig, base: Optional[dict[str, Any]]) -> tuple[models.ModelChoice, list[ImageUnit], list[ImageRef]]:
+    """The model, the units of all labelled images matched, and the images without a label; `base` is the manifest to append to."""
+    images, unlabelled = labelled(match(config.images), tables.read_labels(config.labels))
+    if not images:
+        raise ConfigError(f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is {unlabelled[0].image_id!r})")
+    choice = models.choose_as_indexed(config.model, config.overrides, base) if base else models.choose(config.model or EMBEDDED, config.overrides)
+    return choice, make_units(images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)]), unlabelled
+
+
+def plan(config: IndexConfig, options: PipelineOptions) -> int:
+    """Prints what `run` would take, by a pilot; writes nothing, and returns the exit code.
+
+    Raises:
+      ConfigError, ModelError, TableError, OSError: something is wrong that would stop `run` too.
+    """
+    choice, units, _ = _asked(config, outputs.read_manifest(config.output, "index") if config.append else None)
+    pilot.print_plan(config.budget, _sample(config, options, choice, units))
+    return 0
+
+
+def _sample(config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, units: Sequence[ImageUnit]) -> pilot.Sample:
+    there = set(FeatureStore(config.output).units())
+    missing = [unit for unit in units if unit.name not in there]
+    work = budget.work_of(options, images=sum(len(unit.images) for unit in missing), units=len(missing))
+    reader = image_reader(choice, config.reading)
+    return pilot.Sample(choice.model, choice.settings, reader, pilot.sample_images(missing), work, pilot.local_flags(options))
+
+
 def run(config: IndexConfig, options: PipelineOptions) -> int:
-    """Makes an index, or goes on with an unfinished one; returns the exit code.
+    """Makes an index, adds to one, or goes on with either where it was stopped; returns the exit code.
 
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong before the pipeline starts.
+      PipelineError: the pipeline failed.
     """
     started = time.monotonic()
-    labels = tables.read_labels(config.labels)
-    images, unlabelled = labelled(match(config.images), labels)
-    if not images:
-        raise ConfigError(f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is {unlabelled[0].image_id!r})")
-    choice = models.choose(config.model, config.overrides)
-    reading = dataclasses.asdict(config.reading)
-    units = make_units(images, [choice.as_json()["extraction"], choice.fingerprint, reading])
+    base = outputs.read_manifest(config.output, "index") if config.append else None
+    choice, units, unlabelled = _asked(config, base)
     settings = {
         "command": "index",
         "format": outputs.FORMAT,
         "model": choice.fingerprint,
         "extraction": choice.as_json()["extraction"],
-        "reading": reading,
+        "reading": dataclasses.asdict(config.reading),
         "images_and_labels": outputs.digest([unit.name for unit in units]),
     }
-    if not outputs.prepare(config.output, settings, config.overwrite):
-        print(f"{config.output} is finished; nothing to do")
-        return 0
-    planned = write_plan(config.output, units)
+    if base is not None:
+        return _append(config, options, choice, units, unlabelled, settings, started)
+    with outputs.opened(config.output, settings, config.overwrite) as unfinished:
+        if not unfinished:
+            print(f"{config.output} is finished; nothing to do")
+            counts = outputs.read_manifest(config.output, "index")["counts"]
+        else:
+            manifest = _extract(config, options, choice, config.output, units, unlabelled, started)
+            outputs.finish(config.output, manifest)
+            counts = manifest["counts"]
+            _print_summary(config.output, counts, manifest["seconds"]["total"])
+    return outputs.exit_code(config.output, counts["failed"], counts["indexed"] + counts["failed"], config.max_failure_rate)
+
+
+def _append(
+    config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, units: list[ImageUnit], unlabelled: list[ImageRef],
+    settings: dict[str, Any], started: float,
+) -> int:
+    """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the index as it was.
+
+    <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of their own.
+    """
+    name = settings["images_and_labels"]
+    with lock.held(config.output):
+        base = outputs.read_manifest(config.output, "index")  # again: another may have added to it meanwhile
+        if name in base["appended"]:
+            print(f"{config.output} has these images and labels already; nothing to do")
+            counts = base["appended"][name]
+        else:
+            integrity.check_sizes(config.output, base)
+            differing = list(outputs.differences(base["reading"], settings["reading"]))
+            if differing:
+                raise ConfigError(f"{config.output} was made with other settings: {'; '.join(differing)}")
+            _refuse_known(config.output, base, units)
+            root = files.join(config.output, "appended", name)
+            files.delete_temporaries(config.output)
+            files.write_json(files.join(root, "settings.json"), settings)
+            manifest = _extract(config, options, choice, root, units, unlabelled, started)
+            counts = manifest["counts"]
+            manifest["shards"] = base["shards"] + manifest["shards"]
+            manifest["appended"] = {**base["appended"], name: counts}
+            manifest["counts"] = {key: value + counts[key] for key, value in base["counts"].items()}
+            manifest["failures"] = dict(sorted((Counter(base["failures"]) + Counter(manifest["failures"])).items()))
+            manifest["model"] = base["model"]
+            outputs.finish(config.output, manifest)
+            _print_summary(config.output, counts, manifest["seconds"]["total"])
+    return outputs.exit_code(config.output, counts["failed"], counts["indexed"] + counts["failed"], config.max_failure_rate)
+
+
+def _refuse_known(index: str, manifest: dict[str, Any], units: Sequence[ImageUnit]) -> None:
+    store, new = FeatureStore(index), {ref.image_id for unit in units for ref in unit.images}
+    known: list[str] = []
+    for shard in manifest["shards"]:
+        known += new.intersection(store.read_images(shard["unit"], ["image_id"]).column("image_id").to_pylist())
+    if known:
+        more = ", ..." if len(known) > 10 else ""
+        raise ConfigError(f"{len(known):,} of {len(new):,} images are in {index} already: {', '.join(sorted(known)[:10])}{more}")
+
+
+def _extract(
+    config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, root: str, units: list[ImageUnit],
+    unlabelled: Sequence[ImageRef], started: float,
+) -> dict[str, Any]:
+    """Extracts what the index lacks of `units`, whose plan lies below `root`; returns a manifest of them alone."""
+    planned = write_plan(root, units)
+    names = [unit.name for unit in planned]
     store = FeatureStore(config.output)
     if unlabelled:
-        print(f"{len(unlabelled)} of {len(images) + len(unlabelled)} images have no label and are left out, see {config.output}/failures", file=sys.stderr)
+        print(f"{len(unlabelled)} of {len(unlabelled) + sum(unit.images for unit in planned)} images have no label and are left out, see {config.output}/failures", file=sys.stderr)
         rows = [Failure("match", ref.image_id, ref.uri, "no_label", f"not in {config.labels}") for ref in unlabelled]
-        files.write_parquet(files.join(config.output, "failures", "no_label.parquet"), failure_table(rows))
-    dimensions, has_local = check_model(choice.model, choice.settings)
+        files.write_parquet(files.join(config.output, "failures", f"no_label-{names[0]}.parquet"), failure_table(rows))
+    for line in integrity.discard_damaged(store, names):
+        print(f"{line}: its unit is extracted again", file=sys.stderr)
+    schedule = pilot.schedule(config.budget, lambda: _sample(config, options, choice, units))
+    if schedule.hopeless:
+        raise budget.OutOfTimeError(f"no image can be extracted in time: the same `landmarks index` goes on from here, given more of it")
+    if schedule.plan is not None and schedule.plan.measured.dimensions:  # the pilot has loaded the model
+        dimensions, has_local = schedule.plan.measured.dimensions, schedule.plan.measured.has_local
+    else:
+        dimensions, has_local = check_model(choice.model, choice.settings)
     metrics = running.run_pipeline(
-        lambda pipeline: build(pipeline, config, choice, planned), options, [extraction_phase(config.output, planned)])
-    manifest = _manifest(config, choice, store, planned, len(unlabelled), dimensions, has_local)
-    manifest["seconds"] = {"total": round(time.monotonic() - started, 1), **running.stage_seconds(metrics)}
-    outputs.finish(config.output, manifest)
-    _print_summary(config.output, manifest)
-    return 0
-
-
-def _manifest(
-    config: IndexConfig, choice: models.ModelChoice, store: FeatureStore, planned: Sequence[PlannedUnit], unlabelled: int,
-    dimensions: int, has_local: bool,
-) -> dict[str, Any]:
-    shards = [{"unit": unit.name, "images": store.count(unit.name)} for unit in planned]
-    indexed, planned_images = sum(s["images"] for s in shards), sum(u.images for u in planned)
+        lambda pipeline: build(pipeline, config, choice, root, planned, schedule.deadlines.extract), options,
+        [extraction_phase(config.output, planned)])
+    late = record_out_of_time(config.output, root, planned, store)
+    shards = store.summaries([unit.name for unit in planned if unit not in late])
+    indexed, out_of_time = sum(shard["images"] for shard in shards), sum(unit.images for unit in late)
+    images = sum(unit.images for unit in planned)
     return {
         "command": "index",
         "format": outputs.FORMAT,
@@ -145,13 +244,35 @@ def _manifest(
         "reading": dataclasses.asdict(config.reading),
         "global_dimensions": dimensions,
         "has_local_features": has_local,
+        "complete": not late,
         "counts": {
-            "matched": planned_images + unlabelled, "indexed": indexed, "failed": planned_images - indexed, "without_label": unlabelled,
+            "matched": images + len(unlabelled), "indexed": indexed, "failed": images - out_of_time - indexed,
+            "out_of_time": out_of_time, "without_label": len(unlabelled),
         },
+        "failures": dict(sorted(Counter(store.failures(names).column("kind").to_pylist()).items())),
         "shards": shards,
+        "appended": {},
+        **schedule.report(metrics),
+        "seconds": {"total": round(time.monotonic() - started, 1), **running.stage_seconds(metrics)},
     }
 
 
-def _print_summary(output: str, manifest: dict[str, Any]) -> None:
-    counts, seconds = manifest["counts"], manifest["seconds"]["total"]
-    print(f"{output}: {counts['indexed']:,} images indexed, {counts['failed']:,} failed, in {seconds:,.1f} s ({counts['indexed'] / seconds:,.1f}/s)")
+def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUnit], store: FeatureStore) -> list[PlannedUnit]:
+    """The units that a store still lacks after extraction; failures/out_of_time.parquet of the output names their images."""
+    there = set(store.units())
+    late = [unit for unit in planned if unit.name not in there]
+    uri = files.join(output, "failures", "out_of_time.parquet")
+    rows = [
+        Failure("extract", ref.image_id, ref.uri, "out_of_time", "the time budget ended before its turn; started again, the command goes on")
+        for unit in late for ref in read_unit(plan_root, unit).images
+    ]
+    if rows:
+        files.write_parquet(uri, failure_table(rows))
+    else:
+        files.delete(uri)
+    return late
+
+
+def _print_summary(output: str, counts: dict[str, int], seconds: float) -> None:
+    late = f", {counts['out_of_time']:,} not reached in time: the same command goes on from here" if counts["out_of_time"] else ""
+    print(f"{output}: {counts['indexed']:,} images indexed, {counts['failed']:,} failed, in {seconds:,.1f} s ({counts['indexed'] / seconds:,.1f}/s){late}")

@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
     index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
-    index.add_argument("--model", default=config.IndexConfig.model, metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: %(default)s)")
+    index.add_argument("--model", metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
+    index.add_argument("--append", action="store_true", help="add the images to a finished index, which stays readable meanwhile")
     config.add_output_flags(index)
     config.add_extraction_flags(index, of_index=True)
 
@@ -53,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV")
     evaluate.add_argument("--truth", required=True, metavar="CSV", help="id,landmarks,Usage")
     evaluate.add_argument("--output", metavar="JSON", help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)")
+
+    verify = _add_command(commands, "verify", _verify, "check that every shard of a finished output is as it was written", beam_options=False)
+    verify.add_argument("store", metavar="STORE", help="made by `landmarks index` or `landmarks recognize`")
 
     model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(
         title="commands", metavar="COMMAND", required=True, help="what to look at")
@@ -129,6 +133,12 @@ def _evaluate(args: argparse.Namespace, options: Any) -> int:
     return EXIT_DONE
 
 
+def _verify(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import integrity
+
+    return integrity.run(args.store)
+
+
 def _inspect(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import models
 
@@ -169,6 +179,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except SystemExit as e:  # argparse has printed the help or the error
         return EXIT_DONE if not e.code else EXIT_USAGE
     _quiet()
+    # Called from Python with arguments, the work is done in the caller's process.
+    if argv is None and args.command in (_index, _recognize) and _runner(rest) in config.LOCAL_RUNNERS:
+        from beam_pipeline import supervisor
+
+        return supervisor.run(lambda: _run(args, rest), [args.output, getattr(args, "query_store", None) or args.output])
+    return _run(args, rest)
+
+
+def _runner(flags: Sequence[str]) -> Optional[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--runner", nargs="?")
+    return parser.parse_known_args(flags)[0].runner
+
+
+def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
         if rest and not args.beam_options:
             raise config.ConfigError(f"unknown option {rest[0]!r}")

@@ -6,10 +6,13 @@ once, so a job that finds its own settings goes on where the last one stopped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sys
 from typing import Any, Iterator
 
+from beam_pipeline import lock
 from beam_pipeline.config import ConfigError
 from transforms import files
 from transforms.stores import MANIFEST
@@ -17,34 +20,64 @@ from transforms.stores import MANIFEST
 FORMAT = 1
 _SETTINGS = "settings.json"
 
+# Stands for the settings while an old output is deleted.
+_CLEARING = {"command": "overwrite"}
+
 
 def digest(value: Any) -> str:
     """Short fingerprint of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Readies `root` for a job with `settings`; returns whether there is anything to do.
+@contextlib.contextmanager
+def opened(root: str, settings: dict[str, Any], overwrite: bool = False) -> Iterator[bool]:
+    """Readies `root` for a job with `settings` and holds its lock during the block; gives whether there is anything to do.
+
+    A finished output is neither locked nor written to.
 
     Raises:
-      ConfigError: the folder holds something else, or the output of other settings (each difference is named) and `overwrite` is off.
+      ConfigError: the folder holds something else, or the output of other settings (each difference is named) and `overwrite` is
+        off; or another run works on it.
     """
+    settings = json.loads(json.dumps(settings))  # tuples and lists compare alike
+    if _is_finished(root, settings, overwrite):
+        yield False
+        return
+    with lock.held(root):
+        if _is_finished(root, settings, overwrite):  # by the run that held the lock before
+            yield False
+            return
+        _clear(root, settings)
+        yield True
+
+
+def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `root` holds the whole output of `settings`; see `opened` for the errors."""
     found = _read_settings(root)
-    if found is not None:
-        # Through JSON, so that tuples and lists compare alike.
-        differing = list(_differences(found, json.loads(json.dumps(settings))))
-        if not differing and not overwrite:
-            files.delete_temporaries(root)
-            return not files.exists(files.join(root, MANIFEST))
-        if not overwrite:
-            raise ConfigError(f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew")
-        # The manifest goes first: without it nothing half deleted is taken for whole.
-        files.delete_tree(files.join(root, MANIFEST))
-        files.delete_tree(root)
-    elif files.is_local(root) and files.exists(root) and files.list_files(root, ""):
-        raise ConfigError(f"{root} is not empty and was not made by landmarks; name another folder")
-    files.write_json(files.join(root, _SETTINGS), settings)
-    return True
+    if found is None:
+        if files.is_local(root) and files.exists(root) and files.list_files(root, ""):
+            raise ConfigError(f"{root} is not empty and was not made by landmarks; name another folder")
+        return False
+    if overwrite or found == _CLEARING:
+        return False
+    differing = list(differences(found, settings))
+    if differing:
+        raise ConfigError(f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew")
+    return files.exists(files.join(root, MANIFEST))
+
+
+def _clear(root: str, settings: dict[str, Any]) -> None:
+    """Makes a locked `root` the unfinished or empty output of `settings`."""
+    uri = files.join(root, _SETTINGS)
+    if _read_settings(root) == settings and not files.exists(files.join(root, MANIFEST)):
+        files.delete_temporaries(root)
+        return
+    # In this order: whenever the job is killed meanwhile, nothing half deleted is taken for whole, or for somebody else's.
+    files.delete(files.join(root, MANIFEST))
+    if files.exists(uri):
+        files.write_json(uri, _CLEARING)
+        files.delete_tree(root, keep=(_SETTINGS, lock.LOCK))
+    files.write_json(uri, settings)
 
 
 def finish(root: str, manifest: dict[str, Any]) -> None:
@@ -52,20 +85,33 @@ def finish(root: str, manifest: dict[str, Any]) -> None:
     files.write_json(files.join(root, MANIFEST), manifest)
 
 
-def read_manifest(root: str, command: str) -> dict[str, Any]:
-    """The manifest of a finished output of `command`.
+def read_manifest(root: str, *commands: str) -> dict[str, Any]:
+    """The manifest of a finished output of one of `commands`.
 
     Raises:
       ConfigError: there is none, or it is of another command or format.
     """
     uri = files.join(root, MANIFEST)
     if not files.exists(uri):
-        unfinished = files.exists(files.join(root, _SETTINGS))
-        raise ConfigError(f"{root} is {'not finished: run the same `landmarks ' + command + '` again' if unfinished else 'no output of `landmarks ' + command + '`: it has no ' + MANIFEST}")
+        found = (_read_settings(root) or {}).get("command")
+        if found in commands:
+            raise ConfigError(f"{root} is not finished: run the same `landmarks {found}` again")
+        raise ConfigError(f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: it has no {MANIFEST}")
     manifest = files.read_json(uri)
-    if manifest.get("command") != command or manifest.get("format") != FORMAT:
-        raise ConfigError(f"{uri}: command {manifest.get('command')!r} format {manifest.get('format')!r}, expected {command!r} format {FORMAT}")
+    if manifest.get("command") not in commands or manifest.get("format") != FORMAT:
+        expected = " or ".join(map(repr, commands))
+        raise ConfigError(f"{uri}: command {manifest.get('command')!r} format {manifest.get('format')!r}, expected {expected} format {FORMAT}")
     return manifest
+
+
+def exit_code(root: str, failed: int, images: int, max_failure_rate: float) -> int:
+    """0, or 1 with a message on standard error where more than this part of the images failed."""
+    if failed <= max_failure_rate * images:
+        return 0
+    print(
+        f"landmarks: error: {failed:,} of {images:,} images failed ({failed / images:.1%}), more than --max_failure_rate "
+        f"{max_failure_rate:g}; everything else is written, why they failed stands in {files.join(root, 'failures')}", file=sys.stderr)
+    return 1
 
 
 def _read_settings(root: str) -> dict[str, Any] | None:
@@ -73,9 +119,10 @@ def _read_settings(root: str) -> dict[str, Any] | None:
     return files.read_json(uri) if files.exists(uri) else None
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+def differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    """Says of every value that differs between two JSON-able values where it stands and what it is in each."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
-            yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+            yield from differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     elif found != wanted:
         yield f"{name}: {found!r} there, {wanted!r} wanted"

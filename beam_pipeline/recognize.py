@@ -128,10 +128,11 @@ def run(config: RecognizeConfig, options: PipelineOptions) -> int:
         "images": outputs.digest([unit.name for unit in units]),
         "hyperparameters": hyperparameters(config),
     }
-    if outputs.prepare(config.output, settings, config.overwrite):
-        _recognize(config, options, index, choice, write_plan(config.output, units), started)
-    else:
-        print(f"{config.output} is finished; nothing to do")
+    with outputs.opened(config.output, settings, config.overwrite) as unfinished:
+        if unfinished:
+            _recognize(config, options, index, choice, write_plan(config.output, units), started)
+        else:
+            print(f"{config.output} is finished; nothing to do")
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     return 0

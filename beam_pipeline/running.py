@@ -14,9 +14,9 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from beam_pipeline.config import LOCAL_RUNNERS
 from transforms import files
 
-_LOCAL_RUNNERS = (None, "DirectRunner", "direct", "FnApiRunner", "fnapi")
 
 # One `landmarks` line at least this often where standard error is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -52,7 +52,7 @@ def row_counter(folder: str) -> Callable[[], int]:
 
 def local_workers(options: PipelineOptions) -> Optional[int]:
     """Worker threads or processes of the local runner under `options`; None for another runner."""
-    if options.view_as(StandardOptions).runner not in _LOCAL_RUNNERS:
+    if options.view_as(StandardOptions).runner not in LOCAL_RUNNERS:
         return None
     direct = options.get_all_options(drop_default=True)
     return direct.get("direct_num_workers", 0) or len(os.sched_getaffinity(0))
@@ -141,12 +141,15 @@ class _Progress:
 
     def _show(self, phase: Phase, done: int, first: int, seconds: float, end: str) -> None:
         rate = (done - first) / seconds if seconds > 0 else 0.0
-        left = f", {_duration((phase.total - done) / rate)} left" if rate and done < phase.total else ""
+        left = f", {time_text((phase.total - done) / rate)} left" if rate and done < phase.total else ""
         line = f"{phase.label:<8} {done:>8,} of {phase.total:,}  {rate:,.1f}/s{left}"
         print(f"\r\033[K{line}" if self._terminal else line, end=end if self._terminal else "\n", file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Seconds for people: 0.7s, 12s, 3m05s, 2h07m."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

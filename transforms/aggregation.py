@@ -27,11 +27,11 @@ def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
     for candidate in query.candidates[:top_k]:
         sums[candidate.landmark_id] += candidate.score
     if not sums:
-        return Prediction(query.image_id, None, None)
+        return Prediction(query.image_id, None, None, verified=query.verified)
     numeric = all(landmark.isdecimal() for landmark in sums)
     # Equal numbers such as "7" and "07" are still two ids: the text decides between them.
     best = min(sums, key=lambda landmark: (-sums[landmark], int(landmark) if numeric else 0, landmark))
-    return Prediction(query.image_id, best, sums[best], query.candidates)
+    return Prediction(query.image_id, best, sums[best], query.candidates, query.verified)
 
 
 @dataclasses.dataclass
@@ -66,4 +66,4 @@ class _Aggregate(beam.DoFn):
         empty = sum(prediction.landmark_id is None for prediction in predictions)
         self._empty.inc(empty)
         self._predicted.inc(len(predictions) - empty)
-        yield PredictionUnit(unit.name, predictions, unit.failures)
+        yield PredictionUnit(unit.name, predictions, unit.failures, unit.final)

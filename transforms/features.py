@@ -6,6 +6,7 @@ Pixels and descriptors live inside one fused step; only the names of finished un
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 
@@ -13,6 +14,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
+from transforms import in_flight
 from transforms.delg.card import ExtractionSettings
 from transforms.delg.catalog import model_folder
 from transforms.delg.saved_model import DelgModel, ExtractionError, ModelError
@@ -39,19 +41,28 @@ class UnitFeatures:
     dimensions: int
 
 
-def extract_unit(unit: ImageUnit, model: DelgModel, read_images: ReadImages) -> UnitFeatures:
+def extract_unit(unit: ImageUnit, model: DelgModel, read_images: ReadImages, deadline: float = math.inf) -> Optional[UnitFeatures]:
     """Reads, decodes and extracts every image of a unit; what fails for one image is a Failure, not an error.
+
+    Args:
+      deadline: as time.time() tells it.
+
+    Returns:
+      What the images gave; None where the deadline passed before the last one's turn: a part of a unit is no shard.
 
     Raises:
       ModelError: the model itself is at fault.
     """
     features, failures = [], []
     for image in read_images(unit.images):
+        if time.time() >= deadline:
+            return None
         if isinstance(image, Failure):
             failures.append(image)
             continue
         try:
-            extracted = model.extract(image.pixels)
+            with in_flight.noted(image.ref):
+                extracted = model.extract(image.pixels)
         except ExtractionError as e:
             failures.append(Failure("extract", image.ref.image_id, image.ref.uri, e.kind, str(e)))
             continue
@@ -83,12 +94,16 @@ class DelgModelHandler(ModelHandler[ImageUnit, UnitFeatures, DelgModel]):
       settings: of the extraction.
       read_images: reads and decodes photographs in the order given; yields a Failure for each that gives no image.
       intra_op_threads: TensorFlow's threads within an operation; None for its own choice.
+      deadline: as time.time() tells it; a unit not finished by then gives nothing.
     """
 
-    def __init__(self, model: str, settings: ExtractionSettings, read_images: ReadImages, intra_op_threads: Optional[int] = None):
+    def __init__(
+        self, model: str, settings: ExtractionSettings, read_images: ReadImages, intra_op_threads: Optional[int] = None,
+        deadline: float = math.inf,
+    ):
         super().__init__()
         self._model, self._settings, self._read_images = model, settings, read_images
-        self._intra_op_threads = intra_op_threads
+        self._intra_op_threads, self._deadline = intra_op_threads, deadline
 
     def load_model(self) -> DelgModel:
         return DelgModel.load(model_folder(self._model), self._settings, self._intra_op_threads)
@@ -98,7 +113,9 @@ class DelgModelHandler(ModelHandler[ImageUnit, UnitFeatures, DelgModel]):
     ) -> Iterable[UnitFeatures]:
         for unit in batch:
             started = time.monotonic()
-            yield extract_unit(unit, model, self._read_images)
+            extracted = extract_unit(unit, model, self._read_images, self._deadline) if time.time() < self._deadline else None
+            if extracted is not None:
+                yield extracted
             Metrics.distribution("landmarks", "extract_milliseconds").update(round(1000 * (time.monotonic() - started)))
 
     def batch_elements_kwargs(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ object store publishes an object when its upload ends, so there it is written in
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -135,6 +137,11 @@ def _open_local(path: str) -> BinaryIO:
     return opened
 
 
+def content_record(data: bytes) -> dict[str, Any]:
+    """Size and checksum of a file's content, by which damage to it is found."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def list_files(folder: str, suffix: str) -> list[str]:
     """URIs of the files in `folder` (not below it) whose name ends in `suffix`, sorted; none where there is no folder."""
     if is_local(folder):
@@ -157,12 +164,20 @@ def _remote_sizes(folder: str, suffix: str) -> dict[str, int]:
     return {m.path: m.size_in_bytes for m in result.metadata_list}
 
 
+def delete(uri: str) -> None:
+    """Deletes a file; fine where there is none."""
+    if exists(uri):
+        os.remove(uri) if is_local(uri) else retried(lambda: FileSystems.delete([uri]))
+
+
 def delete_tree(folder: str, keep: Sequence[str] = ()) -> None:
     """Deletes a folder with everything in it, but for the files directly in it that `keep` names; fine where there is none."""
     if not is_local(folder):
         kept = {join(folder, name) for name in keep}
         [result] = retried(lambda: FileSystems.match([join(folder, "**")]))
-        FileSystems.delete([m.path for m in result.metadata_list if m.path not in kept])
+        for metadata in result.metadata_list:
+            if metadata.path not in kept:
+                delete(metadata.path)
     elif os.path.isdir(folder):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
@@ -179,8 +194,9 @@ def delete_temporaries(root: str) -> int:
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.startswith(".") and name.endswith(_TEMPORARY):
-                    os.remove(os.path.join(folder, name))
-                    count += 1
+                    with contextlib.suppress(FileNotFoundError):  # its writer lives after all
+                        os.remove(os.path.join(folder, name))
+                        count += 1
     return count
 
 
@@ -201,11 +217,16 @@ def read_json(uri: str) -> Any:
         raise ValueError(f"{uri} is not valid JSON: {e}") from e
 
 
-def write_parquet(uri: str, table: pa.Table, row_group_size: Optional[int] = None) -> None:
-    """Writes a Parquet file, uncompressed: descriptors do not compress, and reading them has to be fast."""
+def parquet_bytes(table: pa.Table, row_group_size: Optional[int] = None) -> bytes:
+    """A Parquet file's content, uncompressed: descriptors do not compress, and reading them has to be fast."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=row_group_size, compression="NONE", use_dictionary=False)
-    write_bytes(uri, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_parquet(uri: str, table: pa.Table, row_group_size: Optional[int] = None) -> None:
+    """Writes a Parquet file, see `parquet_bytes`."""
+    write_bytes(uri, parquet_bytes(table, row_group_size))
 
 
 def read_parquet(uri: str, columns: Optional[Sequence[str]] = None) -> pa.Table:

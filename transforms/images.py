@@ -14,7 +14,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from PIL import Image, UnidentifiedImageError
 
-from transforms import files
+from transforms import files, in_flight
 from transforms.types import DecodedImage, Failure, ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -29,10 +29,13 @@ Image.init()  # Image.open(formats=...) knows only formats that are registered a
 # A picture is first brought to at least this many times the sides wanted by cheap means, then resized well.
 _GAP = 2
 
-_STRIP_PIXELS = 1 << 21  # converted at a time
+_STRIP_PIXELS = 1 << 20  # converted at a time
 
 # A few kilobytes can hold thousands of scans over a large picture; the worst take 5 ns a pixel each.
 _MAX_SCANNED_PIXELS = 1_500_000_000
+
+# Pillow's parsers go from part to part, some from byte to byte, in Python: about 3 us a read.
+_MAX_READS = 1_000_000
 
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
@@ -143,7 +146,7 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
 
 
 def decode_image(
-    data: bytes, max_side: int, exif_orientation: bool = True, max_pixels: int = 100_000_000, max_memory: int = 450_000_000
+    data: bytes, max_side: int, exif_orientation: bool = True, max_pixels: int = 100_000_000, max_memory: int = 480_000_000
 ) -> tuple[np.ndarray, int, int, float]:
     """Decodes an image file's content to upright RGB, shrunk so that its longest side is at most `max_side`.
 
@@ -164,7 +167,9 @@ def decode_image(
     if not data:
         raise DecodeError("empty_file", "the file has no bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(_CountedReads(data), formats=_FORMATS)
+    except DecodeError:
+        raise
     except UnidentifiedImageError as e:
         raise DecodeError("not_an_image", f"none of {', '.join(_FORMATS)} in {len(data)} bytes") from e
     except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
@@ -206,6 +211,20 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged EXIF does not make a bad picture
 
 
+class _CountedReads(io.BytesIO):
+    """A file that no parser can spend hours on."""
+
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self._reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._reads += 1
+        if self._reads > _MAX_READS:
+            raise DecodeError("too_large", f"the file has more than {_MAX_READS:,} parts")
+        return super().read(size)
+
+
 def _scans(image: Image.Image, data: bytes) -> int:
     """How often decoding goes over the pixels: the scans of a JPEG; slow decoders count for many."""
     if image.format in ("JPEG", "MPO"):  # Pillow has read up to the first scan
@@ -222,25 +241,28 @@ def _decoding_bytes(image: Image.Image, pixels: int, scans: int, factor: int, sh
       scans, factor, shrunk: see _scans, _to_rgb and decode_image.
     """
     decoded = image.width * image.height
-    if image.format == "WEBP":
-        loading = 20 * pixels  # two canvases, the frame twice, and what a lossless file is decoded into
-    else:
-        loading = (1 if image.mode in ("1", "L", "P") else 4) * decoded
-    if image.format in ("JPEG", "MPO") and scans > 1:  # all coefficients of 2 bytes are kept until the last scan
-        samples = [h * v for _, h, v, _ in image.layer]
-        loading += 2 * pixels * sum(samples) // max(1, max(h for _, h, _, _ in image.layer) * max(v for _, _, v, _ in image.layer))
-    if image.format in ("GIF", "BMP"):
+    loading = (1 if image.mode in ("1", "L", "P") else 4) * decoded
+    if image.format == "WEBP":  # two canvases, the frame twice, and what a lossless file is decoded into
+        loading = (16 if image.mode == "RGB" else 20) * pixels
+    elif image.format in ("GIF", "BMP"):
         loading += 4 * decoded
-    converted = 4 * decoded // factor**2 + 20 * _STRIP_PIXELS
+    elif scans > 1:  # all coefficients of a JPEG, 2 bytes each, are kept until its last scan
+        samples = [(h, v) for _, h, v, _ in image.layer]
+        loading += 2 * pixels * sum(h * v for h, v in samples) // max(1, max(h for h, _ in samples) * max(v for _, v in samples))
+    converted = 0 if _is_plain(image) and factor == 1 else 4 * decoded // factor**2 + 20 * _STRIP_PIXELS
     resized = 4 * shrunk[0] * image.height // factor
-    return loading + converted + resized + 14 * shrunk[0] * shrunk[1]
+    return loading + converted + resized + 14 * shrunk[0] * shrunk[1] + 64 * image.height  # each row has a pointer and more
+
+
+def _is_plain(image: Image.Image) -> bool:
+    return image.mode == "RGB" and "transparency" not in image.info
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
     """`image` as RGB with sides divided by `factor`, made strip by strip: a conversion of the whole takes several times its memory."""
     image.load()
     rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
-    if rows >= image.height:
+    if _is_plain(image) or rows >= image.height:
         return _reduced(_converted(image), factor)
     rgb = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     for top in range(0, image.height, rows):
@@ -259,6 +281,8 @@ def _converted(image: Image.Image) -> Image.Image:
         return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "I":
         return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if _is_plain(image):
+        return image
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -267,9 +291,12 @@ def _converted(image: Image.Image) -> Image.Image:
 
 
 def read_image(
-    ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 450_000_000
+    ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000
 ) -> Union[DecodedImage, Failure]:
     """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
+    crash = in_flight.crash_of(ref)
+    if crash is not None:
+        return crash
     if ref.size_bytes > max_memory:
         return Failure("read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}")
     try:
@@ -278,13 +305,14 @@ def read_image(
         kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
         return Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
     try:
-        return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels, max_memory))
+        with in_flight.noted(ref):
+            return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels, max_memory))
     except DecodeError as e:
         return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
 
 
 def read_images(
-    refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 450_000_000, ahead: int = 4
+    refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000, ahead: int = 4
 ) -> Iterator[Union[DecodedImage, Failure]]:
     """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them."""
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:

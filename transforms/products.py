@@ -54,7 +54,7 @@ class Product(Protocol):
         """Keys [Q, N] of the dot products of two operands; the caller may write to them."""
 
     def keys(self, scores: np.ndarray) -> np.ndarray:
-        """Keys of float32 scores, rounded down."""
+        """Keys of float32 scores: of two scores the higher never has the lower key."""
 
     def values(self, keys: np.ndarray) -> np.ndarray:
         """float32 scores of keys."""

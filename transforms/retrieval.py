@@ -5,8 +5,11 @@ What is shuffled are ids, similarities and locations. A worker holds one group a
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
+import math
+import threading
 import time
 from typing import Iterable, Iterator, Optional, Sequence
 
@@ -20,13 +23,17 @@ from transforms.stores import FeatureStore, descriptors_of
 from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
 GROUP_ROWS = 16384
-BLOCK_ROWS = 4096
 # Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and workers more.
 BLOCKS_PER_TASK = 8
+# Shards read at a time: one by one, an object store would answer each only after some 50 ms.
+READERS = 16
 # Neighbours in one shuffled element, at some 70 bytes each.
 ELEMENT_NEIGHBORS = 50_000
 # Queries that are verified, and whose predictions are written, as one.
 UNIT_QUERIES = 32
+
+# Tasks at a time in one process, whatever its threads: one computes, on all cores, and one reads.
+_TURNS = threading.BoundedSemaphore(2)
 
 _LOCATION_COLUMNS = ("image_id", "local_offset", "local_size")
 
@@ -63,31 +70,17 @@ def plan_groups(unit_rows: Iterable[tuple[str, int]], rows: int = GROUP_ROWS) ->
     Raises:
       ValueError: rows < 1.
     """
-    return [IndexGroup(_name(units), units) for units in _runs(unit_rows, rows)]
-
-
-def plan_blocks(unit_rows: Iterable[tuple[str, int]], rows: int = BLOCK_ROWS) -> list[QueryBlock]:
-    """Consecutive shards of the query store, given as (name, images), in blocks of at most `rows` images; see `plan_groups`."""
-    return [QueryBlock(_name(units), units) for units in _runs(unit_rows, rows)]
-
-
-def _runs(unit_rows: Iterable[tuple[str, int]], rows: int) -> Iterator[tuple[str, ...]]:
     if rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
-    run: list[str] = []
+    groups: list[list[str]] = []
     held = 0
     for unit, count in unit_rows:
-        if run and held + count > rows:
-            yield tuple(run)
-            run, held = [], 0
-        run.append(unit)
+        if not groups or held + count > rows:
+            groups.append([])
+            held = 0
+        groups[-1].append(unit)
         held += count
-    if run:
-        yield tuple(run)
-
-
-def _name(units: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(units).encode()).hexdigest()[:16]
+    return [IndexGroup(hashlib.sha256("\n".join(units).encode()).hexdigest()[:16], tuple(units)) for units in groups]
 
 
 def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
@@ -96,7 +89,7 @@ def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
     Raises:
       ValueError: the shards hold descriptors of different widths.
     """
-    tables = [store.read_images(unit, (*_LOCATION_COLUMNS, "landmark_id", "global_descriptor")) for unit in units]
+    tables = _read(store, units, (*_LOCATION_COLUMNS, "landmark_id", "global_descriptor"))
     columns = _location_columns(tables, units)
     return IndexBlock(
         image_ids=columns.image_ids,
@@ -110,8 +103,13 @@ def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
 
 def read_query_block(store: FeatureStore, units: Sequence[str]) -> DescriptorBlock:
     """The images of some shards of a query store, in order; errors as `read_index_block`."""
-    tables = [store.read_images(unit, ("image_id", "global_descriptor")) for unit in units]
+    tables = _read(store, units, ("image_id", "global_descriptor"))
     return DescriptorBlock(_bytes(tables, "image_id"), _descriptors(tables, units))
+
+
+def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> list[pa.Table]:
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda unit: store.read_images(unit, columns), units))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +181,14 @@ class RetrieveNearest(beam.PTransform):
       query_root: the queries' feature store.
       groups: all of the index, see `plan_groups`.
       k: candidates per query.
+      deadline: as time.time() tells it; no search begins after it, and queries make do with what was found before.
     """
 
     index_root: str
     query_root: str
     groups: Sequence[IndexGroup]
     k: int
+    deadline: float = math.inf
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class RetrieveNearest(beam.PTransform):
             | "Groups" >> beam.Create(list(self.groups)).with_output_types(IndexGroup)
             | "WithBlocks" >> beam.FlatMap(_tasks, beam.pvalue.AsList(blocks)).with_output_types(tuple[IndexGroup, tuple[QueryBlock, ...]])
             | "Spread" >> beam.Reshuffle()
-            | "Nearest" >> beam.ParDo(_Nearest(index, queries, self.k, step))
+            | "Nearest" >> beam.ParDo(_Nearest(index, queries, self.k, step, self.deadline))
             | "Merge" >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
@@ -221,27 +221,32 @@ def _tasks(group: IndexGroup, blocks: Sequence[QueryBlock]) -> Iterator[tuple[In
 class _Nearest(beam.DoFn):
     """Searches one group for some blocks; yields ((block, first query), neighbours) for every `step` queries."""
 
-    def __init__(self, index: FeatureStore, queries: FeatureStore, k: int, step: int) -> None:
-        self._index, self._queries, self._k, self._step = index, queries, k, step
+    def __init__(self, index: FeatureStore, queries: FeatureStore, k: int, step: int, deadline: float) -> None:
+        self._index, self._queries, self._k, self._step, self._deadline = index, queries, k, step, deadline
         self._block: Optional[tuple[str, DescriptorBlock]] = None  # the last one read
-        self._milliseconds = Metrics.counter("landmarks", "retrieve_milliseconds")
+        self._milliseconds = Metrics.distribution("landmarks", "retrieve_milliseconds")
+        self._bytes = Metrics.counter("landmarks", "retrieve_descriptor_bytes_read")
 
     def process(self, task: tuple[IndexGroup, tuple[QueryBlock, ...]]) -> Iterator[tuple[tuple[str, int], Neighbors]]:
         group, blocks = task
-        start = time.monotonic()
-        index = read_index_block(self._index, group.units)
-        for block in blocks:
-            neighbors = nearest(self._read(block), index, self._k)
-            self._milliseconds.inc(int(1000 * (time.monotonic() - start)))
-            for first in range(0, len(neighbors.similarity), self._step):
-                part = slice(first, first + self._step)
-                yield (block.name, first), Neighbors(**{f.name: getattr(neighbors, f.name)[part] for f in dataclasses.fields(Neighbors)})
+        held = self._block and self._block[0]
+        with _TURNS:
             start = time.monotonic()
+            index = read_index_block(self._index, group.units)
+            self._bytes.inc(index.descriptors.nbytes)
+            for block in sorted(blocks, key=lambda b: b.name != held):  # the one in memory first
+                neighbors = nearest(self._read(block), index, self._k)
+                self._milliseconds.update(round(1000 * (time.monotonic() - start)))
+                for first in range(0, len(neighbors.similarity), self._step):
+                    part = slice(first, first + self._step)
+                    yield (block.name, first), Neighbors(**{f.name: getattr(neighbors, f.name)[part] for f in dataclasses.fields(Neighbors)})
+                start = time.monotonic()
 
     def _read(self, block: QueryBlock) -> DescriptorBlock:
         if self._block is None or self._block[0] != block.name:
             self._block = None  # one block in memory, not two
             self._block = block.name, read_query_block(self._queries, block.units)
+            self._bytes.inc(self._block[1].descriptors.nbytes)
         return self._block[1]
 
 
@@ -255,8 +260,7 @@ class _Queries(beam.DoFn):
         self._in = Metrics.counter("landmarks", "retrieve_in")
 
     def process(self, block: QueryBlock) -> Iterator[tuple[tuple[str, int], _Locations]]:
-        tables = [self._queries.read_images(unit, _LOCATION_COLUMNS) for unit in block.units]
-        columns = _location_columns(tables, block.units)
+        columns = _location_columns(_read(self._queries, block.units, _LOCATION_COLUMNS), block.units)
         self._in.inc(len(columns.image_ids))
         for first in range(0, len(columns.image_ids), self._step):
             part = slice(first, first + self._step)
@@ -265,7 +269,10 @@ class _Queries(beam.DoFn):
 
 @beam.typehints.with_output_types(CandidateUnit)
 class _Candidates(beam.DoFn):
-    """Queries joined with their neighbours, in units that are small enough to be verified, written and lost one by one."""
+    """Queries joined with their neighbours, in units that are small enough to be verified, written and lost one by one.
+
+    A unit holds queries of like promise, so that verification can begin with the most promising ones.
+    """
 
     def __init__(self) -> None:
         self._out = Metrics.counter("landmarks", "retrieve_out")
@@ -274,10 +281,12 @@ class _Candidates(beam.DoFn):
         (block, first), sides = joined
         [queries] = sides["queries"]
         neighbors = next(iter(sides["neighbors"]), None)
-        for start in range(0, len(queries.image_ids), UNIT_QUERIES):
-            rows = range(start, min(start + UNIT_QUERIES, len(queries.image_ids)))
-            self._out.inc(len(rows))
-            yield CandidateUnit(f"{block}-{first + start:06d}", tuple(_query_candidates(queries, neighbors, q) for q in rows))
+        found = [_query_candidates(queries, neighbors, q) for q in range(len(queries.image_ids))]
+        found.sort(key=lambda query: (-query.promise, query.image_id))
+        for start in range(0, len(found), UNIT_QUERIES):
+            members = sorted(found[start : start + UNIT_QUERIES], key=lambda query: query.image_id)
+            self._out.inc(len(members))
+            yield CandidateUnit(f"{block}-{first + start:06d}", tuple(members))
 
 
 def _query_candidates(queries: _Locations, neighbors: Optional[Neighbors], q: int) -> QueryCandidates:

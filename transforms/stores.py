@@ -4,6 +4,7 @@ A feature store holds a shard per unit of work, under the unit's name:
 
     <root>/local_features/<unit>.bin   blocks of local features, one per image, see `encode_local_features`
     <root>/failures/<unit>.parquet     FAILURE_SCHEMA; only where an image of the unit failed
+    <root>/summaries/<unit>.json       number of images, size and checksum of each file, see `FeatureStore.summary`
     <root>/images/<unit>.parquet       `image_schema`; written last: a unit with this file is done
 
 Every file is written once, whole or not at all (`files.write_bytes`).
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from typing import Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Container, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,12 @@ from transforms import files
 from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction, PredictionUnit
 
 MANIFEST = "manifest.json"
+
+PROVISIONAL = ".provisional"
+"""Part of a prediction shard's name where time ran out before all was done for it: a later start of the run makes it again."""
+
+UNPREDICTED = "unpredicted"
+"""The prediction shard of the images that gave no features, written with the submission."""
 
 FAILURE_SCHEMA = pa.schema([
     pa.field("stage", pa.string(), nullable=False),
@@ -44,6 +52,7 @@ PREDICTION_SCHEMA = pa.schema([
     pa.field("landmark_id", pa.string()),
     pa.field("score", pa.float64()),
     pa.field("candidates", pa.list_(CANDIDATE_TYPE), nullable=False),
+    pa.field("verified", pa.bool_(), nullable=False),
 ])
 
 
@@ -106,7 +115,14 @@ class FeatureStore:
     root: str
 
     def _path(self, part: str, unit: str) -> str:
-        return files.join(self.root, part, unit + (".bin" if part == "local_features" else ".parquet"))
+        return files.join(self.root, self._name(part, unit))
+
+    @staticmethod
+    def _name(part: str, unit: str) -> str:
+        return f"{part}/{unit}" + (".bin" if part == "local_features" else ".parquet")
+
+    def _summary_path(self, unit: str) -> str:
+        return files.join(self.root, "summaries", unit + ".json")
 
     def has_unit(self, unit: str) -> bool:
         """Whether the shard of `unit` is done."""
@@ -117,7 +133,7 @@ class FeatureStore:
         return [uri.rsplit("/", 1)[-1][: -len(".parquet")] for uri in files.list_files(files.join(self.root, "images"), ".parquet")]
 
     def write_unit(self, unit: str, features: Sequence[ImageFeatures], failures: Sequence[Failure], dimensions: int) -> None:
-        """Writes the shard of `unit`: what its images gave, in the order given, and which failed.
+        """Writes the shard of `unit`: what its images gave, in the order given, and which failed. A finished shard is left alone.
 
         Args:
           dimensions: width of the global descriptor; an image of another width is an error.
@@ -125,6 +141,8 @@ class FeatureStore:
         Raises:
           ValueError: a global descriptor is not `dimensions` wide.
         """
+        if self.has_unit(unit):
+            return
         blocks = [encode_local_features(f.local) for f in features]
         sizes = [len(b) for b in blocks]
         offsets = np.cumsum([0] + sizes)[:-1]
@@ -145,10 +163,30 @@ class FeatureStore:
             pa.array(sizes, pa.int32()),
             pa.FixedSizeListArray.from_arrays(pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type),
         ], schema=schema)
-        files.write_bytes(self._path("local_features", unit), b"".join(blocks))
+        contents = {"local_features": b"".join(blocks), "images": files.parquet_bytes(table)}
         if failures:
-            files.write_parquet(self._path("failures", unit), failure_table(failures))
-        files.write_parquet(self._path("images", unit), table)
+            contents["failures"] = files.parquet_bytes(failure_table(failures))
+        else:  # of an attempt that was killed
+            files.delete(self._path("failures", unit))
+        records = {self._name(part, unit): files.content_record(data) for part, data in contents.items()}
+        images = contents.pop("images")
+        for part, data in contents.items():
+            files.write_bytes(self._path(part, unit), data)
+        files.write_json(self._summary_path(unit), {"unit": unit, "images": len(features), "files": records})
+        files.write_bytes(self._path("images", unit), images)
+
+    def discard(self, unit: str) -> None:
+        """Makes the shard of `unit` unfinished again."""
+        files.delete(self._path("images", unit))
+
+    def summary(self, unit: str) -> dict[str, Any]:
+        """Of a finished shard: `unit`, its name; `images`, their number; `files`, by path below the root its files' `bytes` and `sha256`."""
+        return files.read_json(self._summary_path(unit))
+
+    def summaries(self, units: Sequence[str]) -> list[dict[str, Any]]:
+        """The summaries of many finished shards, in their order."""
+        with ThreadPoolExecutor(max_workers=16) as pool:  # of an object store each takes a while
+            return list(pool.map(self.summary, units))
 
     def read_images(self, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The image table of a shard (`image_schema`), or some of its columns."""
@@ -159,10 +197,6 @@ class FeatureStore:
         if not location.size:
             return decode_local_features(b"")
         return decode_local_features(files.read_bytes(self._path("local_features", location.unit), location.offset, location.size))
-
-    def count(self, unit: str) -> int:
-        """Number of images in a shard, without reading them."""
-        return files.parquet_rows(self._path("images", unit))
 
     def failures(self, units: Sequence[str]) -> pa.Table:
         """The failure rows of these units, sorted by image_id."""
@@ -198,6 +232,7 @@ def prediction_table(predictions: Iterable[Prediction]) -> pa.Table:
             "landmark_id": p.landmark_id,
             "score": p.score,
             "candidates": [_candidate_row(c) for c in p.candidates],
+            "verified": p.verified,
         }
         for p in sorted(predictions, key=lambda p: p.image_id)
     ]
@@ -209,15 +244,28 @@ def _candidate_row(candidate: Candidate) -> dict:
 
 
 def has_predictions(run: str, unit: str) -> bool:
-    """Whether the prediction shard of `unit` is done."""
+    """Whether the prediction shard of `unit` is done, for good."""
     return files.exists(files.join(run, "predictions", unit + ".parquet"))
 
 
 def write_predictions(run: str, unit: PredictionUnit) -> None:
-    """Writes the prediction shard of a unit to a run, after its failures."""
+    """Writes the prediction shard of a unit to a run, after its failures; PROVISIONAL follows its name where it is not final."""
+    name = unit.name + ("" if unit.final else PROVISIONAL)
+    failures = files.join(run, "failures", f"verify-{name}.parquet")
     if unit.failures:
-        files.write_parquet(files.join(run, "failures", f"verify-{unit.name}.parquet"), failure_table(unit.failures))
-    files.write_parquet(files.join(run, "predictions", unit.name + ".parquet"), prediction_table(unit.predictions))
+        files.write_parquet(failures, failure_table(unit.failures))
+    else:  # of an attempt that was killed
+        files.delete(failures)
+    files.write_parquet(files.join(run, "predictions", name + ".parquet"), prediction_table(unit.predictions))
+
+
+def delete_provisional(run: str) -> None:
+    """Deletes the provisional prediction shards of a run and their failures, and the shard of the unpredicted."""
+    for part in ("predictions", "failures"):
+        for uri in files.list_files(files.join(run, part), ".parquet"):
+            name = uri.rsplit("/", 1)[-1]
+            if PROVISIONAL in name or name == UNPREDICTED + ".parquet":
+                files.delete(uri)
 
 
 def read_predictions(run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -8,30 +8,32 @@ import apache_beam as beam
 import pyarrow as pa
 
 from transforms import files, tables
-from transforms.stores import PREDICTION_SCHEMA, read_predictions
+from transforms.stores import PREDICTION_SCHEMA, UNPREDICTED, prediction_table, read_predictions
+from transforms.types import Prediction
 from transforms.units import planned_image_ids
 
 SUBMISSION = "submission.csv"
-_UNPREDICTED = "unpredicted"
 
 
 def write_submission(run: str) -> int:
     """Writes RUN/submission.csv from the prediction shards and the plan of a run.
 
-    Images that failed get null predictions, in a shard of their own, and an empty row.
+    Images without a prediction get null predictions, in a shard of their own, and an empty row. May be called again when there are
+    more predictions.
 
     Returns:
       Number of rows.
     """
+    unpredicted = files.join(run, "predictions", UNPREDICTED + ".parquet")
+    files.delete(unpredicted)
     columns = ["image_id", "landmark_id", "score"]
     schema = pa.schema([PREDICTION_SCHEMA.field(c) for c in columns])
     predicted = pa.concat_tables([schema.empty_table(), *read_predictions(run, columns)])
     known = set(predicted.column("image_id").to_pylist())
     missing = [image_id for image_id in planned_image_ids(run) if image_id not in known]
     if missing:
-        empty = [{"image_id": image_id, "landmark_id": None, "score": None, "candidates": []} for image_id in missing]
-        table = pa.Table.from_pylist(empty, PREDICTION_SCHEMA)
-        files.write_parquet(files.join(run, "predictions", _UNPREDICTED + ".parquet"), table)
+        table = prediction_table(Prediction(image_id, None, None) for image_id in missing)
+        files.write_parquet(unpredicted, table)
         predicted = pa.concat_tables([predicted, table.select(columns)])
     tables.write_submission_csv(files.join(run, SUBMISSION), predicted)
     return len(predicted)

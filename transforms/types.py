@@ -184,11 +184,18 @@ class QueryCandidates:
       image_id: the query image.
       location: where its local features lie in the query store.
       candidates: at most num_to_rerank.
+      verified: whether its candidates went through geometric verification.
     """
 
     image_id: str
     location: FeatureLocation
     candidates: tuple[Candidate, ...]
+    verified: bool = False
+
+    @property
+    def promise(self) -> float:
+        """Similarity of the best candidate as retrieved; -1.0 where there is none."""
+        return max((c.similarity for c in self.candidates), default=-1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,11 +244,13 @@ class CandidateUnit:
       name: deterministic, the name of the shard.
       queries: in ascending order of image_id.
       failures: what verification could not read.
+      final: False where time ran out: a later run makes the unit again.
     """
 
     name: str
     queries: tuple[QueryCandidates, ...]
     failures: tuple[Failure, ...] = ()
+    final: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,12 +262,14 @@ class Prediction:
       landmark_id: the class with the highest sum; None where nothing can be said.
       score: its sum, the confidence; None where there is no class.
       candidates: in their final order, best total score first.
+      verified: as in QueryCandidates.
     """
 
     image_id: str
     landmark_id: Optional[str]
     score: Optional[float]
     candidates: tuple[Candidate, ...] = ()
+    verified: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,8 +280,10 @@ class PredictionUnit:
       name: of the shard.
       predictions: in ascending order of image_id.
       failures: as in CandidateUnit.
+      final: as in CandidateUnit.
     """
 
     name: str
     predictions: tuple[Prediction, ...]
     failures: tuple[Failure, ...] = ()
+    final: bool = True

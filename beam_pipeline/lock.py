@@ -1,0 +1,136 @@
+"""One run at a time on an output: a lock file that says who holds it, and that the dead do not keep.
+
+A holder renews its lock every _HEARTBEAT seconds. A lock is dead when its process is gone (seen from the same machine), or when
+it has not been renewed for _PATIENCE seconds (seen from anywhere). Locally and on NFS a lock is taken by a hard link, which only
+one of several can make; an object store has nothing alike, there a lock is written, read back and believed. Should two runs with
+the same arguments get past it, they write the same shards, each whole: the lock saves their work, it does not guard correctness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any, Iterator, Optional
+
+from beam_pipeline.config import ConfigError
+from transforms import files
+
+LOCK = ".lock.json"
+
+_HEARTBEAT = 30.0
+_PATIENCE = 300.0
+
+
+@contextlib.contextmanager
+def held(root: str) -> Iterator[None]:
+    """Holds the lock of `root`, a folder that is made as needed, as long as the block runs.
+
+    Raises:
+      ConfigError: another run holds it; the text says which.
+    """
+    uri, mine = files.join(root, LOCK), {**_identity(), "token": uuid.uuid4().hex, "since": time.time()}
+    while not _take(uri, mine):
+        holder = _read(uri)
+        if holder is None:
+            continue  # released meanwhile
+        if _alive(holder):
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(holder["since"]))
+            raise ConfigError(f"{root} is being written by process {holder['pid']} on {holder['host']} since {since} UTC; wait for it to end, or stop it")
+        logging.warning("%s: process %d on %s left its lock behind; going on", root, holder["pid"], holder["host"])
+        _remove(uri, holder)
+    stop = threading.Event()
+    heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        heart.join()
+        _remove(uri, mine)
+
+
+def _identity() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _machine() -> Optional[str]:
+    """Names where a process id means something: one boot of one kernel, and a namespace of it; None where that cannot be told."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+            return f"{f.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> Optional[int]:
+    """When process `pid` began, in clock ticks after the boot; None for one that is gone or only waits for its parent."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            fields = f.read().rpartition(")")[2].split()  # the name before may hold anything
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])  # proc(5): state, starttime
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder["machine"] is not None and holder["machine"] == _machine():
+        return _started(holder["pid"]) == holder["started"]  # another start: the number was given anew
+    return time.time() - holder["renewed"] < _PATIENCE
+
+
+def _take(uri: str, mine: dict[str, Any]) -> bool:
+    """Whether the lock is now ours; False where a lock stands already."""
+    mine = {**mine, "renewed": time.time()}
+    if not files.is_local(uri):
+        if files.exists(uri):
+            return False
+        files.write_json(uri, mine)
+        return (_read(uri) or {}).get("token") == mine["token"]
+    if os.path.exists(uri):
+        return False
+    draft = f"{uri}.{mine['token']}.tmp"
+    files.write_json(draft, mine)
+    try:
+        os.link(draft, uri)  # whole at once, and only where nothing stands
+        return True
+    except (FileExistsError, FileNotFoundError):  # another was first, and may have cleaned the draft away
+        return False
+    finally:
+        files.delete(draft)
+
+
+def _read(uri: str) -> Optional[dict[str, Any]]:
+    try:
+        return files.read_json(uri)
+    except OSError:
+        return None
+
+
+def _remove(uri: str, holder: dict[str, Any]) -> None:
+    """Removes the lock if it is still `holder`'s."""
+    if (_read(uri) or {}).get("token") != holder["token"]:
+        return
+    if not files.is_local(uri):
+        files.delete(uri)
+        return
+    # Of two who find the same dead lock, the slower may get hold of the quicker one's new lock: it is put back.
+    grave = f"{uri}.{uuid.uuid4().hex}.tmp"
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        os.rename(uri, grave)
+        if (_read(grave) or {}).get("token") != holder["token"]:
+            os.link(grave, uri)
+    files.delete(grave)
+
+
+def _beat(uri: str, mine: dict[str, Any], stop: threading.Event) -> None:
+    while not stop.wait(_HEARTBEAT):
+        try:
+            if (_read(uri) or {}).get("token") == mine["token"]:
+                files.write_json(uri, {**mine, "renewed": time.time()})
+        except OSError as e:
+            logging.warning("the lock %s could not be renewed: %s", uri, e)

@@ -1,0 +1,294 @@
+"""The pilot: before a job with a time budget, a sample of its work shows how fast this machine is at each stage.
+
+It runs in a process of its own: a model that takes too long to load can be stopped, and the memory it takes is that of a worker.
+Nothing is written to the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Iterable, Optional, Sequence, TypeVar
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_pipeline import budget, running
+from beam_pipeline.budget import Measured, Schedule, Work
+from beam_pipeline.config import TimeBudget
+from transforms import files, stores
+from transforms.delg.card import ExtractionSettings
+from transforms.delg.catalog import model_folder
+from transforms.delg.saved_model import DelgModel
+from transforms.features import ReadImages, UnitFeatures, extract_unit
+from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
+from transforms.products import NumpyProduct, fastest_product
+from transforms.retrieval import UNIT_QUERIES, read_index_block
+from transforms.stores import FeatureStore
+from transforms.types import Candidate, FeatureLocation, ImageFeatures, ImageRef, ImageUnit, LocalFeatures, Prediction, PredictionUnit, VerificationSettings
+from transforms.verification import verify_pair
+
+SAMPLE_IMAGES = 16
+_SAMPLE_PAIRS = 48
+_SAMPLE_QUERIES = 256
+_SAMPLE_ROWS = 4096
+_SECONDS = 15.0  # for each of the two samples, images and pairs; no more of them are begun then
+_PART_OF_BUDGET = 1 / 3
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What the queries of a sample are searched in and verified with.
+
+    Attributes:
+      index_root: the index.
+      units: its shards, as (name, images).
+      query_root: the queries' feature store.
+      query_units: its finished shards.
+      k: candidates per query.
+      verification: None where candidates are not verified.
+    """
+
+    index_root: str
+    units: tuple[tuple[str, int], ...]
+    query_root: str
+    query_units: tuple[str, ...]
+    k: int
+    verification: Optional[VerificationSettings]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the pilot tries.
+
+    Attributes:
+      model, settings: as for extraction.
+      read_images: reads and decodes photographs.
+      images: to extract; none, and no model is loaded.
+      work: of the whole job.
+      beam_flags: options of the local runner; None for another.
+      search: None for an index.
+    """
+
+    model: str
+    settings: ExtractionSettings
+    read_images: ReadImages
+    images: tuple[ImageRef, ...]
+    work: Work
+    beam_flags: Optional[dict[str, Any]]
+    search: Optional[Search] = None
+
+
+def sample_images(units: Iterable[ImageUnit], number: int = SAMPLE_IMAGES) -> tuple[ImageRef, ...]:
+    """`number` images, or all, that stand for the images of `units`: evenly spaced in the order of their file sizes."""
+    images = sorted((ref for unit in units for ref in unit.images), key=lambda ref: (ref.size_bytes, ref.image_id))
+    return tuple(images[(2 * i + 1) * len(images) // (2 * number)] for i in range(number)) if len(images) > number else tuple(images)
+
+
+def local_flags(options: PipelineOptions) -> Optional[dict[str, Any]]:
+    """The options of Beam that a pipeline of the pilot takes over; None where they are not for the local runner."""
+    return None if running.local_workers(options) is None else options.get_all_options(drop_default=True, retain_unknown_options=False)
+
+
+def measure(sample: Sample) -> Measured:
+    """Tries a sample in this process.
+
+    Raises:
+      ModelError, OSError: what the job itself would raise before its pipeline starts.
+    """
+    started = time.monotonic()
+    workers = len(os.sched_getaffinity(0)) if sample.work.engine else sample.work.workers
+    with tempfile.TemporaryDirectory(prefix="landmarks-pilot-") as scratch:
+        found, extracted = _measure_extraction(sample, workers, scratch) if sample.images else ({}, [])
+        if sample.search is not None:
+            found.update(_measure_search(sample.search, sample.work, extracted, workers, scratch))
+    if sample.beam_flags is not None:
+        found["pipeline"] = _seconds(lambda: running.run_pipeline(_empty, PipelineOptions.from_dictionary(sample.beam_flags), []))
+    # Kibibytes on Linux.
+    found["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Measured(**found, seconds=time.monotonic() - started)
+
+
+def _empty(pipeline: beam.Pipeline) -> None:
+    pipeline | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(str)
+
+
+def _measure_extraction(sample: Sample, workers: int, scratch: str) -> tuple[dict[str, Any], list[ImageFeatures]]:
+    begun = time.monotonic()
+    model = DelgModel.load(model_folder(sample.model), sample.settings)
+    load = time.monotonic() - begun
+    if not model.contract.has_global:
+        return {}, []  # the job itself says what is wrong with it
+
+    def extract(ref: ImageRef) -> UnitFeatures:
+        return extract_unit(ImageUnit("pilot", (ref,)), model, sample.read_images)
+
+    extract(sample.images[0])  # a model's first image takes longer
+    extracted, each = _each(extract, sample.images, workers)
+    features, failures = [f for unit in extracted for f in unit.features], [f for unit in extracted for f in unit.failures]
+    writing = _seconds(lambda: FeatureStore(scratch).write_unit("pilot", features, failures, model.global_width))
+    size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(scratch) for name in names)
+    found = dict(
+        load=load, image=each + writing / len(extracted), images=len(extracted), image_bytes=size / len(extracted),
+        dimensions=model.global_width, has_local=model.contract.has_local)
+    return found, features
+
+
+def _each(function: Callable[[T], R], items: Sequence[T], workers: int) -> tuple[list[R], float]:
+    """Results for the first items, as many as _SECONDS are enough for, and the seconds per item with all workers busy."""
+    begun = time.monotonic()
+
+    def work(item: T) -> Optional[R]:
+        return function(item) if time.monotonic() - begun < _SECONDS else None
+
+    with ThreadPoolExecutor(workers) as pool:
+        results = [result for result in pool.map(work, items) if result is not None]
+    return results, (time.monotonic() - begun) / max(1, len(results))
+
+
+def _measure_search(search: Search, work: Work, extracted: Sequence[ImageFeatures], workers: int, scratch: str) -> dict[str, Any]:
+    found: dict[str, Any] = _measure_predictions(search.k, scratch)
+    store, rows = FeatureStore(search.index_root), 0
+    units = [name for name, count in search.units if (rows := rows + count) <= _SAMPLE_ROWS or rows == count]
+    if not units:
+        return found
+    begun = time.monotonic()
+    index = read_index_block(store, units)
+    reading = (time.monotonic() - begun) / max(1, len(index))
+    width = index.descriptors.shape[1]
+    product = fastest_product() if work.queries * work.index_images * width >= SMALL_PRODUCT else NumpyProduct()
+    queries = np.random.default_rng(0).standard_normal((_SAMPLE_QUERIES, width), np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    block = DescriptorBlock(np.array([b"%d" % q for q in range(len(queries))]), queries)
+    searching = min(_seconds(lambda: nearest(block, index, search.k, product)) for _ in range(2))
+    found["search"] = searching / (len(block) * max(1, len(index))) + reading / max(1, work.queries)
+    if search.verification is not None:
+        found.update(_measure_pairs(search, extracted, index, workers))
+    return found
+
+
+def _measure_predictions(k: int, scratch: str) -> dict[str, float]:
+    candidates = tuple(Candidate("f" * 16, "landmark", 0.5, FeatureLocation("", 0, 0), 10, 1.0) for _ in range(k))
+    predictions = tuple(Prediction(f"{i:016d}", "landmark", 1.0, candidates, True) for i in range(UNIT_QUERIES))
+
+    def write_and_read() -> None:
+        stores.write_predictions(scratch, PredictionUnit("pilot", predictions))
+        list(stores.read_predictions(scratch, ["image_id", "landmark_id", "score"]))
+
+    seconds = min(_seconds(write_and_read) for _ in range(3))
+    return dict(shard=seconds, shard_bytes=os.path.getsize(files.join(scratch, "predictions", "pilot.parquet")))
+
+
+def _measure_pairs(search: Search, extracted: Sequence[ImageFeatures], index: IndexBlock, workers: int) -> dict[str, Any]:
+    """Verifies queries of the sample with their best candidates in a part of the index."""
+    index_store, query_store = FeatureStore(search.index_root), FeatureStore(search.query_root)
+    queries: list[tuple[str, np.ndarray, Callable[[], LocalFeatures]]]
+    queries = [(f.ref.image_id, f.global_descriptor, lambda local=f.local: local) for f in extracted]
+    for unit in search.query_units:
+        if len(queries) >= SAMPLE_IMAGES:
+            break
+        table = query_store.read_images(unit)
+        places = zip(*(table.column(name).to_pylist() for name in ("image_id", "local_offset", "local_size")))
+        for (image_id, offset, size), descriptor in zip(places, stores.descriptors_of(table)):
+            queries.append((image_id, descriptor, functools.partial(query_store.read_local, FeatureLocation(unit, offset, size))))
+    if not queries:
+        return {}
+    queries = queries[:SAMPLE_IMAGES]
+    block = DescriptorBlock(np.array([image_id.encode() for image_id, _, _ in queries]), np.stack([d for _, d, _ in queries]))
+    neighbors = nearest(block, index, max(1, _SAMPLE_PAIRS // len(queries)))
+
+    def verify(pair: tuple[int, int]) -> int:
+        q, c = pair
+        image_id, _, read = queries[q]
+        place = FeatureLocation(neighbors.unit[pair].decode(), int(neighbors.local_offset[pair]), int(neighbors.local_size[pair]))
+        candidate = index_store.read_local(place)
+        return verify_pair(image_id, read(), neighbors.image_id[pair].decode(), candidate, search.verification).inliers
+
+    pairs = [(int(q), int(c)) for q, c in np.argwhere(neighbors.similarity > -np.inf)]
+    verified, each = _each(verify, pairs, workers)
+    return dict(pair=each, pairs=len(verified))
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    begun = time.monotonic()
+    function()
+    return time.monotonic() - begun
+
+
+def _child(sample: Sample, connection: multiprocessing.connection.Connection) -> None:
+    try:
+        connection.send(measure(sample))
+    except (ValueError, OSError) as e:
+        connection.send(str(e))
+
+
+def run(sample: Sample, timeout: Optional[float] = None) -> Optional[Measured]:
+    """Tries a sample in a process of its own; None where that dies.
+
+    Raises:
+      TimeoutError: it did not end within `timeout` seconds, and was stopped.
+      ValueError: what the pilot met, the job would meet too.
+    """
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(sample, there), name="pilot", daemon=True)
+    process.start()
+    there.close()
+    try:
+        if not here.poll(timeout):
+            raise TimeoutError(f"the pilot took more than {timeout:.0f} s")
+        result = here.recv()
+    except EOFError:
+        return None
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+    if isinstance(result, str):
+        raise ValueError(result)
+    return result
+
+
+def schedule(time_budget: Optional[TimeBudget], sample: Callable[[], Sample]) -> Schedule:
+    """Runs the pilot of a job that has a time budget, prints the plan, and sets the deadlines.
+
+    Raises:
+      ValueError: see `run`.
+    """
+    if time_budget is None:
+        return Schedule()
+    try:
+        asked = sample()
+        measured = run(asked, max(0.0, time_budget.ends - time.time()) * _PART_OF_BUDGET)
+    except TimeoutError as e:
+        print(f"{e}: a time budget of {running.time_text(time_budget.seconds)} is too short for any work here")
+        return Schedule(time_budget, None, budget.NO_TIME, time.time())
+    now = time.time()
+    if measured is None:
+        print("the pilot died: no forecast, a tenth of the time budget is kept to write the results")
+        return Schedule(time_budget, None, budget.deadlines(time_budget, None, now), now)
+    plan = budget.make_plan(asked.work, measured)
+    print(budget.format_plan(plan, time_budget, now), flush=True)
+    return Schedule(time_budget, plan, budget.deadlines(time_budget, plan, now), now)
+
+
+def print_plan(time_budget: Optional[TimeBudget], sample: Sample) -> None:
+    """What `landmarks plan` does: the pilot and the plan, and nothing else.
+
+    Raises:
+      ValueError: see `run`, or the pilot died.
+    """
+    measured = run(sample)
+    if measured is None:
+        raise ValueError("the pilot died: a photograph or the model crashes its process")
+    print(budget.format_plan(budget.make_plan(sample.work, measured), time_budget, time.time()))

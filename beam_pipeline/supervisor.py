@@ -1,0 +1,122 @@
+"""Keeps a job going when native code takes its process down, on the local runner.
+
+A decoder or a model can die of SIGSEGV, SIGFPE or an abort, and no exception tells of which photograph. So the job runs in a child
+process that leaves a note of each photograph at work (transforms/in_flight.py). When it dies so, it is started again with the same
+arguments and goes on where it stopped, since units are written once. Photographs noted at the death are first tried alone, one after
+the other; one that kills the process again becomes a failure row of kind "crashed", and the rest of its unit goes on.
+
+The supervisor loads neither Beam nor TensorFlow before it forks. Other engines start a dead worker again by themselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from typing import Any, Callable, Sequence
+
+from transforms.in_flight import IN_FLIGHT
+
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL})
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+# Deaths in a row between which nothing was finished and no culprit was found.
+_MAX_FRUITLESS_DEATHS = 3
+
+
+def run(job: Callable[[], int], outputs: Sequence[str]) -> int:
+    """Runs `job` in a child process until it ends by itself, and returns its exit code; SystemExit, in the child.
+
+    A signal that ends this process ends the child, and the other way round.
+
+    Args:
+      outputs: folders in which the job leaves what it finishes; those of an object store are not looked at.
+    """
+    supervisor, folder = os.getpid(), tempfile.mkdtemp(prefix="landmarks-")
+    try:
+        for name in ("notes", "suspects", "crashed"):
+            os.mkdir(os.path.join(folder, name))
+        fruitless, progress = 0, _progress(folder, outputs)
+        while True:
+            code = _run_child(job, folder)
+            if code >= 0:
+                return code
+            died_of = signal.Signals(-code)
+            if died_of not in _CRASHES:
+                return _die_of(died_of)
+            culprit = _find_culprit(folder)
+            before, progress = progress, _progress(folder, outputs)
+            fruitless = 1 if progress > before else fruitless + 1
+            if culprit:
+                print(f"landmarks: the process died of {died_of.name} over {culprit!r}, which becomes a failure row; going on", file=sys.stderr)
+            elif fruitless < _MAX_FRUITLESS_DEATHS:
+                print(f"landmarks: the process died of {died_of.name}; going on, with the photographs it was at one by one", file=sys.stderr)
+            else:
+                print(f"landmarks: error: the process died of {died_of.name}, {fruitless} times without getting on", file=sys.stderr)
+                return 1
+    finally:
+        if os.getpid() == supervisor:
+            shutil.rmtree(folder)
+
+
+def _run_child(job: Callable[[], int], folder: str) -> int:
+    """The child's exit code; -N where it died of signal N."""
+    child = os.fork()
+    if child == 0:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not to work on unsupervised
+        os.environ[IN_FLIGHT] = folder  # worker processes inherit it
+        sys.exit(job())
+
+    def pass_on(number: int, frame: Any) -> None:
+        # A terminal sends its Ctrl-C to the child too.
+        if number != signal.SIGINT or not sys.stdin.isatty():
+            os.kill(child, number)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _find_culprit(folder: str) -> str:
+    """Sorts out the notes of a dead child; the image_id of a photograph that it died of alone, "" for none."""
+    notes, suspects, crashed = (os.path.join(folder, name) for name in ("notes", "suspects", "crashed"))
+    noted = {name: _image_id(os.path.join(notes, name)) for name in os.listdir(notes)}
+    suspected = {_image_id(os.path.join(suspects, name)): name for name in os.listdir(suspects)}
+    culprit = ""
+    for name, image_id in noted.items():
+        if image_id in suspected:  # suspects are left only where the child died in trying them
+            os.replace(os.path.join(suspects, suspected[image_id]), os.path.join(crashed, suspected[image_id]))
+            culprit = image_id
+        elif not suspected and image_id:
+            os.replace(os.path.join(notes, name), os.path.join(suspects, name))
+    for name in os.listdir(notes):
+        os.remove(os.path.join(notes, name))
+    return culprit
+
+
+def _image_id(path: str) -> str:
+    """The image_id in a note; "" for a note that the death cut short."""
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    return json.loads(text)["image_id"] if text.endswith("}") else ""
+
+
+def _progress(folder: str, outputs: Sequence[str]) -> tuple[int, int]:
+    """Culprits found, and files finished; grows with each."""
+    crashed = len(os.listdir(os.path.join(folder, "crashed")))
+    return crashed, sum(not name.startswith(".") for root in outputs for _, _, names in os.walk(root) for name in names)
+
+
+def _die_of(number: signal.Signals) -> int:
+    """Ends this process as its child ended, so that its parent sees the same."""
+    signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+    os.kill(os.getpid(), number)
+    return 128 + number
