@@ -67,6 +67,7 @@ class Measured:
       pair: to verify a pair.
       shard: to write a shard of predictions and read it again.
       pipeline: to run a pipeline with nothing to do.
+      process: to start a process with all its imports; to end one is taken to be as slow.
       image_bytes, shard_bytes: written per image, per shard of predictions.
       memory: most bytes the pilot's process held.
       images, pairs: how many were tried.
@@ -81,6 +82,7 @@ class Measured:
     pair: float = 0.0
     shard: float = 0.0
     pipeline: float = 0.0
+    process: float = 0.0
     image_bytes: float = 0.0
     shard_bytes: float = 0.0
     memory: int = 0
@@ -114,7 +116,7 @@ class Plan:
       work, measured: what it was made from.
       stages: extract, and for queries retrieve and verify.
       start: seconds before the first image.
-      end: seconds after the last pair: shards, submission and manifest are written.
+      end: seconds after the last pair: shards, submission and manifest are written, the process ends.
     """
 
     work: Work
@@ -151,7 +153,8 @@ def make_plan(work: Work, measured: Measured) -> Plan:
         stages.append(Stage("retrieve", work.queries, "queries", measured.search * work.index_images * share))
         stages.append(Stage("verify", work.pairs, "pairs", measured.pair * share, work.shards * measured.shard_bytes))
     start = measured.load + _PIPELINES_BEFORE * measured.pipeline + work.engine * _ENGINE_START
-    end = work.shards * measured.shard * share + _PIPELINES_AFTER * measured.pipeline + work.queries * _CSV_ROW + work.engine * _ENGINE_END
+    end = measured.process + _PIPELINES_AFTER * measured.pipeline + work.engine * _ENGINE_END
+    end += work.shards * measured.shard * share + work.queries * _CSV_ROW
     return Plan(work, measured, tuple(stages), start, end)
 
 
@@ -163,15 +166,17 @@ def deadlines(budget: TimeBudget, plan: Optional[Plan], now: float) -> Deadlines
     verify = budget.ends - _PART * budget.seconds - _CAUTION * (plan.end + plan.stage("verify").each) - 1.0
     extract = verify - _CAUTION * (plan.stage("retrieve").seconds + plan.stage("extract").each)
     if now + plan.start >= extract:
-        extract = 0.0  # a model would be loaded for nothing
-    return Deadlines(extract, NO_TIME.verify if now >= verify else verify)
+        extract = NO_TIME.extract  # a model would be loaded for nothing
+    if now + plan.start - plan.measured.load >= verify:
+        verify = NO_TIME.verify
+    return Deadlines(extract, verify)
 
 
 def format_plan(plan: Plan, budget: Optional[TimeBudget], now: float) -> str:
     """The plan as a table, and what of it fits the budget."""
     work, measured = plan.work, plan.measured
     where = f"{work.workers} workers{', each taken to be as fast as this machine' if work.engine else ' of this machine'}"
-    lines = [f"plan for {where}, by a pilot of {measured.images} images and {measured.pairs} pairs in {measured.seconds:.1f} s:"]
+    lines = [f"plan for {where}, by a pilot of {measured.images} images and {measured.pairs} pairs in {measured.process + measured.seconds:.1f} s:"]
     for stage in plan.stages:
         units = f" in {work.units:,} units" if stage.name == "extract" and stage.number else ""
         lines.append(_row(stage.name, f"{stage.number:,} {stage.item}{units}", f"{1000 * stage.each:,.3g} ms each", stage.seconds, stage.size))
@@ -203,7 +208,7 @@ def _fit(plan: Plan, budget: TimeBudget, now: float) -> str:
 
 
 def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, dict[str, float]]:
-    """The forecast beside what happened, by stage and for "all": number done, seconds expected for so many, and seconds it took.
+    """The forecast of what was done beside what happened, by stage and for "all": number, seconds expected for it, seconds it took.
 
     Args:
       metrics: the job's counters; timers add up over workers, who are taken to have shared the work evenly.
@@ -219,7 +224,8 @@ def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, d
         number = done[stage.name]
         happened = metrics.get(f"{stage.name}_milliseconds", 0) / 1000 / plan.work.workers
         result[stage.name] = {"number": number, "forecast": round(number * stage.each, 2), "happened": round(happened, 2)}
-    result["all"] = {"forecast": round(plan.seconds, 2), "happened": round(seconds, 2)}
+    forecast = plan.start + plan.end - plan.measured.process + sum(values["forecast"] for values in result.values())
+    result["all"] = {"forecast": round(forecast, 2), "happened": round(seconds, 2)}
     return result
 
 

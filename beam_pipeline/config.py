@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
 from typing import Any, Callable, Optional
 
+from transforms.delg.card import PRECISIONS
 from transforms.types import VerificationSettings
 
 # Query-time hyperparameters that a preset sets together; a single flag overrides.
@@ -50,6 +52,10 @@ class ConfigError(ValueError):
     """A wrong option, or options that do not go together."""
 
 
+class PipelineError(RuntimeError):
+    """The pipeline failed; the text says why, as the engine tells it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TimeBudget:
     """How long a command may take.
@@ -81,6 +87,7 @@ class ExtractionOverrides:
     max_local_features: Optional[int] = None
     score_threshold: Optional[float] = None
     max_image_side: Optional[int] = None
+    precision: Optional[str] = None
 
     def given(self) -> dict[str, Any]:
         """The settings that flags gave."""
@@ -154,6 +161,15 @@ class RecognizeConfig:
     def __post_init__(self) -> None:
         if self.top_k > self.num_to_rerank:
             raise ConfigError(f"--top_k {self.top_k} is more than --num_to_rerank {self.num_to_rerank}")
+        for flag, folder in (("--output", self.output), ("--query_store", self.query_store)):
+            if folder is not None and _holds(folder, self.index):  # --overwrite would delete it
+                raise ConfigError(f"{flag} {folder} is or holds the index {self.index}; name another folder")
+
+
+def _holds(folder: str, other: str) -> bool:
+    """Whether `other` is `folder` or lies in it."""
+    folder, other = ((name if "://" in name else os.path.realpath(name)).rstrip("/") + "/" for name in (folder, other))
+    return other.startswith(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,13 +182,14 @@ class EvaluateConfig:
 
 
 def _number(kind: Callable[[str], Any], low: float, high: float = math.inf, open_low: bool = False) -> Callable[[str], Any]:
-    """An argparse type: a finite number in [low, high], or (low, high] with open_low."""
+    """An argparse type: a finite number in [low, high], or (low, high] with open_low; an int of 32 bits at most."""
+    high = min(high, 2**31 - 1) if kind is int else high
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+        if value != value or value in (math.inf, -math.inf) or value < low or value > high or (open_low and value == low):
             bounds = f"above {low:g}" if open_low else f"at least {low:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {bounds}" + (f" and at most {high:g}" if high < math.inf else ""))
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}" + (f" and at most {high:.10g}" if high < math.inf else ""))
         return value
 
     parse.__name__ = kind.__name__
@@ -181,7 +198,7 @@ def _number(kind: Callable[[str], Any], low: float, high: float = math.inf, open
 
 def duration(text: str) -> float:
     """Seconds of a time such as 12h, 90m, 2h30m or 45s; an argparse type."""
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     if not (total := 3600 * hours + 60 * minutes + seconds):
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m, 2h30m or 45s")
@@ -206,6 +223,7 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
     group.add_argument("--max_local_features", type=_number(int, 1), metavar="N", help="local features kept per image")
     group.add_argument("--score_threshold", type=_number(float, -math.inf), metavar="T", help="least attention of a local feature")
     group.add_argument("--max_image_side", type=_number(int, 16), metavar="PX", help="longer images are shrunk to this side")
+    group.add_argument("--precision", choices=PRECISIONS, help="bfloat16: faster on processors that multiply it in hardware, features move a little")
     group.add_argument("--exif_orientation", action=argparse.BooleanOptionalAction, default=True, help="turn photographs by their EXIF orientation (default: yes)")
     group.add_argument("--max_image_pixels", type=_number(int, 1), default=ReadingConfig.max_image_pixels, metavar="N", help="larger photographs become failure rows (default: %(default)s)")
     group.add_argument("--max_image_memory", type=_number(int, 1), default=ReadingConfig.max_image_memory, metavar="MB", help="so do those that take more memory to decode (default: %(default)s)")

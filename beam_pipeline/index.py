@@ -19,7 +19,7 @@ from beam_pipeline import budget, integrity, lock, models, outputs, pilot, runni
 from beam_pipeline.config import ConfigError, IndexConfig, ReadingConfig
 from transforms import files, tables
 from transforms.delg.catalog import EMBEDDED
-from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model
+from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model, try_suspects
 from transforms.images import MatchError, match_images, read_images
 from transforms.stores import FeatureStore, failure_table
 from transforms.types import Failure, ImageRef, ImageUnit
@@ -63,12 +63,14 @@ class Extraction(beam.PTransform):
         missing = [unit for unit in self.planned if unit.name not in there]
         parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
         if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
-            reader = image_reader(self.choice, self.reading)
+            handler = DelgModelHandler(
+                self.choice.model, self.choice.settings, image_reader(self.choice, self.reading),
+                running.images_in_flight(begin.pipeline.options), self.deadline)
             parts.append(
                 begin
                 | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
                 | ReadUnits(self.plan_root)
-                | ExtractFeatures(self.store_root, DelgModelHandler(self.choice.model, self.choice.settings, reader, deadline=self.deadline))
+                | ExtractFeatures(self.store_root, handler)
             )
         return parts | beam.Flatten()
 
@@ -106,7 +108,8 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
 
 def _asked(config: IndexConfig, base: Optional[dict[str, Any]]) -> tuple[models.ModelChoice, list[ImageUnit], list[ImageRef]]:
     """The model, the units of all labelled images matched, and the images without a label; `base` is the manifest to append to."""
-    images, unlabelled = labelled(match(config.images), tables.read_labels(config.labels))
+    labels = tables.read_labels(config.labels)
+    images, unlabelled = labelled(match(config.images), labels)
     if not images:
         raise ConfigError(f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is {unlabelled[0].image_id!r})")
     choice = models.choose_as_indexed(config.model, config.overrides, base) if base else models.choose(config.model or EMBEDDED, config.overrides)
@@ -142,6 +145,7 @@ def run(config: IndexConfig, options: PipelineOptions) -> int:
     started = time.monotonic()
     base = outputs.read_manifest(config.output, "index") if config.append else None
     choice, units, unlabelled = _asked(config, base)
+    try_suspects(choice.model, choice.settings, image_reader(choice, config.reading))
     settings = {
         "command": "index",
         "format": outputs.FORMAT,
@@ -179,16 +183,20 @@ def _append(
             print(f"{config.output} has these images and labels already; nothing to do")
             counts = base["appended"][name]
         else:
+            if not base.get("complete", True):
+                raise ConfigError(f"{config.output} was not finished in time: run the same `landmarks index` again before adding to it")
             integrity.check_sizes(config.output, base)
             differing = list(outputs.differences(base["reading"], settings["reading"]))
             if differing:
                 raise ConfigError(f"{config.output} was made with other settings: {'; '.join(differing)}")
             _refuse_known(config.output, base, units)
             root = files.join(config.output, "appended", name)
-            files.delete_temporaries(config.output)
             files.write_json(files.join(root, "settings.json"), settings)
             manifest = _extract(config, options, choice, root, units, unlabelled, started)
             counts = manifest["counts"]
+            if not manifest["complete"]:
+                print(f"{config.output} stays as it was: {counts['out_of_time']:,} images were not reached in time; the same command goes on from here")
+                return 0
             manifest["shards"] = base["shards"] + manifest["shards"]
             manifest["appended"] = {**base["appended"], name: counts}
             manifest["counts"] = {key: value + counts[key] for key, value in base["counts"].items()}
@@ -224,8 +232,8 @@ def _extract(
     for line in integrity.discard_damaged(store, names):
         print(f"{line}: its unit is extracted again", file=sys.stderr)
     schedule = pilot.schedule(config.budget, lambda: _sample(config, options, choice, units))
-    if schedule.hopeless:
-        raise budget.OutOfTimeError(f"no image can be extracted in time: the same `landmarks index` goes on from here, given more of it")
+    if not schedule.deadlines.extract:
+        raise budget.OutOfTimeError("no image can be extracted in time: the same `landmarks index` goes on from here, given more of it")
     if schedule.plan is not None and schedule.plan.measured.dimensions:  # the pilot has loaded the model
         dimensions, has_local = schedule.plan.measured.dimensions, schedule.plan.measured.has_local
     else:
@@ -257,7 +265,7 @@ def _extract(
     }
 
 
-def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUnit], store: FeatureStore) -> list[PlannedUnit]:
+def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUnit], store: FeatureStore) -> set[PlannedUnit]:
     """The units that a store still lacks after extraction; failures/out_of_time.parquet of the output names their images."""
     there = set(store.units())
     late = [unit for unit in planned if unit.name not in there]
@@ -270,7 +278,7 @@ def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUni
         files.write_parquet(uri, failure_table(rows))
     else:
         files.delete(uri)
-    return late
+    return set(late)
 
 
 def _print_summary(output: str, counts: dict[str, int], seconds: float) -> None:

@@ -28,7 +28,7 @@ _PATIENCE = 300.0
 
 @contextlib.contextmanager
 def held(root: str) -> Iterator[None]:
-    """Holds the lock of `root`, a folder that is made as needed, as long as the block runs.
+    """Holds the lock of `root`, a folder that is made as needed, as long as the block runs; first clears what killed writers left.
 
     Raises:
       ConfigError: another run holds it; the text says which.
@@ -47,6 +47,7 @@ def held(root: str) -> Iterator[None]:
     heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
     heart.start()
     try:
+        files.delete_temporaries(root)
         yield
     finally:
         stop.set()
@@ -94,8 +95,8 @@ def _take(uri: str, mine: dict[str, Any]) -> bool:
     if os.path.exists(uri):
         return False
     draft = f"{uri}.{mine['token']}.tmp"
-    files.write_json(draft, mine)
     try:
+        files.write_json(draft, mine)
         os.link(draft, uri)  # whole at once, and only where nothing stands
         return True
     except (FileExistsError, FileNotFoundError):  # another was first, and may have cleaned the draft away

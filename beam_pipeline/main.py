@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import sys
+import time
 from typing import Any, Optional, Sequence
 
 from beam_pipeline import __version__, config
@@ -30,25 +31,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"landmarks {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="`landmarks COMMAND --help` explains each")
 
-    index = _add_command(commands, "index", _index, "extract the features of labelled photographs, once")
-    index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
-    index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
-    index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
-    index.add_argument("--model", metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
-    index.add_argument("--append", action="store_true", help="add the images to a finished index, which stays readable meanwhile")
-    config.add_output_flags(index)
-    config.add_extraction_flags(index, of_index=True)
+    _add_index(commands, _index, "extract the features of labelled photographs, once")
+    _add_recognize(commands, _recognize, "predict the landmark of each query photograph")
 
-    recognize = _add_command(commands, "recognize", _recognize, "predict the landmark of each query photograph")
-    recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
-    recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
-    recognize.add_argument("--output", required=True, metavar="RUN", help="folder to make")
-    recognize.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
-    recognize.add_argument("--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)")
-    recognize.add_argument("--query_store", metavar="DIR", help="keep the queries' features here, to share them between runs (default: RUN/queries)")
-    config.add_output_flags(recognize)
-    config.add_query_flags(recognize)
-    config.add_extraction_flags(recognize, of_index=False)
+    plan = commands.add_parser(
+        "plan", help="how long index or recognize will take, by a pilot", allow_abbrev=False,
+        description="Tries a sample of the work of index or recognize, and prints how long all of it will take; nothing is written.")
+    planned = plan.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to plan; with the options of the command itself")
+    _add_index(planned, _plan_index, "plan `landmarks index`")
+    _add_recognize(planned, _plan_recognize, "plan `landmarks recognize`")
 
     evaluate = _add_command(commands, "evaluate", _evaluate, "score predictions: GAP@1, top-1")
     evaluate.add_argument("--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV")
@@ -73,6 +64,30 @@ def build_parser() -> argparse.ArgumentParser:
     matches.add_argument("--truth", metavar="CSV", help="frame right candidates green and wrong ones red")
     matches.add_argument("--max_candidates", type=config._number(int, 1), default=3, metavar="N", help="candidates drawn (default: %(default)s)")
     return parser
+
+
+def _add_index(commands: Any, run: Any, text: str) -> None:
+    index = _add_command(commands, "index", run, text)
+    index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
+    index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
+    index.add_argument("--model", metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
+    index.add_argument("--append", action="store_true", help="add the images to a finished index, which stays readable meanwhile")
+    config.add_output_flags(index)
+    config.add_extraction_flags(index, of_index=True)
+
+
+def _add_recognize(commands: Any, run: Any, text: str) -> None:
+    recognize = _add_command(commands, "recognize", run, text)
+    recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
+    recognize.add_argument("--output", required=True, metavar="RUN", help="folder to make")
+    recognize.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
+    recognize.add_argument("--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)")
+    recognize.add_argument("--query_store", metavar="DIR", help="keep the queries' features here, to share them between runs (default: RUN/queries)")
+    config.add_output_flags(recognize)
+    config.add_query_flags(recognize)
+    config.add_extraction_flags(recognize, of_index=False)
 
 
 def _add_command(commands: Any, name: str, run: Any, text: str, beam_options: bool = True) -> argparse.ArgumentParser:
@@ -126,6 +141,18 @@ def _recognize(args: argparse.Namespace, options: Any) -> int:
     return recognize.run(config.recognize_config(args), options)
 
 
+def _plan_index(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import index
+
+    return index.plan(config.index_config(args), options)
+
+
+def _plan_recognize(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import recognize
+
+    return recognize.plan(config.recognize_config(args), options)
+
+
 def _evaluate(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import evaluate
 
@@ -171,11 +198,20 @@ def _quiet() -> None:
         handler.addFilter(lambda record: not record.getMessage().startswith(noise))
 
 
+def pilot_process(connection: Any) -> None:
+    """What the process of a pilot does; here, so that it is quiet before it imports Beam."""
+    _quiet()
+    from beam_pipeline import pilot
+
+    pilot.answer(connection)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard error."""
+    started = time.time()  # a time budget begins here
     parser = build_parser()
     try:
-        args, rest = parser.parse_known_args(argv)
+        args, rest = parser.parse_known_args(argv, argparse.Namespace(started=started))
     except SystemExit as e:  # argparse has printed the help or the error
         return EXIT_DONE if not e.code else EXIT_USAGE
     _quiet()
@@ -195,6 +231,9 @@ def _runner(flags: Sequence[str]) -> Optional[str]:
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
+        for name, value in vars(args).items():
+            if value == "" or isinstance(value, list) and "" in value:
+                raise config.ConfigError(f"--{name} is empty")
         if rest and not args.beam_options:
             raise config.ConfigError(f"unknown option {rest[0]!r}")
         options = beam_options(rest) if args.beam_options else None
@@ -202,7 +241,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     except config.ConfigError as e:
         print(f"landmarks: error: {e}", file=sys.stderr)
         return EXIT_USAGE
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, config.PipelineError) as e:
         print(f"landmarks: error: {e}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

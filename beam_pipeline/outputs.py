@@ -63,14 +63,19 @@ def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
     differing = list(differences(found, settings))
     if differing:
         raise ConfigError(f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew")
-    return files.exists(files.join(root, MANIFEST))
+    return _is_complete(root)
+
+
+def _is_complete(root: str) -> bool:
+    """Whether a manifest says that all is done; one that was written when time ran out says `"complete": false`."""
+    uri = files.join(root, MANIFEST)
+    return files.exists(uri) and files.read_json(uri).get("complete", True)
 
 
 def _clear(root: str, settings: dict[str, Any]) -> None:
     """Makes a locked `root` the unfinished or empty output of `settings`."""
     uri = files.join(root, _SETTINGS)
-    if _read_settings(root) == settings and not files.exists(files.join(root, MANIFEST)):
-        files.delete_temporaries(root)
+    if _read_settings(root) == settings and not _is_complete(root):
         return
     # In this order: whenever the job is killed meanwhile, nothing half deleted is taken for whole, or for somebody else's.
     files.delete(files.join(root, MANIFEST))

@@ -21,14 +21,12 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import budget, running
+from beam_pipeline import budget, main, running
 from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
 from transforms import files, stores
 from transforms.delg.card import ExtractionSettings
-from transforms.delg.catalog import model_folder
-from transforms.delg.saved_model import DelgModel
-from transforms.features import ReadImages, UnitFeatures, extract_unit
+from transforms.features import ReadImages, UnitFeatures, extract_unit, load_model
 from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
 from transforms.products import NumpyProduct, fastest_product
 from transforms.retrieval import UNIT_QUERIES, read_index_block
@@ -41,7 +39,7 @@ _SAMPLE_PAIRS = 48
 _SAMPLE_QUERIES = 256
 _SAMPLE_ROWS = 4096
 _SECONDS = 15.0  # for each of the two samples, images and pairs; no more of them are begun then
-_PART_OF_BUDGET = 1 / 3
+_PART_OF_BUDGET = 0.5
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -126,7 +124,7 @@ def _empty(pipeline: beam.Pipeline) -> None:
 
 def _measure_extraction(sample: Sample, workers: int, scratch: str) -> tuple[dict[str, Any], list[ImageFeatures]]:
     begun = time.monotonic()
-    model = DelgModel.load(model_folder(sample.model), sample.settings)
+    model = load_model(sample.model, sample.settings)
     load = time.monotonic() - begun
     if not model.contract.has_global:
         return {}, []  # the job itself says what is wrong with it
@@ -226,9 +224,10 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.monotonic() - begun
 
 
-def _child(sample: Sample, connection: multiprocessing.connection.Connection) -> None:
+def answer(connection: multiprocessing.connection.Connection) -> None:
+    """Receives a Sample, sends what was measured, or the text of an error; the pilot's side of `run`."""
     try:
-        connection.send(measure(sample))
+        connection.send(measure(connection.recv()))
     except (ValueError, OSError) as e:
         connection.send(str(e))
 
@@ -240,15 +239,17 @@ def run(sample: Sample, timeout: Optional[float] = None) -> Optional[Measured]:
       TimeoutError: it did not end within `timeout` seconds, and was stopped.
       ValueError: what the pilot met, the job would meet too.
     """
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_child, args=(sample, there), name="pilot", daemon=True)
+    begun = time.monotonic()
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=main.pilot_process, args=(there,), name="pilot", daemon=True)
     process.start()
     there.close()
     try:
+        here.send(sample)
         if not here.poll(timeout):
             raise TimeoutError(f"the pilot took more than {timeout:.0f} s")
         result = here.recv()
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return None
     finally:
         process.kill()
@@ -256,7 +257,7 @@ def run(sample: Sample, timeout: Optional[float] = None) -> Optional[Measured]:
         here.close()
     if isinstance(result, str):
         raise ValueError(result)
-    return result
+    return dataclasses.replace(result, process=time.monotonic() - begun - result.seconds)
 
 
 def schedule(time_budget: Optional[TimeBudget], sample: Callable[[], Sample]) -> Schedule:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
+import sys
 import time
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import evaluate, models, outputs, running
+from beam_pipeline import budget, evaluate, integrity, lock, models, outputs, pilot, running
 from beam_pipeline.config import RecognizeConfig
-from beam_pipeline.index import Extraction, extraction_phase, match
+from beam_pipeline.budget import Deadlines
+from beam_pipeline.index import Extraction, extraction_phase, image_reader, match, record_out_of_time
 from transforms import files, stores, tables
 from transforms.aggregation import AggregatePredictions
-from transforms.retrieval import IndexGroup, QueryBlock, RetrieveNearest, plan_groups
+from transforms.features import try_suspects
+from transforms.retrieval import UNIT_QUERIES, IndexGroup, QueryBlock, RetrieveNearest, plan_groups
 from transforms.stores import FeatureStore
-from transforms.submission import SUBMISSION, WriteSubmission
-from transforms.types import PredictionUnit
+from transforms.submission import SUBMISSION, WriteSubmission, write_submission
+from transforms.types import ImageUnit, PredictionUnit
 from transforms.units import PlannedUnit, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
@@ -34,6 +41,7 @@ class Prepared:
       groups: of the index's shards.
       query_store: folder of the queries' feature store.
       rerank: whether the model has local features to verify with.
+      deadlines: of the stages.
     """
 
     choice: models.ModelChoice
@@ -41,21 +49,23 @@ class Prepared:
     groups: tuple[IndexGroup, ...]
     query_store: str
     rerank: bool
+    deadlines: Deadlines = Deadlines()
 
 
 def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) -> beam.PCollection[int]:
     """The graph of the recognize job; gives the number of rows of the submission."""
-    output = config.output
+    output, until = config.output, prepared.deadlines
     blocks = (
         pipeline
-        | "Extract" >> Extraction(config.output, prepared.query_store, prepared.choice, config.reading, prepared.planned)
+        | "Extract" >> Extraction(
+            config.output, prepared.query_store, prepared.choice, config.reading, prepared.planned, until.extract)
         | "Blocks" >> GroupIntoBlocks({unit.name: block for unit, block in _blocks(prepared.planned)})
     )
     units = (
         blocks
-        | "Retrieve" >> RetrieveNearest(config.index, prepared.query_store, prepared.groups, config.num_to_rerank)
+        | "Retrieve" >> RetrieveNearest(config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.verify)
         | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
-        | "Verify" >> VerifyCandidates(config.index, prepared.query_store, config.verification, prepared.rerank)
+        | "Verify" >> VerifyCandidates(config.index, prepared.query_store, config.verification, prepared.rerank, until.verify)
         | "Aggregate" >> AggregatePredictions(config.top_k)
     )
     return units | "WritePredictions" >> beam.ParDo(_WritePredictions(config.output)) | "Submission" >> WriteSubmission(config.output)
@@ -75,6 +85,8 @@ def _blocks(planned: Sequence[PlannedUnit]) -> Iterable[tuple[PlannedUnit, str]]
 class GroupIntoBlocks(beam.PTransform):
     """Names of finished units (str) -> QueryBlocks, each as soon as all of its units are there.
 
+    A block that lacks units, since time ran out, is PROVISIONAL by name, and so are the prediction shards made from it.
+
     Attributes:
       block_of: name of the block by name of the unit.
     """
@@ -86,11 +98,17 @@ class GroupIntoBlocks(beam.PTransform):
 
     def expand(self, names: beam.PCollection[str]) -> beam.PCollection[QueryBlock]:
         block_of = self.block_of
+        units_of = collections.Counter(block_of.values())
+
+        def block(name: str, units: Iterable[str]) -> QueryBlock:
+            members = tuple(sorted(units))
+            return QueryBlock(name if len(members) == units_of[name] else name + stores.PROVISIONAL, members)
+
         return (
             names
             | "KeyByBlock" >> beam.Map(lambda unit: (block_of[unit], unit)).with_output_types(tuple[str, str])
             | beam.GroupByKey()
-            | "Block" >> beam.MapTuple(lambda name, units: QueryBlock(name, tuple(sorted(units)))).with_output_types(QueryBlock)
+            | "Block" >> beam.MapTuple(block).with_output_types(QueryBlock)
         )
 
 
@@ -105,6 +123,51 @@ class _WritePredictions(beam.DoFn):
         yield unit.name
 
 
+def _asked(config: RecognizeConfig) -> tuple[dict[str, Any], models.ModelChoice, list[ImageUnit]]:
+    """The index's manifest, its model, and the units of the queries."""
+    index = outputs.read_manifest(config.index, "index")
+    if config.truth:
+        tables.read_truth(config.truth)  # a wrong table is found now, not after the night
+    choice = models.choose_as_indexed(config.model, config.overrides, index)
+    try_suspects(choice.model, choice.settings, image_reader(choice, config.reading))
+    return index, choice, make_units(match(config.images), [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)])
+
+
+def plan(config: RecognizeConfig, options: PipelineOptions) -> int:
+    """Prints what `run` would take, by a pilot; writes nothing, and returns the exit code.
+
+    Raises:
+      ConfigError, ModelError, TableError, OSError: something is wrong that would stop `run` too.
+    """
+    pilot.print_plan(config.budget, _sample(config, options, *_asked(config)))
+    return 0
+
+
+def _sample(
+    config: RecognizeConfig, options: PipelineOptions, index: dict[str, Any], choice: models.ModelChoice, units: Sequence[ImageUnit]
+) -> pilot.Sample:
+    there = set(FeatureStore(query_store(config)).units())
+    missing = [unit for unit in units if unit.name not in there]
+    rerank = index["has_local_features"]
+    queries = sum(len(unit.images) for unit in units)
+    pending = queries - stores.final_predictions(config.output)
+    work = budget.work_of(
+        options, images=sum(len(unit.images) for unit in missing), units=len(missing), queries=queries,
+        index_images=sum(shard["images"] for shard in index["shards"]), pairs=pending * config.num_to_rerank if rerank else 0,
+        shards=-(-pending // UNIT_QUERIES))
+    search = pilot.Search(
+        config.index, tuple((shard["unit"], shard["images"]) for shard in index["shards"]), query_store(config),
+        tuple(unit.name for unit in units if unit.name in there), config.num_to_rerank, config.verification if rerank else None)
+    return pilot.Sample(
+        choice.model, choice.settings, image_reader(choice, config.reading), pilot.sample_images(missing), work,
+        pilot.local_flags(options), search)
+
+
+def query_store(config: RecognizeConfig) -> str:
+    """The folder of the queries' features."""
+    return config.query_store or files.join(config.output, "queries")
+
+
 def run(config: RecognizeConfig, options: PipelineOptions) -> int:
     """Predicts, or goes on with an unfinished run; returns the exit code.
 
@@ -112,30 +175,38 @@ def run(config: RecognizeConfig, options: PipelineOptions) -> int:
       ConfigError, ModelError, TableError, OSError: something is wrong before the pipeline starts.
     """
     started = time.monotonic()
-    index = outputs.read_manifest(config.index, "index")
-    if config.truth:
-        tables.read_truth(config.truth)  # a wrong table is found now, not after the night
-    choice = models.choose_as_indexed(config.model, config.overrides, index)
-    reading = dataclasses.asdict(config.reading)
-    units = make_units(match(config.images), [choice.as_json()["extraction"], choice.fingerprint, reading])
+    index, choice, units = _asked(config)
     settings = {
         "command": "recognize",
         "format": outputs.FORMAT,
-        "index": outputs.digest({k: v for k, v in index.items() if k != "seconds"}),
+        "index": outputs.digest({k: v for k, v in index.items() if k not in ("seconds", "time_budget")}),
         "model": choice.fingerprint,
         "extraction": choice.as_json()["extraction"],
-        "reading": reading,
+        "reading": dataclasses.asdict(config.reading),
         "images": outputs.digest([unit.name for unit in units]),
         "hyperparameters": hyperparameters(config),
     }
     with outputs.opened(config.output, settings, config.overwrite) as unfinished:
         if unfinished:
-            _recognize(config, options, index, choice, write_plan(config.output, units), started)
+            integrity.check_sizes(config.index, index)
+            with _extracting(config, units):
+                _recognize(config, options, index, choice, units, started)
         else:
             print(f"{config.output} is finished; nothing to do")
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
-    return 0
+    counts = outputs.read_manifest(config.output, "recognize")["counts"]
+    return outputs.exit_code(config.output, counts["failed"], counts["queries"], config.max_failure_rate)
+
+
+@contextlib.contextmanager
+def _extracting(config: RecognizeConfig, units: Sequence[ImageUnit]) -> Iterator[None]:
+    """Holds the lock of a query store of its own where units have to be extracted; one that lacks none is read by many at once."""
+    store, names = FeatureStore(query_store(config)), [unit.name for unit in units]
+    for line in integrity.discard_damaged(store, names):
+        print(f"{line}: its unit is extracted again", file=sys.stderr)
+    with lock.held(store.root) if config.query_store and not {*names} <= {*store.units()} else contextlib.nullcontext():
+        yield
 
 
 def hyperparameters(config: RecognizeConfig) -> dict[str, Any]:
@@ -145,36 +216,74 @@ def hyperparameters(config: RecognizeConfig) -> dict[str, Any]:
 
 def _recognize(
     config: RecognizeConfig, options: PipelineOptions, index: dict[str, Any], choice: models.ModelChoice,
-    planned: list[PlannedUnit], started: float,
+    units: Sequence[ImageUnit], started: float,
 ) -> None:
-    query_store = config.query_store or files.join(config.output, "queries")
+    planned, store = write_plan(config.output, units), FeatureStore(query_store(config))
+    if config.budget is not None and not files.exists(files.join(config.output, SUBMISSION)):
+        write_submission(config.output)  # whatever happens from now on, there is a complete one
+    schedule = pilot.schedule(config.budget, lambda: _sample(config, options, index, choice, units))
+    if not index.get("complete", True):
+        print(f"{config.index} was not finished in time: what it has is searched, {index['counts']['out_of_time']:,} images are missing")
     if not index["has_local_features"]:
         print(f"the model {choice.name} has no local features: no re-ranking, candidates keep their global scores")
     groups = plan_groups([(shard["unit"], shard["images"]) for shard in index["shards"]])
-    prepared = Prepared(choice, tuple(planned), tuple(groups), query_store, index["has_local_features"])
+    prepared = Prepared(choice, tuple(planned), tuple(groups), store.root, index["has_local_features"], schedule.deadlines)
     queries = sum(unit.images for unit in planned)
     phases = [
-        extraction_phase(query_store, planned),
+        extraction_phase(store.root, planned),
         running.Phase("verify", queries, running.row_counter(files.join(config.output, "predictions"))),
     ]
-    metrics = running.run_pipeline(lambda pipeline: build(pipeline, config, prepared), options, phases)
+    metrics: dict[str, int] = {}
+    if schedule.hopeless:  # what an earlier start predicted stays
+        write_submission(config.output)
+    else:
+        files.delete(files.join(config.output, stores.MANIFEST))
+        stores.delete_provisional(config.output)
+        metrics = running.run_pipeline(lambda pipeline: build(pipeline, config, prepared), options, phases)
+    late = record_out_of_time(config.output, config.output, planned, store)
     names = [unit.name for unit in planned]
-    failures = FeatureStore(query_store).failures(names)
+    failures = store.failures(names)
     if len(failures):
         files.write_parquet(files.join(config.output, "failures", "extract.parquet"), failures)
-    predicted = sum(len(t) - t.column("landmark_id").null_count for t in stores.read_predictions(config.output, ["landmark_id"]))
-    counts = {"queries": queries, "predicted": predicted, "failed": len(failures)}
+    answers = pa.concat_tables(stores.read_predictions(config.output, ["landmark_id", "verified"]))
+    counts = {
+        "queries": queries,
+        "predicted": len(answers) - answers.column("landmark_id").null_count,
+        "verified": pc.sum(answers.column("verified"), min_count=0).as_py(),
+        "failed": len(failures),
+        "out_of_time": sum(unit.images for unit in late),
+    }
+    written = [files.join(config.output, SUBMISSION)]
+    written += [uri for part in ("predictions", "failures") for uri in files.list_files(files.join(config.output, part), ".parquet")]
+    shards = store.summaries([unit.name for unit in planned if unit not in late])
     manifest = {
         "command": "recognize",
         "format": outputs.FORMAT,
         **choice.as_json(),
         "reading": dataclasses.asdict(config.reading),
         "index": config.index,
-        "query_store": query_store,
+        "query_store": store.root,
         "hyperparameters": hyperparameters(config),
         "reranked": prepared.rerank,
+        "complete": not late and stores.final_predictions(config.output) == sum(shard["images"] for shard in shards),
         "counts": counts,
+        "shards": shards,
+        "files": integrity.record_files(config.output, written),
+        **schedule.report(metrics),
         "seconds": {"total": round(time.monotonic() - started, 1), **running.stage_seconds(metrics)},
     }
     outputs.finish(config.output, manifest)
-    print(f"{config.output}: {counts['predicted']:,} of {queries:,} queries predicted, {len(failures):,} failed, in {manifest['seconds']['total']:,.1f} s; see {files.join(config.output, SUBMISSION)}")
+    _print_summary(config.output, manifest)
+
+
+def _print_summary(output: str, manifest: dict[str, Any]) -> None:
+    counts = manifest["counts"]
+    parts = [f"{counts['predicted']:,} of {counts['queries']:,} queries predicted"]
+    if manifest["reranked"]:
+        parts.append(f"{counts['verified']:,} verified")
+    parts.append(f"{counts['failed']:,} failed")
+    if counts["out_of_time"]:
+        parts.append(f"{counts['out_of_time']:,} not extracted in time")
+    if not manifest["complete"]:
+        parts.append("the same command goes on from here")
+    print(f"{output}: {', '.join(parts)}; {manifest['seconds']['total']:,.1f} s; see {files.join(output, SUBMISSION)}")

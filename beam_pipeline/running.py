@@ -14,7 +14,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline.config import LOCAL_RUNNERS
+from beam_pipeline.config import LOCAL_RUNNERS, PipelineError
 from transforms import files
 
 
@@ -58,6 +58,17 @@ def local_workers(options: PipelineOptions) -> Optional[int]:
     return direct.get("direct_num_workers", 0) or len(os.sched_getaffinity(0))
 
 
+def images_in_flight(options: PipelineOptions) -> Optional[int]:
+    """Photographs that a process has in the model at a time under the `options` of a pipeline as `run_pipeline` sets them.
+
+    As many as the local runner has worker threads, which by default are the cores: all work though one has the last unit. None, which is one
+    per unit at work, for its worker processes and for other engines, which run a process on each core.
+    """
+    workers = local_workers(options)
+    in_threads = options.view_as(DirectOptions).direct_running_mode != "multi_processing"
+    return workers if workers is not None and in_threads else None
+
+
 def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]) -> dict[str, int]:
     """Builds a pipeline, runs it to its end and shows progress meanwhile.
 
@@ -67,7 +78,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
       The job's own counters (namespace "landmarks"), and of each distribution its sum, by name.
 
     Raises:
-      RuntimeError: the pipeline failed.
+      PipelineError: the pipeline failed.
     """
     options = PipelineOptions.from_dictionary(options.get_all_options(drop_default=True, retain_unknown_options=False))
     runner = None
@@ -82,8 +93,12 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     pipeline = beam.Pipeline(runner=runner, options=options)
     build(pipeline)
     with _Progress(phases):
-        result = pipeline.run()
-        result.wait_until_finish()
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        except RuntimeError as e:
+            # A worker's error comes as the text of its traceback; what was raised stands in the last line.
+            raise PipelineError(str(e).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")) from e
     return _metrics(result)
 
 

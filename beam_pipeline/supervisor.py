@@ -11,6 +11,7 @@ The supervisor loads neither Beam nor TensorFlow before it forks. Other engines 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -38,33 +39,42 @@ def run(job: Callable[[], int], outputs: Sequence[str]) -> int:
     """
     supervisor, folder = os.getpid(), tempfile.mkdtemp(prefix="landmarks-")
     try:
-        for name in ("notes", "suspects", "crashed"):
-            os.mkdir(os.path.join(folder, name))
-        fruitless, progress = 0, _progress(folder, outputs)
-        while True:
-            code = _run_child(job, folder)
-            if code >= 0:
-                return code
-            died_of = signal.Signals(-code)
-            if died_of not in _CRASHES:
-                return _die_of(died_of)
-            culprit = _find_culprit(folder)
-            before, progress = progress, _progress(folder, outputs)
-            fruitless = 1 if progress > before else fruitless + 1
-            if culprit:
-                print(f"landmarks: the process died of {died_of.name} over {culprit!r}, which becomes a failure row; going on", file=sys.stderr)
-            elif fruitless < _MAX_FRUITLESS_DEATHS:
-                print(f"landmarks: the process died of {died_of.name}; going on, with the photographs it was at one by one", file=sys.stderr)
-            else:
-                print(f"landmarks: error: the process died of {died_of.name}, {fruitless} times without getting on", file=sys.stderr)
-                return 1
+        code = _supervise(job, outputs, folder)
     finally:
         if os.getpid() == supervisor:
             shutil.rmtree(folder)
+    if code >= 0:
+        return code
+    if code != -signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)  # so that whoever started this process sees how the child ended
+    return 128 - code
 
 
-def _run_child(job: Callable[[], int], folder: str) -> int:
-    """The child's exit code; -N where it died of signal N."""
+def _supervise(job: Callable[[], int], outputs: Sequence[str], folder: str) -> int:
+    """The exit code of the last child; -N where it died of a signal N that is no crash."""
+    for name in ("notes", "suspects", "crashed"):
+        os.mkdir(os.path.join(folder, name))
+    fruitless, progress = 0, _progress(folder, outputs)
+    while True:
+        child, code = _run_child(job, folder)
+        if -code not in _CRASHES and not (code == 1 and _worker_died(folder, child)):
+            return code
+        death = f"the process died of {signal.Signals(-code).name}" if code < 0 else "a worker process died"
+        culprit = _find_culprit(folder)
+        before, progress = progress, _progress(folder, outputs)
+        fruitless = 1 if progress > before else fruitless + 1
+        if culprit:
+            print(f"landmarks: {death} over {culprit!r}, which becomes a failure row; going on", file=sys.stderr)
+        elif fruitless < _MAX_FRUITLESS_DEATHS:
+            print(f"landmarks: {death}; going on, first with the photographs it was at, one by one", file=sys.stderr)
+        else:
+            print(f"landmarks: error: {death}, {fruitless} times without getting on", file=sys.stderr)
+            return 1
+
+
+def _run_child(job: Callable[[], int], folder: str) -> tuple[int, int]:
+    """The child's process id and exit code, -N where it died of signal N."""
     child = os.fork()
     if child == 0:
         if sys.platform == "linux":
@@ -79,26 +89,33 @@ def _run_child(job: Callable[[], int], folder: str) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _worker_died(folder: str, child: int) -> bool:
+    """Whether another process than the child left a note: with `multi_processing` its workers, whose death fails the pipeline."""
+    return any(not note.startswith(f"{child}-") for note in os.listdir(os.path.join(folder, "notes")))
+
+
 def _find_culprit(folder: str) -> str:
     """Sorts out the notes of a dead child; the image_id of a photograph that it died of alone, "" for none."""
     notes, suspects, crashed = (os.path.join(folder, name) for name in ("notes", "suspects", "crashed"))
-    noted = {name: _image_id(os.path.join(notes, name)) for name in os.listdir(notes)}
-    suspected = {_image_id(os.path.join(suspects, name)): name for name in os.listdir(suspects)}
+    trying = os.listdir(suspects)  # some are left only where the child died in trying them
     culprit = ""
-    for name, image_id in noted.items():
-        if image_id in suspected:  # suspects are left only where the child died in trying them
-            os.replace(os.path.join(suspects, suspected[image_id]), os.path.join(crashed, suspected[image_id]))
+    for note in os.listdir(notes):
+        path = os.path.join(notes, note)
+        image_id = _image_id(path)
+        name = hashlib.sha256(image_id.encode()).hexdigest() + ".json"
+        if name in trying:
+            os.replace(os.path.join(suspects, name), os.path.join(crashed, name))
             culprit = image_id
-        elif not suspected and image_id:
-            os.replace(os.path.join(notes, name), os.path.join(suspects, name))
-    for name in os.listdir(notes):
-        os.remove(os.path.join(notes, name))
+        if image_id and not trying:
+            os.replace(path, os.path.join(suspects, name))
+        else:
+            os.remove(path)
     return culprit
 
 
@@ -113,10 +130,3 @@ def _progress(folder: str, outputs: Sequence[str]) -> tuple[int, int]:
     """Culprits found, and files finished; grows with each."""
     crashed = len(os.listdir(os.path.join(folder, "crashed")))
     return crashed, sum(not name.startswith(".") for root in outputs for _, _, names in os.walk(root) for name in names)
-
-
-def _die_of(number: signal.Signals) -> int:
-    """Ends this process as its child ended, so that its parent sees the same."""
-    signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
-    os.kill(os.getpid(), number)
-    return 128 + number

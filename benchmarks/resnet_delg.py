@@ -5,6 +5,8 @@ conv4 (1,024 channels, stride 16) reduced to 128, attention of 512 hidden channe
 a whitening layer to 2,048. Weights are random, and then the heads are fitted to seeded synthetic pictures, as training would, so that
 features tell images apart: local features are whitened principal components, global ones have their mean taken away, attention spreads
 with a standard deviation of 2 before the softplus. The attention threshold is the median of those pictures' attention.
+
+Beside the contract's signature there are "local" and "global": what pruning a TF1-style export to one of the two would leave of it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ from transforms.delg.card import ExtractionSettings, write_card
 
 LOCAL_WIDTH, GLOBAL_WIDTH, ATTENTION_WIDTH, GEM_POWER = 128, 2048, 512, 3.0
 STRIDE, BOX_SIDE = 16, 291  # of conv4's grid and of its receptive field, pixels
+
+_INPUTS = {
+    "input_image": ([None, None, 3], "uint8"), "input_scales": ([None], "float32"), "input_global_scales_ind": ([None], "int32"),
+    "input_max_feature_num": ([], "int32"), "input_abs_thres": ([], "float32"),
+}
+_GLOBAL_INPUTS = ("input_image", "input_scales", "input_global_scales_ind")
 
 
 def ensure(folder: str, max_image_side: int, image_scales: tuple[float, ...], seed: int = 0) -> str:
@@ -80,14 +88,16 @@ def _save(target: str, seed: int) -> float:
     whitening.bias.assign(-rows.mean(0))
     threshold = float(np.log1p(np.exp(np.median(logits - logits.mean()) * gain)))
 
-    module = _export(tf, network)
-    specs = dict(
-        input_image=tf.TensorSpec([None, None, 3], tf.uint8), input_scales=tf.TensorSpec([None], tf.float32),
-        input_max_feature_num=tf.TensorSpec([], tf.int32), input_abs_thres=tf.TensorSpec([], tf.float32),
-        input_global_scales_ind=tf.TensorSpec([None], tf.int32),
-    )
-    specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in specs.items()}
-    tf.saved_model.save(module, target, signatures=module.serve.get_concrete_function(**specs))
+    module, signatures = tf.Module(), {}
+    module.weights = network.variables
+    for name, heads in (("serving_default", ("local", "global")), ("local", ("local",)), ("global", ("global",))):
+        parts = {"local": network.output[:2], "global": network.output[2:]}
+        outputs = [tensor for head in heads for tensor in parts[head]]
+        function = tf.function(_serve(tf, tf.keras.Model(network.input, outputs), "local" in heads, "global" in heads))
+        setattr(module, f"serve_{name}", function)
+        specs = {key: tf.TensorSpec(shape, dtype, key) for key, (shape, dtype) in _INPUTS.items() if heads != ("global",) or key in _GLOBAL_INPUTS}
+        signatures[name] = function.get_concrete_function(**specs)
+    tf.saved_model.save(module, target, signatures=signatures)
     return threshold
 
 
@@ -105,38 +115,41 @@ def _gem(features: Any) -> Any:
     return tf.reduce_mean(tf.maximum(features, 1e-6) ** GEM_POWER, [1, 2]) ** (1 / GEM_POWER)
 
 
-def _export(tf: Any, network: Any) -> Any:
-    """A tf.Module whose `serve` is the contract's signature over a network of one scale."""
-    module = tf.Module()
-    module.variables_of_network = network.variables
+def _serve(tf: Any, network: Any, has_local: bool, has_global: bool) -> Any:
+    """The contract's function over a network of one scale, which gives [local, attention] and [global row], or one of the two."""
 
-    def one_scale(image: Any, scale: Any, threshold: Any) -> tuple[Any, ...]:
+    def one_scale(image: Any, scale: Any, threshold: Any) -> list[Any]:
         size = tf.cast(tf.round(tf.cast(tf.shape(image)[:2], tf.float32) * scale), tf.int32)
-        local, attention, row = network(tf.image.resize((tf.cast(image, tf.float32) - 128) / 128, size)[None], training=False)
-        scores = tf.reshape(attention, [-1])
-        columns = tf.shape(attention)[2]
-        kept = tf.where(scores >= threshold)[:, 0]
-        cells = tf.cast(kept, tf.int32)
-        centres = tf.cast(tf.stack([cells // columns, cells % columns], 1), tf.float32) * STRIDE
-        boxes = tf.concat([centres - BOX_SIDE / 2, centres + BOX_SIDE / 2], 1) / scale
-        features = tf.gather(tf.reshape(local, [-1, LOCAL_WIDTH]), kept)
-        return boxes, features, tf.fill(tf.shape(cells), 1 / scale), tf.gather(scores, kept), row
+        given = network(tf.image.resize((tf.cast(image, tf.float32) - 128) / 128, size)[None], training=False)
+        given = list(given) if isinstance(given, (list, tuple)) else [given]
+        found = []
+        if has_local:
+            local, attention = given[:2]
+            scores = tf.reshape(attention, [-1])
+            cells = tf.cast(tf.where(scores >= threshold)[:, 0], tf.int32)
+            columns = tf.shape(attention)[2]
+            centres = tf.cast(tf.stack([cells // columns, cells % columns], 1), tf.float32) * STRIDE
+            boxes = tf.concat([centres - BOX_SIDE / 2, centres + BOX_SIDE / 2], 1) / scale
+            features = tf.gather(tf.reshape(local, [-1, LOCAL_WIDTH]), cells)
+            found += [boxes, features, tf.fill(tf.shape(cells), 1 / scale), tf.gather(scores, cells)]
+        return found + (given[-1:] if has_global else [])
 
-    def serve(input_image, input_scales, input_max_feature_num, input_abs_thres, input_global_scales_ind):
-        empty = (tf.zeros([0, 4]), tf.zeros([0, LOCAL_WIDTH]), tf.zeros([0]), tf.zeros([0]), tf.zeros([0, GLOBAL_WIDTH]))
+    def serve(input_image, input_scales, input_global_scales_ind=None, input_max_feature_num=None, input_abs_thres=None):
+        widths = ([4, LOCAL_WIDTH, None, None] if has_local else []) + ([GLOBAL_WIDTH] if has_global else [])
+        shapes = [[None, width] if width else [None] for width in widths]
 
-        def body(index, *found):
+        def body(index, *so_far):
             new = one_scale(input_image, input_scales[index], input_abs_thres)
-            return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))
+            return (index + 1, *(tf.concat(pair, 0) for pair in zip(so_far, new)))
 
-        shapes = [tf.TensorShape([None, *part.shape[1:]]) for part in empty]
+        start = (tf.constant(0), *(tf.zeros([0, *shape[1:]]) for shape in shapes))
+        invariants = (tf.TensorShape([]), *(tf.TensorShape(shape) for shape in shapes))
         # As DELG's own export: one scale at a time.
-        _, boxes, features, scales, scores, rows = tf.while_loop(
-            lambda index, *_: index < tf.size(input_scales), body, (tf.constant(0), *empty),
-            shape_invariants=(tf.TensorShape([]), *shapes), parallel_iterations=1)
-        scores, best = tf.math.top_k(scores, tf.minimum(input_max_feature_num, tf.size(scores)))
-        return {"boxes": tf.gather(boxes, best), "features": tf.gather(features, best), "scales": tf.gather(scales, best),
-                "scores": scores[:, None], "global_descriptors": tf.gather(rows, input_global_scales_ind)}
+        _, *found = tf.while_loop(lambda index, *_: index < tf.size(input_scales), body, start, invariants, parallel_iterations=1)
+        outputs = {"global_descriptors": tf.gather(found.pop(), input_global_scales_ind)} if has_global else {}
+        if has_local:
+            scores, best = tf.math.top_k(found[3], tf.minimum(input_max_feature_num, tf.size(found[3])))
+            outputs.update(zip(("boxes", "features", "scales"), (tf.gather(values, best) for values in found)), scores=scores[:, None])
+        return outputs
 
-    module.serve = tf.function(serve)
-    return module
+    return serve

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_pipeline import running
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
-from transforms.products import Product, fastest_product
+from transforms.products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups, read_query_block
 from transforms.stores import FeatureStore
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
@@ -50,15 +51,21 @@ def write_store(root: str, landmarks: np.ndarray, descriptors: Descriptors, pref
 
 
 def matmul_peak(product: Product, width: int) -> float:
-    """FLOP/s of the bare product on operands that lie ready: the best of some shapes."""
+    """FLOP/s of the matrix product alone, in the product's type and on operands that lie ready: the best of some shapes."""
+    multiply = np.matmul
+    if isinstance(product, (TensorFlowProduct, Bfloat16Product)):
+        import tensorflow as tf
+
+        multiply = functools.partial(tf.matmul, transpose_b=True)
     rng = np.random.default_rng(0)
     best = 0.0
-    for shape in ((512, 4096), (1024, 8192), (4096, 4096)):
-        a, b = (product.operand(rng.standard_normal((n, width), np.float32)) for n in shape)
+    for queries, rows in ((512, 4096), (1024, 8192), (4096, 4096)):
+        a, b = (product.operand(rng.standard_normal((n, width), np.float32)) for n in (queries, rows))
+        b = b.T if multiply is np.matmul else b
         for _ in range(5):
             start = time.perf_counter()
-            product.scores(a, b)
-            best = max(best, 2 * shape[0] * shape[1] * width / (time.perf_counter() - start))
+            multiply(a, b)
+            best = max(best, 2 * queries * rows * width / (time.perf_counter() - start))
     return best
 
 
@@ -100,7 +107,9 @@ class Run:
     found: dict[str, list[str]]
 
 
-def retrieve(index_root: str, units: list[tuple[str, int]], query_root: str, blocks: list[QueryBlock], k: int, options: PipelineOptions) -> Run:
+def retrieve(
+    index_root: str, units: list[tuple[str, int]], query_root: str, blocks: list[QueryBlock], k: int, options: PipelineOptions
+) -> Run:
     """The product's retrieval step over some units of the index, on the local runner as the product runs it."""
     answers = tempfile.mkdtemp(dir=os.path.dirname(index_root))
 
@@ -167,7 +176,8 @@ def main(argv: Optional[list[str]] = None) -> int:
             write_store(index_root, landmarks, descriptors, "i", options.per_unit, 10)
             write_store(query_root, mixed_queries(len(sizes), options.queries), descriptors, "q", options.per_unit, 10 + options.index)
             open(os.path.join(folder, "complete"), "w").close()
-            print(f"{options.index:,} images of {len(sizes):,} landmarks (2 to {sizes[0]:,} each) written in {time.perf_counter() - start:.0f} s")
+            seconds = time.perf_counter() - start
+            print(f"{options.index:,} images of {len(sizes):,} landmarks ({sizes[-1]:,} to {sizes[0]:,} each) written in {seconds:.0f} s")
         return measure(options, index_root, query_root, PipelineOptions(beam_flags))
     finally:
         if not options.keep:
@@ -183,8 +193,10 @@ def measure(options: argparse.Namespace, index_root: str, query_root: str, beam_
     blocks = [QueryBlock(f"{s:05d}", tuple(query_units[s : s + step])) for s in range(0, len(query_units), step)]
     checked = read_query_block(FeatureStore(query_root), query_units[: -(-options.check // options.per_unit)])
     product = fastest_product()
-    print(f"{options.queries:,} queries, width {options.width}, k={options.k}, fast pass {product.name}, {len(os.sched_getaffinity(0))} cores")
-    print(f"{'index':>10} {'images':>10} {'seconds':>9} {'GFLOP/s':>9} {'bare GFLOP/s':>13} {'share':>7} {'GB read':>8} {'peak GB':>8} {'us/image':>9}")
+    cores = len(os.sched_getaffinity(0))
+    print(f"{options.queries:,} queries, width {options.width}, k={options.k}, fast pass {product.name}, {cores} cores")
+    print(f"{'index':>10} {'images':>10} {'seconds':>9} {'GFLOP/s':>9} {'bare GFLOP/s':>13} {'share':>7} "
+          f"{'GB read':>8} {'peak GB':>8} {'us/image':>9}")
     goals, per_image = Goals(), []
     shares, peaks = [], []
     for fraction in options.fractions:

@@ -1,7 +1,9 @@
 """The command line from photographs to metrics, re-reading what it wrote."""
 
 import csv
+import dataclasses
 import json
+import random
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from beam_pipeline import demo
+from beam_pipeline.index import Extraction
 from beam_pipeline.main import main
 from tests import tiny_models
 
@@ -66,7 +69,7 @@ def submission(run):
 def test_what_an_index_leaves(data, embedded_index):
     manifest = json.loads((embedded_index / "manifest.json").read_text())
     count = len(list((data / "index").iterdir()))
-    assert manifest["counts"] == {"matched": count, "indexed": count, "failed": 0, "without_label": 0}
+    assert manifest["counts"] == {"matched": count, "indexed": count, "failed": 0, "out_of_time": 0, "without_label": 0}
     assert manifest["model"]["uri"] == "embedded" and manifest["global_dimensions"] == 2048
     images = pd.read_parquet(embedded_index / "images")
     labels = pd.read_csv(data / "labels.csv", dtype=str).set_index("id").landmark_id
@@ -88,7 +91,7 @@ def test_what_a_run_leaves(data, embedded_run):
         assert len(scores) == 3 and scores == sorted(scores, reverse=True)
         assert row.score == pytest.approx(sum(c["score"] for c in row.candidates if c["landmark_id"] == landmark))
     manifest = json.loads((embedded_run / "manifest.json").read_text())
-    assert manifest["counts"] == {"queries": len(truth), "predicted": len(truth), "failed": 0}
+    assert manifest["counts"] == {"queries": len(truth), "predicted": len(truth), "verified": len(truth), "failed": 0, "out_of_time": 0}
     metrics = json.loads((embedded_run / "metrics.json").read_text())
     assert metrics["all"]["gap"] > 0.3  # guessing gives less than 0.05
 
@@ -100,11 +103,40 @@ def test_evaluate_gives_the_metrics_of_the_run_from_its_submission_too(data, emb
         assert json.loads(output.read_text()) == json.loads((embedded_run / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("flags", [["--direct_num_workers=2"], ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]],
-                         ids=["threads", "processes"])
-def test_workers_do_not_change_a_byte(data, embedded_index, embedded_run, tmp_path, flags):
-    assert recognize(data, embedded_index, tmp_path / "run", *flags) == 0
-    assert (tmp_path / "run" / "submission.csv").read_bytes() == (embedded_run / "submission.csv").read_bytes()
+PROCESSES = "--direct_running_mode=multi_processing"
+
+
+def same_files(one, other, *parts):
+    for part in parts:
+        names = [sorted(p.name for p in (root / part).rglob("*")) for root in (one, other)]
+        assert names[0] == names[1]
+        for name in names[0]:
+            assert (one / part / name).read_bytes() == (other / part / name).read_bytes(), f"{part}/{name}"
+
+
+# The fixtures' own ways: an index with as many threads as cores, a run with one worker in memory.
+@pytest.mark.parametrize("flags", [["--direct_num_workers=2"], ["--direct_num_workers=4"], ["--direct_num_workers=2", PROCESSES]],
+                         ids=["2 threads", "4 threads", "2 processes"])
+def test_workers_do_not_change_a_byte_of_a_run(data, embedded_index, embedded_run, tmp_path, flags):
+    run = tmp_path / "run"
+    assert recognize(data, embedded_index, run, *flags) == 0
+    same_files(run, embedded_run, "predictions", "queries/images", "queries/local_features", "queries/summaries")
+    assert (run / "submission.csv").read_bytes() == (embedded_run / "submission.csv").read_bytes()
+
+
+@pytest.mark.parametrize("flags", [["--direct_num_workers=1"], ["--direct_num_workers=4"], ["--direct_num_workers=2", PROCESSES]],
+                         ids=["in memory", "4 threads", "2 processes"])
+def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(data, embedded_index, tmp_path, flags, monkeypatch):
+    expand = Extraction.expand
+
+    def in_random_order(self, begin):
+        return expand(dataclasses.replace(self, planned=tuple(random.Random(1).sample(self.planned, len(self.planned)))), begin)
+
+    monkeypatch.setattr(Extraction, "expand", in_random_order)
+    assert index(data, tmp_path / "index", *flags) == 0
+    same_files(tmp_path / "index", embedded_index, "images", "local_features", "summaries", "plan")
+    manifests = [json.loads((root / "manifest.json").read_text()) for root in (tmp_path / "index", embedded_index)]
+    assert {**manifests[0], "seconds": 0} == {**manifests[1], "seconds": 0}
 
 
 def test_a_finished_output_is_left_alone_and_other_settings_are_refused(data, embedded_index, embedded_run, capsys):
@@ -195,7 +227,7 @@ def test_broken_photographs_are_failure_rows_and_change_nothing_else(data, embed
     for name, content in broken.items():
         (queries / name).write_bytes(content)
     Image.new("RGB", (1, 50)).save(queries / "thin.png")
-    assert recognize(tmp_path, embedded_index, tmp_path / "run") == 0
+    assert recognize(tmp_path, embedded_index, tmp_path / "run", "--max_failure_rate", "0.5") == 0
     failed = pd.read_parquet(tmp_path / "run" / "failures")
     assert set(failed.image_id) == {"zero", "text", "half", "header", "head", "thin"}
     rows = submission(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Whole files: atomic, ranged, and clear about what is wrong."""
 
+import errno
 import os
 
 import pyarrow as pa
@@ -55,3 +56,102 @@ def test_parquet(tmp_path):
     files.write_parquet(uri, table)
     assert files.read_parquet(uri).equals(table)
     assert files.read_parquet(uri, ["b"]).column_names == ["b"] and files.parquet_rows(uri) == 3
+
+
+class _Status(Exception):
+    def __init__(self, code):
+        super().__init__(f"HTTP {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize("error, transient", [
+    (OSError(errno.EIO, "I/O error"), True),
+    (OSError(errno.ESTALE, "stale"), True),
+    (ConnectionResetError(), True),
+    (TimeoutError(), True),
+    (OSError("a client's own"), True),
+    (OSError(errno.ENOSPC, "full"), False),
+    (PermissionError(errno.EACCES, "no"), False),
+    (FileNotFoundError("a client's own"), False),
+    (_Status(503), True),
+    (_Status(429), True),
+    (_Status(404), False),
+    (ValueError("a bug"), False),
+], ids=repr)
+def test_only_what_may_pass_is_tried_again(error, transient, monkeypatch):
+    waits = []
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+
+    def attempt():
+        if len(waits) < 3:
+            raise error
+        return "done"
+
+    if transient:
+        assert files.retried(attempt) == "done" and waits == sorted(waits) and len(waits) == 3
+    else:
+        with pytest.raises(type(error)):
+            files.retried(attempt)
+        assert waits == []
+
+
+def test_reads_and_writes_outlast_what_passes_and_report_what_does_not(tmp_path, monkeypatch):
+    uri, failing = str(tmp_path / "file"), []
+
+    def flaky(call):
+        def called(*arguments, **keywords):
+            if failing:
+                raise OSError(failing.pop(), "fails in passing")
+            return call(*arguments, **keywords)
+        return called
+
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(os, "replace", flaky(os.replace))
+    monkeypatch.setattr(os, "fstat", flaky(os.fstat))
+    failing[:] = [errno.EIO] * 3
+    files.write_bytes(uri, b"new")
+    failing[:] = [errno.EIO] * 3
+    assert files.read_bytes(uri) == b"new" and os.listdir(tmp_path) == ["file"]
+    for call in (lambda: files.write_bytes(uri, b"newer"), lambda: files.read_bytes(uri)):
+        failing[:] = [errno.EIO] * 4
+        with pytest.raises(OSError, match="fails in passing"):
+            call()
+    assert files.read_bytes(uri) == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda path: os.mkfifo(path), "not a regular file"),
+    (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    (lambda path: path.symlink_to(path), "symbolic links"),
+    (lambda path: path.symlink_to(path.parent / "nothing"), "No such file"),
+    (lambda path: path.mkdir(), "Is a directory"),
+], ids=["pipe", "endless device", "loop", "dangling link", "folder"])
+def test_what_is_no_file_is_an_error_at_once(tmp_path, make, message):
+    make(tmp_path / "x")
+    with pytest.raises(OSError, match=message):
+        files.read_bytes(str(tmp_path / "x"))
+
+
+def test_a_tree_is_deleted_but_for_what_is_kept(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"")
+    root = tmp_path / "root"
+    files.write_bytes(str(root / "a" / "b"), b"")
+    files.write_bytes(str(root / "c"), b"")
+    (root / "link").symlink_to(outside)
+    files.delete_tree(str(root), keep=["c"])
+    assert os.listdir(root) == ["c"] and (outside / "precious").exists()
+    files.delete_tree(str(root))
+    files.delete_tree(str(root))
+    assert not root.exists()
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    uri = str(tmp_path / "t.parquet")
+    files.write_parquet(uri, pa.table({"a": [1, 2, 3]}))
+    with open(uri, "r+b") as f:
+        f.truncate(100)
+    for read in (files.read_parquet, files.parquet_rows):
+        with pytest.raises(ValueError, match="t.parquet is no whole Parquet file"):
+            read(uri)

@@ -117,6 +117,49 @@ class TestDecode:
         assert error.value.kind == kind
 
 
+class TestLimits:
+    @pytest.mark.parametrize("kind, mode", [
+        ("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "I;16"), ("PNG", "1"), ("JPEG", "RGB"), ("WEBP", "RGBA"), ("GIF", "P")])
+    def test_large_pictures_are_shrunk_strip_by_strip_to_the_same(self, kind, mode):
+        y, x = np.mgrid[:1501, :1999]
+        if mode == "I;16":
+            source, expected = Image.fromarray((x * 32).astype(np.uint16)), x // 8
+        else:
+            source = Image.fromarray(np.stack([x // 8, y // 6, (x + y) // 14], -1).astype(np.uint8)).convert(mode)
+            expected = np.asarray(source.convert("RGB"))[..., 0]
+        pixels, width, height, scale = images.decode_image(encoded(source, kind, **({"quality": 95} if kind == "JPEG" else {})), 200)
+        assert pixels.shape == (150, 200, 3) and (width, height) == (1999, 1501) and scale == pytest.approx(200 / 1999)
+        expected = np.asarray(Image.fromarray(expected.astype(np.uint8)).resize((200, 150), Image.Resampling.BICUBIC), int)
+        assert np.abs(pixels[..., 0] - expected).mean() < 2
+
+    @pytest.mark.parametrize("data, message", [
+        (encoded(Image.new("RGBA", (2000, 2000))), "2000 x 2000 pixels take .* bytes to decode, more than 20,000,000"),
+        (encoded(Image.new("RGB", (1200, 1200)), "WEBP"), "1200 x 1200 pixels take"),
+        (encoded(Image.new("RGB", (1800, 1800)), "JPEG", progressive=True, subsampling=0), "1800 x 1800 pixels take"),
+        (b"\x89PNG\r\n\x1a\n" + b" " * 20_000_000, None),
+    ], ids=["alpha", "webp", "progressive jpeg", "no image"])
+    def test_what_takes_too_much_memory_is_refused(self, data, message):
+        with pytest.raises(images.DecodeError, match=message) as error:
+            images.decode_image(data, 256, max_memory=20_000_000)
+        assert error.value.kind == ("too_large" if message else "not_an_image")
+
+    def test_a_jpeg_of_thousands_of_scans_is_refused(self):
+        data = encoded(Image.new("L", (1000, 1000)), "JPEG", progressive=True)
+        last = data.rfind(b"\xff\xda")
+        with pytest.raises(images.DecodeError, match=r"1000 x 1000 pixels in 20\d\d scans"):
+            images.decode_image(data[:-2] + data[last:-2] * 2000 + data[-2:], 100)
+
+    def test_a_file_of_a_million_parts_is_refused(self):
+        data = encoded(Image.new("L", (10, 10)), "JPEG")
+        with pytest.raises(images.DecodeError, match="more than 1,000,000 parts"):
+            images.decode_image(data[:2] + b"\xff" * 1_100_000 + data[2:], 100)
+
+    def test_files_larger_than_the_memory_allowed_are_not_read(self, tmp_path):
+        ref = ImageRef("a", str(tmp_path / "absent.jpg"), 30_000_000)
+        failure = images.read_image(ref, 100, True, 10**6, 20_000_000)
+        assert (failure.stage, failure.kind) == ("read", "too_large")
+
+
 class TestRead:
     def test_images_and_failures_come_in_order(self, tmp_path):
         good = encoded(Image.fromarray(gradient()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import time
 
 import apache_beam as beam
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms import nearest as nearest_module
-from transforms.nearest import DescriptorBlock, IndexBlock, merge, nearest
+from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, fastest_product, penalty_columns
 from transforms.retrieval import IndexGroup, MergeNeighbors, QueryBlock, RetrieveNearest, plan_groups, read_index_block
 from transforms.stores import FeatureStore
@@ -229,17 +230,29 @@ def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.Mo
     monkeypatch.setattr(nearest_module, "TILE_QUERIES", 7)
     monkeypatch.setattr(nearest_module, "_EXACT_STEP", 1)
     assert_same(nearest(queries, index, 5, NumpyProduct()), small)
+    monkeypatch.setattr(nearest_module, "TILE_ROWS", 256)
+    assert_same(nearest(queries, index, 5, product), small)
 
 
-@pytest.mark.parametrize("what, changes, text", [
-    ("length", {"descriptors": np.float32([[1, 0], [0.5, 0]])}, "1 {} descriptors are not of unit length within 0.001; the first is that of b, of length 0.5"),
-    ("NaN", {"descriptors": np.float32([[1, 0], [np.nan, 0]])}, "the first is that of b, of length nan"),
-], ids=lambda v: v if isinstance(v, str) else "")
+def test_a_searcher_may_keep_the_index_in_its_form(product: Product) -> None:
+    rng = np.random.default_rng(11)
+    index = index_of(near_ties(rng, 200, 30, 0.05), penalty=rng.random(200, np.float32))
+    searcher = Searcher(index, keep=True)
+    for count in (9, 20):
+        queries = queries_of(near_ties(rng, count, 30, 0.05))
+        for k in (1, 4):
+            assert_same(searcher.nearest(queries, k, product), nearest(queries, index, k, NumpyProduct()))
+
+
+@pytest.mark.parametrize("length, text", [
+    (0.5, "1 {} descriptors are not of unit length within 0.001; the first is that of b, of length 0.5"),
+    (1.0011, "of length 1.0011"),
+    (np.nan, "of length nan"),
+], ids=["half", "a little long", "NaN"])
 @pytest.mark.parametrize("side", ["query", "index"])
-def test_descriptors_must_be_of_unit_length(side: str, what: str, changes: dict, text: str) -> None:
-    good = unit_rows(np.ones((2, 2)))
-    queries = queries_of(changes["descriptors"] if side == "query" else good, ["a", "b"])
-    index = index_of(changes["descriptors"] if side == "index" else good, ["a", "b"])
+def test_descriptors_must_be_of_unit_length(side: str, length: float, text: str) -> None:
+    good, bad = np.float32([[1, 0], [0, 1]]), np.float32([[1, 0], [length, 0]])
+    queries, index = queries_of(bad if side == "query" else good, ["a", "b"]), index_of(bad if side == "index" else good, ["a", "b"])
     with pytest.raises(ValueError, match=text.format(side)):
         nearest(queries, index, 1)
 
@@ -368,6 +381,21 @@ def test_retrieval_from_an_empty_index_keeps_the_queries(tmp_path) -> None:
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
         assert_that(blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), [], 3), verify)
+
+
+@pytest.mark.parametrize("seconds_left, candidates", [(-1, 0), (600, 3)])
+def test_after_the_deadline_queries_keep_what_was_found(tmp_path, seconds_left: float, candidates: int) -> None:
+    rows = unit_rows(np.random.default_rng(12).standard_normal((10, 4)))
+    groups = plan_groups(write_store(str(tmp_path / "index"), rows, "x", 5))
+    units = write_store(str(tmp_path / "queries"), rows, "q", 5)
+
+    def verify(units: list[CandidateUnit]) -> None:
+        assert sorted((q.image_id, len(q.candidates)) for unit in units for q in unit.queries) == [(i, candidates) for i in ids("q", 10)]
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
+        deadline = time.time() + seconds_left
+        assert_that(blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline), verify)
 
 
 def test_retrieval_counts(tmp_path) -> None:

@@ -166,8 +166,11 @@ def _remote_sizes(folder: str, suffix: str) -> dict[str, int]:
 
 def delete(uri: str) -> None:
     """Deletes a file; fine where there is none."""
-    if exists(uri):
-        os.remove(uri) if is_local(uri) else retried(lambda: FileSystems.delete([uri]))
+    if is_local(uri):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(uri)
+    elif exists(uri):
+        retried(lambda: FileSystems.delete([uri]))
 
 
 def delete_tree(folder: str, keep: Sequence[str] = ()) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import collections
+import functools
 import io
 import os
+import re
 import stat
 import struct
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Iterable, Iterator, Sequence, Union
 
 import numpy as np
@@ -15,6 +16,7 @@ from apache_beam.io.filesystems import FileSystems
 from PIL import Image, UnidentifiedImageError
 
 from transforms import files, in_flight
+from transforms.ahead import map_ahead
 from transforms.types import DecodedImage, Failure, ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -48,6 +50,9 @@ _TO_UPRIGHT = {
     8: (Image.Transpose.ROTATE_90,),
 }
 
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps the bytes of such a name
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f]|^\s|\s$")
+
 
 class MatchError(ValueError):
     """The patterns match no image, or two images with one id."""
@@ -73,7 +78,8 @@ def match_images(patterns: Sequence[str]) -> list[ImageRef]:
     per line; paths of a list that are not absolute start at the list's folder. A file named twice counts once.
 
     Raises:
-      MatchError: a pattern matches nothing, or two files have one id (both are named).
+      MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be written to a table and
+        read back: it is not UTF-8, or the id holds a control character or begins or ends with a space.
     """
     by_uri: dict[str, int] = {}
     for pattern in patterns:
@@ -86,9 +92,12 @@ def match_images(patterns: Sequence[str]) -> list[ImageRef]:
             raise MatchError(f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
     by_id: dict[str, str] = {}
     for uri in by_uri:
-        other = by_id.setdefault(image_id_of(uri), uri)
+        image_id = image_id_of(uri)
+        if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id):
+            raise MatchError(f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control characters, outer spaces); rename it")
+        other = by_id.setdefault(image_id, uri)
         if other != uri:
-            raise MatchError(f"two files have the image id {image_id_of(uri)!r}: {min(uri, other)} and {max(uri, other)}")
+            raise MatchError(f"two files have the image id {image_id!r}: {min(uri, other)} and {max(uri, other)}")
     return [ImageRef(image_id, by_id[image_id], by_uri[by_id[image_id]]) for image_id in sorted(by_id)]
 
 
@@ -132,7 +141,11 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
 
 def _read_list(uri: str) -> Iterator[tuple[str, int]]:
     folder = uri.rsplit("/", 1)[0] if "/" in uri else ""
-    for line in files.read_bytes(uri).decode("utf-8-sig").splitlines():
+    try:
+        lines = files.read_bytes(uri).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise MatchError(f"{uri} is not UTF-8: {e}") from e
+    for line in lines:
         path = line.strip()
         if not path:
             continue
@@ -315,11 +328,7 @@ def read_images(
     refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000, ahead: int = 4
 ) -> Iterator[Union[DecodedImage, Failure]]:
     """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them."""
+    read = functools.partial(
+        read_image, max_side=max_side, exif_orientation=exif_orientation, max_pixels=max_pixels, max_memory=max_memory)
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
-        waiting: collections.deque[Future] = collections.deque()
-        for ref in refs:
-            waiting.append(pool.submit(read_image, ref, max_side, exif_orientation, max_pixels, max_memory))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from map_ahead(pool, read, refs, ahead)

@@ -93,41 +93,78 @@ def nearest(queries: DescriptorBlock, index: IndexBlock, k: int, product: Option
     Raises:
       ValueError: k < 1, widths differ, a penalty is not finite, or a descriptor is not of unit length within UNIT_TOLERANCE.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    if not len(queries) or not len(index):
-        return _table(index, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), len(queries), k)
-    width = queries.descriptors.shape[1]
-    if index.descriptors.shape[1] != width:
-        raise ValueError(f"queries have descriptors of width {width}, the index of width {index.descriptors.shape[1]}")
-    if index.penalty is not None and not np.isfinite(index.penalty).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(index.penalty))} penalties are not finite")
-    _check_unit(queries, "query")
-    if product is None:
-        product = fastest_product() if len(queries) * len(index) * width >= SMALL_PRODUCT else NumpyProduct()
-    by_id = np.argsort(index.image_ids, kind="stable")
-    own_query, own_row = _same_id(queries.image_ids, index.image_ids, by_id)
-    searches = []
-    for start in range(0, len(queries), TILE_QUERIES):
-        mine = (own_query >= start) & (own_query < start + TILE_QUERIES)
-        part = queries.descriptors[start : start + TILE_QUERIES]
-        searches.append(_Search(part, index, k, product, own_query[mine] - start, own_row[mine]))
-    # Searches take turns on the cores: while one selects, another multiplies.
-    with concurrent.futures.ThreadPoolExecutor(min(_cores(), len(searches)) + 1) as pool:
-        starts = range(0, len(index), TILE_ROWS)
-        following = pool.submit(_operand, index, 0, product)
+    return Searcher(index).nearest(queries, k, product)
+
+
+class Searcher:
+    """Searches one block of an index for several blocks of queries.
+
+    Args:
+      index: N images.
+      keep: whether the index stays in the form that a product takes, for bfloat16 half as large as its descriptors again, from one
+        search to the next.
+    """
+
+    def __init__(self, index: IndexBlock, keep: bool = False) -> None:
+        self._index, self._keep = index, keep
+        self._operands: dict[tuple[str, int], Any] = {}
+        self._by_id = np.argsort(index.image_ids, kind="stable")
+        self._rank = np.empty(len(index), np.int64)
+        self._rank[self._by_id] = np.arange(len(index))
+
+    def nearest(self, queries: DescriptorBlock, k: int, product: Optional[Product] = None) -> Neighbors:
+        """See the function of this name."""
+        index = self._index
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        if not len(queries) or not len(index):
+            return _table(index, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), len(queries), k)
+        width = queries.descriptors.shape[1]
+        if index.descriptors.shape[1] != width:
+            raise ValueError(f"queries have descriptors of width {width}, the index of width {index.descriptors.shape[1]}")
+        if index.penalty is not None and not np.isfinite(index.penalty).all():
+            raise ValueError(f"{np.count_nonzero(~np.isfinite(index.penalty))} penalties are not finite")
+        _check_unit(queries, "query")
+        if product is None:
+            product = fastest_product() if len(queries) * len(index) * width >= SMALL_PRODUCT else NumpyProduct()
+        own_query, own_row = _same_id(queries.image_ids, index.image_ids, self._by_id)
+        scans = []
+        for start in range(0, len(queries), TILE_QUERIES):
+            mine = (own_query >= start) & (own_query < start + TILE_QUERIES)
+            part = queries.descriptors[start : start + TILE_QUERIES]
+            scans.append(_Scan(part, index, k, product, own_query[mine] - start, own_row[mine]))
+        # Scans take turns on the cores: while one selects, another multiplies.
+        with concurrent.futures.ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
+            for low, operand in self._tiles(pool, product):
+                list(pool.map(lambda scan: scan.tile(low, operand), scans))
+            query, row, score = zip(*pool.map(_Scan.finish, scans))
+        query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
+        row, score = np.concatenate(row), np.concatenate(score)
+        order = np.lexsort((self._rank[row], -score, query))
+        return _table(index, query[order], row[order], score[order], len(queries), k)
+
+    def _tiles(self, pool: concurrent.futures.Executor, product: Product) -> Iterator[tuple[int, Any]]:
+        """Each tile's first row and operand; the next tile is made while this one is at work."""
+        starts = range(0, len(self._index), TILE_ROWS)
+        following = pool.submit(self._operand, 0, product)
         for low in starts:
             operand = following.result()
             if low != starts[-1]:
-                following = pool.submit(_operand, index, low + TILE_ROWS, product)
-            list(pool.map(lambda search: search.scan(low, operand), searches))
-        query, row, score = zip(*pool.map(_Search.finish, searches))
-    query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
-    row, score = np.concatenate(row), np.concatenate(score)
-    rank = np.empty(len(index), np.int64)
-    rank[by_id] = np.arange(len(index))
-    order = np.lexsort((rank[row], -score, query))
-    return _table(index, query[order], row[order], score[order], len(queries), k)
+                following = pool.submit(self._operand, low + TILE_ROWS, product)
+            yield low, operand
+
+    def _operand(self, low: int, product: Product) -> Any:
+        operand = self._operands.get((product.name, low))
+        if operand is None:
+            index, high = self._index, low + TILE_ROWS
+            _check_unit(index, "index", low, high)
+            rows = index.descriptors[low:high]
+            if index.penalty is not None:
+                rows = np.hstack([rows, penalty_columns(index.penalty[low:high])])
+            operand = product.operand(rows)
+            if self._keep:
+                self._operands[product.name, low] = operand
+        return operand
 
 
 def merge(a: Neighbors, b: Neighbors, k: int) -> Neighbors:
@@ -176,19 +213,11 @@ def _same_id(query_ids: np.ndarray, index_ids: np.ndarray, by_id: np.ndarray) ->
     return tuple(np.array(pairs, np.int64).reshape(-1, 2).T)
 
 
-def _operand(index: IndexBlock, low: int, product: Product) -> Any:
-    """The tile of the index that begins at row `low`, checked and in the product's form."""
-    high = low + TILE_ROWS
-    _check_unit(index, "index", low, high)
-    rows = index.descriptors[low:high]
-    return product.operand(rows if index.penalty is None else np.hstack([rows, penalty_columns(index.penalty[low:high])]))
+class _Scan:
+    """The search for the neighbours of a few hundred queries, tile by tile of the index.
 
-
-class _Search:
-    """The search for the neighbours of some queries, tile by tile of the index.
-
-    `_best` holds each query's k best fast scores so far, the least first; it rises from tile to tile and with it the least fast
-    score that a pair needs to be kept.
+    `_best` holds fast scores of k pairs of each query, nearly its best ones so far, the least first; it rises from tile to tile and
+    with it the least fast score that a pair needs to be kept.
     """
 
     def __init__(
@@ -202,16 +231,20 @@ class _Search:
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def scan(self, low: int, operand: Any) -> None:
+    def tile(self, low: int, operand: Any) -> None:
         """Keeps the pairs of a tile that can be among the k best; its first row is row `low` of the index."""
         keys = self._product.scores(self._operand, operand)
         width, k = keys.shape[1], self._best.shape[1]
         own = (self._own_row >= low) & (self._own_row < low + width)
         keys[self._own_query[own], self._own_row[own] - low] = self._product.keys(np.float32([-np.inf]))[0]
-        hit = np.flatnonzero(keys.max(axis=1) >= self._least(slice(None)))
-        keys = keys[hit]
-        best_here = np.partition(keys, width - k, axis=1)[:, width - k :] if k < width else keys
-        both = np.hstack([self._best[hit], self._product.values(best_here)])
+        # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper than the tile's k best.
+        parts = max(64, 2 ** (16 * k - 1).bit_length())
+        peaks = keys.reshape(len(keys), -1, parts).max(axis=1) if width % parts == 0 else keys
+        hit = np.flatnonzero(peaks.max(axis=1) >= self._least(slice(None)))
+        if len(hit) < len(keys):
+            keys, peaks = keys[hit], peaks[hit]
+        peaks = np.partition(peaks, peaks.shape[1] - k, axis=1)[:, -k:] if k < peaks.shape[1] else peaks
+        both = np.hstack([self._best[hit], self._product.values(peaks)])
         self._best[hit] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
         query, row = np.divmod(np.flatnonzero(keys >= self._least(hit)[:, None]), width)
         self._kept.append((hit[query], row + low, self._product.values(keys[query, row])))

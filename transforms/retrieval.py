@@ -11,22 +11,24 @@ import hashlib
 import math
 import threading
 import time
-from typing import Iterable, Iterator, Optional, Sequence
+from typing import Any, Iterable, Iterator, Optional, Sequence
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from transforms.nearest import DescriptorBlock, IndexBlock, merge, nearest
+from transforms import files
+from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge
 from transforms.stores import FeatureStore, descriptors_of
 from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
-GROUP_ROWS = 16384
+# Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by the fast pass.
+GROUP_ROWS = 32768
 # Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and workers more.
 BLOCKS_PER_TASK = 8
-# Shards read at a time: one by one, an object store would answer each only after some 50 ms.
-READERS = 16
+# Shards read at a time: an object store answers each only after some 50 ms, on a disk more readers get in each other's way.
+LOCAL_READERS, REMOTE_READERS = 2, 16
 # Neighbours in one shuffled element, at some 70 bytes each.
 ELEMENT_NEIGHBORS = 50_000
 # Queries that are verified, and whose predictions are written, as one.
@@ -35,6 +37,7 @@ UNIT_QUERIES = 32
 # Tasks at a time in one process, whatever its threads: one computes, on all cores, and one reads.
 _TURNS = threading.BoundedSemaphore(2)
 
+_UNIT, _DESCRIPTOR = "unit", "global_descriptor"
 _LOCATION_COLUMNS = ("image_id", "local_offset", "local_size")
 
 
@@ -89,27 +92,22 @@ def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
     Raises:
       ValueError: the shards hold descriptors of different widths.
     """
-    tables = _read(store, units, (*_LOCATION_COLUMNS, "landmark_id", "global_descriptor"))
-    columns = _location_columns(tables, units)
+    images, descriptors = _read(store, units, (*_LOCATION_COLUMNS, "landmark_id", _DESCRIPTOR))
+    locations = _locations(images)
     return IndexBlock(
-        image_ids=columns.image_ids,
-        descriptors=_descriptors(tables, units),
-        landmark_ids=_bytes(tables, "landmark_id"),
-        units=columns.units,
-        local_offset=columns.local_offset,
-        local_size=columns.local_size,
+        image_ids=locations.image_ids,
+        descriptors=descriptors,
+        landmark_ids=_bytes(images, "landmark_id"),
+        units=locations.units,
+        local_offset=locations.local_offset,
+        local_size=locations.local_size,
     )
 
 
 def read_query_block(store: FeatureStore, units: Sequence[str]) -> DescriptorBlock:
     """The images of some shards of a query store, in order; errors as `read_index_block`."""
-    tables = _read(store, units, ("image_id", "global_descriptor"))
-    return DescriptorBlock(_bytes(tables, "image_id"), _descriptors(tables, units))
-
-
-def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> list[pa.Table]:
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda unit: store.read_images(unit, columns), units))
+    images, descriptors = _read(store, units, ("image_id", _DESCRIPTOR))
+    return DescriptorBlock(_bytes(images, "image_id"), descriptors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,26 +120,42 @@ class _Locations:
     local_size: np.ndarray
 
 
-def _location_columns(tables: Sequence[pa.Table], units: Sequence[str]) -> _Locations:
+def _locations(images: pa.Table) -> _Locations:
     return _Locations(
-        image_ids=_bytes(tables, "image_id"),
-        units=np.repeat(np.array([u.encode() for u in units], "S"), [len(t) for t in tables]),
-        local_offset=np.concatenate([t.column("local_offset").to_numpy() for t in tables]),
-        local_size=np.concatenate([t.column("local_size").to_numpy() for t in tables]),
+        image_ids=_bytes(images, "image_id"),
+        units=_bytes(images, _UNIT),
+        local_offset=images.column("local_offset").to_numpy(),
+        local_size=images.column("local_size").to_numpy(),
     )
 
 
-def _bytes(tables: Sequence[pa.Table], column: str) -> np.ndarray:
+def _bytes(images: pa.Table, column: str) -> np.ndarray:
     """A string column as bytes [N]; null becomes empty."""
-    return np.array([v for t in tables for v in t.column(column).cast(pa.binary()).fill_null(b"").to_pylist()], "S")
+    return np.array(images.column(column).cast(pa.binary()).fill_null(b"").to_pylist(), "S")
 
 
-def _descriptors(tables: Sequence[pa.Table], units: Sequence[str]) -> np.ndarray:
-    parts = [descriptors_of(t) for t in tables]
-    for unit, part in zip(units, parts):
-        if part.shape[1] != parts[0].shape[1]:
-            raise ValueError(f"shard {unit} holds descriptors of width {part.shape[1]}, shard {units[0]} of {parts[0].shape[1]}")
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+    """Columns of the images of some shards in order, with their unit, and apart from them the descriptors [N, D].
+
+    Each shard's descriptors are copied to their place as it comes, so that they are in memory only once.
+    """
+    tables, rows, filled = [], np.empty((0, 0), np.float32), 0
+    readers = LOCAL_READERS if files.is_local(store.root) else REMOTE_READERS
+    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
+        for unit, table in zip(units, pool.map(lambda unit: store.read_images(unit, columns), units)):
+            if _DESCRIPTOR in columns:
+                part = descriptors_of(table)
+                table = table.drop_columns(_DESCRIPTOR)
+                if not tables:
+                    rows = np.empty((max(GROUP_ROWS, len(part)), part.shape[1]), np.float32)  # takes memory only where filled
+                if part.shape[1] != rows.shape[1]:
+                    raise ValueError(f"shard {unit} holds descriptors of width {part.shape[1]}, shard {units[0]} of {rows.shape[1]}")
+                if filled + len(part) > len(rows):
+                    rows = np.concatenate([rows[:filled], np.empty((filled + len(part), rows.shape[1]), np.float32)])
+                rows[filled : filled + len(part)] = part
+            filled += len(table)
+            tables.append(table.append_column(_UNIT, pa.repeat(unit, len(table))))
+    return pa.concat_tables(tables), rows[:filled]
 
 
 @beam.typehints.with_input_types(Neighbors)
@@ -216,6 +230,11 @@ def _tasks(group: IndexGroup, blocks: Sequence[QueryBlock]) -> Iterator[tuple[In
         yield group, tuple(blocks[at : at + BLOCKS_PER_TASK])
 
 
+def _rows(record: Any, first: int, count: int) -> Any:
+    """A record of arrays (Neighbors or _Locations) with some rows of each."""
+    return dataclasses.replace(record, **{f.name: getattr(record, f.name)[first : first + count] for f in dataclasses.fields(record)})
+
+
 @beam.typehints.with_input_types(tuple[IndexGroup, tuple[QueryBlock, ...]])
 @beam.typehints.with_output_types(tuple[tuple[str, int], Neighbors])
 class _Nearest(beam.DoFn):
@@ -231,15 +250,19 @@ class _Nearest(beam.DoFn):
         group, blocks = task
         held = self._block and self._block[0]
         with _TURNS:
+            if time.time() >= self._deadline:
+                return
             start = time.monotonic()
             index = read_index_block(self._index, group.units)
             self._bytes.inc(index.descriptors.nbytes)
+            searcher = Searcher(index, keep=len(blocks) > 1)
             for block in sorted(blocks, key=lambda b: b.name != held):  # the one in memory first
-                neighbors = nearest(self._read(block), index, self._k)
+                if time.time() >= self._deadline:
+                    return
+                neighbors = searcher.nearest(self._read(block), self._k)
                 self._milliseconds.update(round(1000 * (time.monotonic() - start)))
                 for first in range(0, len(neighbors.similarity), self._step):
-                    part = slice(first, first + self._step)
-                    yield (block.name, first), Neighbors(**{f.name: getattr(neighbors, f.name)[part] for f in dataclasses.fields(Neighbors)})
+                    yield (block.name, first), _rows(neighbors, first, self._step)
                 start = time.monotonic()
 
     def _read(self, block: QueryBlock) -> DescriptorBlock:
@@ -260,11 +283,10 @@ class _Queries(beam.DoFn):
         self._in = Metrics.counter("landmarks", "retrieve_in")
 
     def process(self, block: QueryBlock) -> Iterator[tuple[tuple[str, int], _Locations]]:
-        columns = _location_columns(_read(self._queries, block.units, _LOCATION_COLUMNS), block.units)
+        columns = _locations(_read(self._queries, block.units, _LOCATION_COLUMNS)[0])
         self._in.inc(len(columns.image_ids))
         for first in range(0, len(columns.image_ids), self._step):
-            part = slice(first, first + self._step)
-            yield (block.name, first), _Locations(**{f.name: getattr(columns, f.name)[part] for f in dataclasses.fields(_Locations)})
+            yield (block.name, first), _rows(columns, first, self._step)
 
 
 @beam.typehints.with_output_types(CandidateUnit)

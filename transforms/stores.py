@@ -259,12 +259,21 @@ def write_predictions(run: str, unit: PredictionUnit) -> None:
     files.write_parquet(files.join(run, "predictions", name + ".parquet"), prediction_table(unit.predictions))
 
 
+def final_predictions(run: str) -> int:
+    """Number of rows of the prediction shards that a later start of a run will not make again."""
+    return sum(files.parquet_rows(uri) for uri in files.list_files(files.join(run, "predictions"), ".parquet") if not _is_provisional(uri))
+
+
+def _is_provisional(uri: str) -> bool:
+    name = uri.rsplit("/", 1)[-1]
+    return PROVISIONAL in name or name == UNPREDICTED + ".parquet"
+
+
 def delete_provisional(run: str) -> None:
     """Deletes the provisional prediction shards of a run and their failures, and the shard of the unpredicted."""
     for part in ("predictions", "failures"):
         for uri in files.list_files(files.join(run, part), ".parquet"):
-            name = uri.rsplit("/", 1)[-1]
-            if PROVISIONAL in name or name == UNPREDICTED + ".parquet":
+            if _is_provisional(uri):
                 files.delete(uri)
 
 

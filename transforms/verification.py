@@ -18,6 +18,7 @@ import numpy as np
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
+from threadpoolctl import threadpool_limits
 
 from transforms import files
 from transforms.stores import FeatureStore
@@ -26,7 +27,7 @@ from transforms.types import Candidate, CandidateUnit, Failure, FeatureLocation,
 MIN_MATCHES = 5
 """Fewer putative matches than this are no evidence: four always fit a homography."""
 
-# cv2 and the matrix product run inside Beam's workers, one per core; threads of their own would only fight for the cores.
+# Verification runs inside Beam's workers, one per core; threads of its own would only fight for the cores.
 cv2.setNumThreads(1)
 
 
@@ -96,15 +97,17 @@ def pair_seed(query_id: str, candidate_id: str) -> int:
 def count_inliers(
     query_points: np.ndarray, candidate_points: np.ndarray, settings: VerificationSettings, seed: int
 ) -> tuple[int, np.ndarray]:
-    """Fits a homography from the query to the candidate to matched points and counts those that agree with it.
+    """Fits a homography from the candidate to the query to matched points and counts the matches that agree with it.
 
-    A match agrees when its query point, mapped by the homography, lies less than max_reprojection_error pixels from its candidate
-    point. Fewer than MIN_MATCHES matches have no inliers.
+    A match agrees when its candidate point, mapped by the homography, lies less than max_reprojection_error pixels from its query
+    point. The direction matters: without a mutual check many query features share one candidate feature, and a homography from
+    the query that throws everything onto such a point would have them all as inliers; from the candidate it has one at most.
+    Fewer than MIN_MATCHES matches have no inliers.
 
     Args:
       query_points, candidate_points: float32 [M, 2], (y, x) in pixels; row m of both is match m.
       settings: max_reprojection_error, max_ransac_iterations and homography_confidence are used.
-      seed: of the random samples; not negative.
+      seed: of the random samples; in [0, 2^31).
 
     Returns:
       The number of inliers and bool [M], which they are.
@@ -116,8 +119,10 @@ def count_inliers(
     params.maxIterations = settings.max_ransac_iterations
     params.confidence = settings.homography_confidence
     params.randomGeneratorState = seed
-    source = np.ascontiguousarray(query_points[:, ::-1], np.float32)
-    target = np.ascontiguousarray(candidate_points[:, ::-1], np.float32)
+    params.score = cv2.SCORE_METHOD_RANSAC  # seeks what is counted, the number of inliers
+    params.loMethod = cv2.LOCAL_OPTIM_INNER_AND_ITER_LO
+    source = np.ascontiguousarray(candidate_points[:, ::-1], np.float32)
+    target = np.ascontiguousarray(query_points[:, ::-1], np.float32)
     homography, mask = cv2.findHomography(source, target, params)
     if homography is None:
         return 0, np.zeros(len(query_points), bool)
@@ -192,6 +197,10 @@ class _Verify(beam.DoFn):
         self._failed = Metrics.counter("landmarks", "verify_failed")
         self._milliseconds = Metrics.distribution("landmarks", "verify_milliseconds")
 
+    def setup(self) -> None:
+        # OpenBLAS starts a thread per core for every product, in each worker; waiting for each other they take 10 times as long.
+        threadpool_limits(1, user_api="blas")
+
     def start_bundle(self) -> None:
         self._waiting = []
 
@@ -209,11 +218,12 @@ class _Verify(beam.DoFn):
         started = time.monotonic()
         self._in.inc(len(unit.queries))
         failures = list(unit.failures)
-        queries = tuple(self._verify(query, failures) for query in unit.queries)
+        by_promise = sorted(unit.queries, key=lambda query: (-query.promise, query.image_id))
+        queries = sorted((self._verify(query, failures) for query in by_promise), key=lambda query: query.image_id)
         self._failed.inc(len(failures) - len(unit.failures))
         self._out.inc(len(queries))
         self._milliseconds.update(round(1000 * (time.monotonic() - started)))
-        return CandidateUnit(unit.name, queries, tuple(failures), final=not self._late())
+        return CandidateUnit(unit.name, tuple(queries), tuple(failures), final=not self._late())
 
     def _late(self) -> bool:
         return time.time() >= self._deadline

@@ -59,6 +59,10 @@ class Decoder:
         self._process = subprocess.Popen(
             [sys.executable, "-u", __file__, "--child"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def decode(self, data: bytes, max_side: int, max_seconds: float) -> dict:
         """{"result", "seconds", "memory"}; a child that died or was killed is no longer usable (`alive`)."""
         self._process.stdin.write(json.dumps([len(data), max_side]).encode() + b"\n" + data)

@@ -1,0 +1,72 @@
+"""What recognize does, by its stages' pure functions in threads and without Beam: the yardstick of Beam's own overhead."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from beam_pipeline.config import ExtractionOverrides, ReadingConfig
+from beam_pipeline.index import image_reader
+from beam_pipeline.models import choose_as_indexed
+from beam_pipeline.outputs import read_manifest
+from transforms import stores
+from transforms.aggregation import aggregate
+from transforms.features import LoadedModel, extract_unit, load_model
+from transforms.images import match_images
+from transforms.nearest import nearest
+from transforms.retrieval import read_index_block, read_query_block
+from transforms.stores import FeatureStore
+from transforms.submission import write_submission
+from transforms.types import Candidate, FeatureLocation, Prediction, PredictionUnit, QueryCandidates, VerificationSettings
+from transforms.units import make_units, write_plan
+from transforms.verification import ranked, verify_pair
+
+
+def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3, top_k: int = 3) -> None:
+    """Writes the predictions and the submission of a run with the default hyperparameters, on all cores."""
+    cores, settings = len(os.sched_getaffinity(0)), VerificationSettings()
+    manifest = read_manifest(index_root, "index")
+    choice = choose_as_indexed(None, ExtractionOverrides(), manifest)
+    index, queries = FeatureStore(index_root), FeatureStore(os.path.join(output, "queries"))
+    units = make_units(match_images([images]), "pure")
+    write_plan(output, units)
+    with ThreadPoolExecutor(cores) as pool:
+        model = LoadedModel(load_model(choice.model, choice.settings), pool, cores)
+        read_images = image_reader(choice, ReadingConfig())
+        for unit in units:
+            extracted = extract_unit(unit, model, read_images)
+            queries.write_unit(unit.name, extracted.features, extracted.failures, extracted.dimensions)
+    names = [unit.name for unit in units]
+    block = read_query_block(queries, names)
+    neighbors = nearest(block, read_index_block(index, [shard["unit"] for shard in manifest["shards"]]), num_to_rerank)
+    places = [
+        (image_id, FeatureLocation(name, offset, size))
+        for name in names
+        for image_id, offset, size in zip(*(
+            queries.read_images(name, ["image_id", "local_offset", "local_size"]).column(c).to_pylist() for c in ("image_id", "local_offset", "local_size")))
+    ]
+
+    def predict(q: int) -> Prediction:
+        image_id, place = places[q]
+        local, candidates = queries.read_local(place), []
+        for c in range(num_to_rerank):
+            where = FeatureLocation(neighbors.unit[q, c].decode(), int(neighbors.local_offset[q, c]), int(neighbors.local_size[q, c]))
+            candidate_id = neighbors.image_id[q, c].decode()
+            inliers = verify_pair(image_id, local, candidate_id, index.read_local(where), settings).inliers
+            candidates.append(Candidate(
+                candidate_id, neighbors.landmark_id[q, c].decode(), float(neighbors.similarity[q, c]), where, inliers))
+        return aggregate(QueryCandidates(image_id, place, ranked(candidates, settings)), top_k)
+
+    with ThreadPoolExecutor(cores) as pool:
+        predictions = tuple(pool.map(predict, range(len(places))))
+    stores.write_predictions(output, PredictionUnit("pure", predictions))
+    write_submission(output)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    for flag in ("--images", "--index", "--output"):
+        parser.add_argument(flag, required=True)
+    args = parser.parse_args()
+    recognize(args.images, args.index, args.output)

@@ -1,0 +1,172 @@
+"""Verification of pairs of real photographs: this product, and what a user would take instead.
+
+500 pairs with the same label and 500 with different ones, local features by the embedded model, the default settings. Each way
+matches the local features of a pair and counts the inliers of a homography: the product by one matrix product and USAC, "degensac" by
+cKDTree and pydegensac, "ransac" by cKDTree and scikit-image's ransac with 1,000 trials. All on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy loads its BLAS
+    os.environ.setdefault(_name, "1")
+
+import argparse
+import csv
+import pathlib
+import time
+from typing import Callable, NamedTuple
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from benchmarks.goals import Goals
+from transforms.stores import decode_local_features, encode_local_features
+from transforms.types import LocalFeatures
+from transforms.verification import MIN_MATCHES, VerificationSettings, pair_seed, verify_pair
+
+TRIALS = 1000  # of scikit-image's ransac, as in DELF's own example
+Counter = Callable[[str, LocalFeatures, str, LocalFeatures, VerificationSettings], int]
+
+
+class Result(NamedTuple):
+    """Inliers of the true and of the false pairs of one way, int64 each, and its milliseconds per pair."""
+
+    true: np.ndarray
+    false: np.ndarray
+    milliseconds: float
+
+    @property
+    def auc(self) -> float:
+        """Chance that a true pair has more inliers than a false one, ties counting half."""
+        above = self.true[:, None] > self.false
+        return float(above.mean() + 0.5 * (self.true[:, None] == self.false).mean())
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.true))
+
+
+def choose_pairs(photos: pathlib.Path, count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]], dict[str, str]]:
+    """`count` pairs of ids with one label, `count` with two, drawn by a fixed seed, and the path of each photograph."""
+    with open(photos / "photos.csv", newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["label"] and row["kind"] not in ("distractor", "unlabelled")]
+    rows.sort(key=lambda row: row["id"])
+    label = {row["id"]: row["label"] for row in rows}
+    members: dict[str, list[str]] = {}
+    for image, name in label.items():
+        members.setdefault(name, []).append(image)
+    labels = sorted(name for name, images in members.items() if len(images) > 1)
+    rng, images = np.random.default_rng(1), list(label)
+    true: dict[tuple[str, str], None] = {}
+    false: dict[tuple[str, str], None] = {}
+    while len(true) < count:
+        true[tuple(map(str, rng.choice(members[labels[rng.integers(len(labels))]], 2, replace=False)))] = None
+    while len(false) < count:
+        pair = tuple(map(str, rng.choice(images, 2, replace=False)))
+        if label[pair[0]] != label[pair[1]]:
+            false[pair] = None
+    return list(true), list(false), {row["id"]: row["path"] for row in rows}
+
+
+def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> dict[str, LocalFeatures]:
+    """Local features of `images` by the embedded model, as they come back from a feature store."""
+    from PIL import Image
+
+    from transforms.delg import embedded
+    from transforms.delg.card import read_card, settings_from_card
+    from transforms.delg.saved_model import DelgModel
+
+    folder = embedded.model_dir()
+    settings = settings_from_card(read_card(folder))
+    model = DelgModel.load(folder, settings, None)
+    features = {}
+    for image in sorted(images):
+        with Image.open(photos / paths[image]) as opened:
+            opened.draft("RGB", (settings.max_image_side, settings.max_image_side))
+            photograph = opened.convert("RGB")
+        photograph.thumbnail((settings.max_image_side, settings.max_image_side))
+        extracted = model.extract(np.asarray(photograph))
+        local = LocalFeatures(extracted.keypoints, extracted.descriptors)
+        features[image] = decode_local_features(encode_local_features(local))
+    return features
+
+
+def product(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
+    return verify_pair(a, query, b, candidate, settings).inliers
+
+
+def tree_matches(query: LocalFeatures, candidate: LocalFeatures, settings: VerificationSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Matched points of query and candidate, float32 [M, 2] each in (x, y), as the competition's notebook finds them."""
+    distances, nearest = cKDTree(candidate.descriptors).query(query.descriptors, distance_upper_bound=settings.max_distance)
+    found = np.isfinite(distances)
+    if settings.mutual_check:
+        found[found] = cKDTree(query.descriptors).query(candidate.descriptors[nearest[found]])[1] == np.flatnonzero(found)
+    return query.keypoints[found][:, ::-1], candidate.keypoints[nearest[found]][:, ::-1]
+
+
+def degensac(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
+    import pydegensac
+
+    source, target = tree_matches(query, candidate, settings)
+    if len(source) < MIN_MATCHES:
+        return 0
+    _, mask = pydegensac.findHomography(
+        source, target, settings.max_reprojection_error, settings.homography_confidence, settings.max_ransac_iterations, seed=pair_seed(a, b))
+    return int(np.sum(mask))
+
+
+def ransac(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
+    from skimage import measure, transform
+
+    source, target = tree_matches(query, candidate, settings)
+    if len(source) < MIN_MATCHES:
+        return 0
+    _, mask = measure.ransac(
+        (source, target), transform.ProjectiveTransform, min_samples=4, residual_threshold=settings.max_reprojection_error,
+        max_trials=TRIALS, stop_probability=settings.homography_confidence, rng=pair_seed(a, b))
+    return 0 if mask is None else int(mask.sum())
+
+
+def measure_way(count: Counter, true: list, false: list, features: dict[str, LocalFeatures], settings: VerificationSettings) -> Result:
+    """Counts the inliers of all pairs by one way, in CPU time of this process, which other work on the machine changes little."""
+    count(true[0][0], features[true[0][0]], true[0][1], features[true[0][1]], settings)  # imports and first-time set-up
+    started = time.process_time()
+    inliers = [count(a, features[a], b, features[b], settings) for a, b in true + false]
+    milliseconds = 1000 * (time.process_time() - started) / len(inliers)
+    return Result(np.array(inliers[: len(true)]), np.array(inliers[len(true):]), milliseconds)
+
+
+def main(argv: list[str]) -> int:
+    root = pathlib.Path(__file__).resolve().parents[2]
+    parser = argparse.ArgumentParser(prog="verification", description=__doc__)
+    parser.add_argument("--photos", type=pathlib.Path, default=os.environ.get("LANDMARKS_PHOTOS", root / "shared" / "photos"), help="folder with photos.csv")
+    parser.add_argument("--pairs", type=int, default=500, help="pairs of each kind")
+    parser.add_argument("--ransac_pairs", type=int, default=50, help="pairs of each kind for scikit-image's ransac, which takes long")
+    parser.add_argument("--mutual_check", action="store_true", help="match with a mutual check, which is no default")
+    args = parser.parse_args(argv)
+    import cv2
+
+    cv2.setNumThreads(1)
+    settings = VerificationSettings(mutual_check=args.mutual_check)
+    true, false, paths = choose_pairs(pathlib.Path(args.photos), args.pairs)
+    features = extract(pathlib.Path(args.photos), paths, {image for pair in true + false for image in pair})
+    few = slice(0, args.ransac_pairs)
+    results = {
+        "product": measure_way(product, true, false, features, settings),
+        "degensac": measure_way(degensac, true, false, features, settings),
+        "product, fewer": measure_way(product, true[few], false[few], features, settings),
+        "ransac, fewer": measure_way(ransac, true[few], false[few], features, settings),
+    }
+    print(f"{'':16}{'pairs':>8}{'ms/pair':>10}{'median true':>13}{'median false':>14}{'AUC':>8}")
+    for name, r in results.items():
+        print(f"{name:16}{len(r.true) + len(r.false):8}{r.milliseconds:10.2f}{r.median:13.1f}{np.median(r.false):14.1f}{r.auc:8.3f}")
+    goals = Goals()
+    for name, ours, goal in (("degensac", results["product"], 5), ("ransac, fewer", results["product, fewer"], 100)):
+        other = results[name]
+        short = name.split(",")[0]
+        goals.at_least(f"verification vs {short}, speed", other.milliseconds / ours.milliseconds, goal)
+        goals.at_least(f"verification vs {short}, median inliers of true pairs", ours.median, other.median)
+        goals.at_least(f"verification vs {short}, AUC of true against false pairs", ours.auc, other.auc)
+    return goals.exit_code

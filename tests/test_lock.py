@@ -1,0 +1,115 @@
+"""The lock of an output: one holder at a time, and none that is dead."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from beam_pipeline import lock
+from beam_pipeline.config import ConfigError
+from transforms import files
+
+
+def held_by_another(root, **changes):
+    """Leaves the lock of a process that still runs on this machine, with `changes`."""
+    holder = {**lock._identity(), "pid": 1, "started": lock._started(1), "token": "t", "since": 1e9, "renewed": time.time(), **changes}
+    files.write_json(files.join(root, lock.LOCK), holder)
+
+
+def test_the_second_is_told_who_holds_it_and_the_third_finds_it_free(tmp_path):
+    root = str(tmp_path / "out")
+    with lock.held(root):
+        with pytest.raises(ConfigError, match=rf"being written by process {os.getpid()} on .* since 20\d\d-.* UTC"):
+            with lock.held(root):
+                pass
+        assert os.listdir(root) == [lock.LOCK]
+    assert os.listdir(root) == []
+    with lock.held(root):
+        pass
+
+
+def test_a_failed_holder_lets_go(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with lock.held(str(tmp_path)):
+            1 / 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("holder, alive", [
+    (dict(), True),
+    (dict(pid=2**22 + 1), False),
+    (dict(started=5), False),
+    (dict(machine="another"), True),
+    (dict(machine=None), True),
+    (dict(machine="another", renewed=time.time() - 3600), False),
+], ids=["runs", "gone", "pid given anew", "elsewhere, renewed", "unknown, renewed", "elsewhere, long not renewed"])
+def test_only_a_living_holder_blocks(tmp_path, holder, alive):
+    held_by_another(str(tmp_path), **holder)
+    try:
+        with lock.held(str(tmp_path)):
+            taken = True
+    except ConfigError as e:
+        taken = False
+        assert "since 2001-09-09 01:46:40 UTC" in str(e)
+    assert taken != alive
+
+
+def test_a_killed_process_does_not_block_even_while_its_parent_has_not_noticed(tmp_path):
+    code = f"from beam_pipeline import lock\nwith lock.held({str(tmp_path)!r}):\n    print(1, flush=True)\n    input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        with pytest.raises(ConfigError, match=f"process {child.pid} "):
+            with lock.held(str(tmp_path)):
+                pass
+        child.kill()
+        child.stdout.read()  # ends with the process, which now waits for its parent as a zombie
+        deadline = time.monotonic() + 60
+        while lock._started(child.pid) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with lock.held(str(tmp_path)):
+            pass
+
+
+@pytest.mark.parametrize("left_behind", [False, True], ids=["free", "of the dead"])
+def test_of_many_at_once_only_one_gets_it(tmp_path, left_behind):
+    root, inside, won = str(tmp_path), [], []
+    start, end = threading.Barrier(8), threading.Event()
+    if left_behind:
+        held_by_another(root, pid=2**22 + 1)
+
+    def run():
+        start.wait()
+        try:
+            with lock.held(root):
+                inside.append(1)
+                won.append(len(inside))
+                end.wait(60)
+                inside.pop()
+        except ConfigError:
+            pass
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while sum(thread.is_alive() for thread in threads) > 1:
+        time.sleep(0.01)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert won == [1] and os.listdir(root) == []
+
+
+def test_a_holder_renews_its_lock_and_clears_temporaries(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_HEARTBEAT", 0.01)
+    (tmp_path / ".shard.0.tmp").write_bytes(b"half")
+    with lock.held(str(tmp_path)):
+        assert not (tmp_path / ".shard.0.tmp").exists()
+        first = json.loads((tmp_path / lock.LOCK).read_text())
+        deadline = time.monotonic() + 60
+        while (now := json.loads((tmp_path / lock.LOCK).read_text()))["renewed"] == first["renewed"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert now["renewed"] > first["renewed"] and now["since"] == first["since"]

@@ -1,0 +1,291 @@
+"""What happens on the way does not change the end: kills, faults of the storage, and jobs that are added to.
+
+The long versions: tests/survival/kill.py and tests/survival/mutate.py.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+
+import pandas as pd
+import pytest
+
+from beam_pipeline import index, integrity, lock, outputs
+from beam_pipeline.main import main
+from tests.survival import kill
+from transforms import files, images
+
+NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def no_hang():
+    """Ends a test that waits for ever, as one that opens a pipe does."""
+
+    def end(number, frame):
+        raise TimeoutError("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(400)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def run(folder, *arguments):
+    with contextlib.chdir(folder):
+        return main(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An undisturbed round of the commands."""
+    folder = tmp_path_factory.mktemp("reference")
+    kill.write_inputs(folder, kill.find_photographs(None, tmp_path_factory.mktemp("demo") / "set"), (16, 8, 16))
+    for command in kill.COMMANDS:
+        assert run(folder, *command.arguments) == 0
+        kill.record(command, folder)
+    return folder
+
+
+INDEX, APPEND, RECOGNIZE = kill.COMMANDS
+
+
+@pytest.fixture
+def folder(reference, tmp_path):
+    """A new folder with the inputs of a round."""
+    for name in ("images.txt", "more.txt", "queries.txt", "labels.csv"):
+        shutil.copy(reference / name, tmp_path)
+    return tmp_path
+
+
+def same_as(reference, command, folder):
+    expected = json.loads((reference / f"{command.name}.json").read_text())
+    return kill.differences(expected, kill.contents(folder / command.output)) == []
+
+
+def test_killed_jobs_end_with_the_same_bytes(reference, tmp_path):
+    seconds = {command.name: 6.0 for command in kill.COMMANDS}
+    kills, differing = kill.attempt(tmp_path, reference, seconds, random.Random(3), iter([2, 1, 2]))
+    assert len(kills) == 5 and differing == []
+
+
+# Adding to an index
+
+
+def test_an_index_that_was_added_to_predicts_as_one_made_at_once(reference, folder):
+    with open(folder / "images.txt", "a", encoding="utf-8") as f:
+        f.write((folder / "more.txt").read_text())
+    assert run(folder, *INDEX.arguments) == 0 and run(folder, *RECOGNIZE.arguments) == 0
+    assert (folder / "run" / "submission.csv").read_bytes() == (reference / "run" / "submission.csv").read_bytes()
+    at_once, added = (json.loads((root / "index" / "manifest.json").read_text()) for root in (folder, reference))
+    assert at_once["counts"] == added["counts"] and added["counts"]["indexed"] == 24
+
+
+def test_an_index_stays_readable_while_it_is_added_to(reference, folder, monkeypatch):
+    assert run(folder, *INDEX.arguments) == 0
+    before, seen = outputs.read_manifest(str(folder / "index"), "index"), []
+    run_pipeline = index.running.run_pipeline
+
+    def look(*arguments):
+        result = run_pipeline(*arguments)
+        seen.append(outputs.read_manifest("index", "index"))
+        assert integrity.find_problems("index", seen[0])[1] == {}
+        with pytest.raises(outputs.ConfigError, match="is being written by process"):
+            with lock.held("index"):
+                pass
+        return result
+
+    monkeypatch.setattr(index.running, "run_pipeline", look)
+    assert run(folder, *APPEND.arguments) == 0
+    assert seen == [before] and same_as(reference, APPEND, folder)
+
+
+def test_what_an_index_has_is_not_added_again(reference, folder, capsys):
+    shutil.copytree(reference / "index", folder / "index")
+    assert run(folder, *APPEND.arguments) == 0 and "has these images and labels already" in capsys.readouterr().out
+    assert run(folder, *INDEX.arguments) == 0 and "nothing to do" in capsys.readouterr().out
+    (folder / "more.txt").write_text((folder / "queries.txt").read_text() + (folder / "images.txt").read_text().splitlines()[0])
+    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(
+        f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines()))
+    assert run(folder, *APPEND.arguments) == 2
+    known = pathlib.Path((folder / "images.txt").read_text().splitlines()[0]).stem
+    assert f"1 of 17 images are in index already: {known}" in capsys.readouterr().err
+    assert same_as(reference, APPEND, folder)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--max_image_side", "400"], "--max_image_side 400 differs from the index's 320"),
+    (["--no-exif_orientation"], "exif_orientation: True there, False wanted"),
+    (["--overwrite"], "--overwrite and --append do not go together"),
+    (["--preset", "host"], "--preset and --append do not go together"),
+], ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_an_index_is_added_to_with_its_own_settings(reference, folder, flags, message, capsys):
+    shutil.copytree(reference / "index", folder / "index")
+    with open(folder / "more.txt", "w", encoding="utf-8") as f:
+        f.write((folder / "queries.txt").read_text())
+    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(
+        f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines()))
+    assert run(folder, *APPEND.arguments, *flags) == 2
+    assert message in capsys.readouterr().err and same_as(reference, APPEND, folder)
+
+
+def test_only_a_finished_index_is_added_to(reference, folder, capsys):
+    shutil.copytree(reference / "index", folder / "index")
+    (folder / "index" / "manifest.json").unlink()
+    assert run(folder, *APPEND.arguments) == 2
+    assert "not finished: run the same `landmarks index` again" in capsys.readouterr().err
+
+
+# Storage that fails
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A small file system in memory at `folder`; skips the test where that is not allowed."""
+    folder.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def remount(folder, options):
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def test_a_full_disk_stops_the_job_and_a_later_start_goes_on(reference, folder, capsys):
+    with mounted(folder / "index", "size=1200k"):
+        assert run(folder, *INDEX.arguments) == 1
+        assert "error: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+        assert not (folder / "index" / "manifest.json").exists()
+        assert not [path for path in (folder / "index").rglob(".*") if path.is_file()]  # neither a lock nor half a file
+        remount(folder / "index", "size=64m")
+        there = list((folder / "index" / "images").glob("*"))
+        assert len(there) == 1
+        written = there[0].stat().st_mtime_ns
+        assert run(folder, *INDEX.arguments) == 0
+        assert there[0].stat().st_mtime_ns == written and same_as(reference, INDEX, folder)
+
+
+def test_a_read_only_folder_can_be_read_and_is_an_error_to_write_to(reference, folder, capsys):
+    with mounted(folder / "index", "size=64m"):
+        remount(folder / "index", "ro")
+        assert run(folder, *INDEX.arguments) == 1
+        assert "Read-only file system" in capsys.readouterr().err
+        remount(folder / "index", "rw")
+        shutil.copytree(reference / "index", folder / "index", dirs_exist_ok=True)
+        remount(folder / "index", "ro")
+        assert run(folder, *INDEX.arguments) == 0 and "nothing to do" in capsys.readouterr().out
+        assert run(folder, *RECOGNIZE.arguments) == 0 and same_as(reference, RECOGNIZE, folder)
+
+
+def test_a_truncated_shard_is_named_before_it_is_used(reference, folder, capsys):
+    shutil.copytree(reference / "index", folder / "index")
+    shard = sorted((folder / "index" / "images").iterdir())[1]
+    os.truncate(shard, 1000)
+    assert run(folder, *RECOGNIZE.arguments) == 1
+    error = capsys.readouterr().err
+    assert f"index is damaged: index/images/{shard.name} is truncated: 1,000 bytes" in error
+    assert not (folder / "run" / "predictions").exists()
+    shutil.copy(reference / "index" / "images" / shard.name, shard)
+    assert run(folder, *RECOGNIZE.arguments) == 0 and same_as(reference, RECOGNIZE, folder)
+
+
+def test_a_shared_query_store_is_locked_only_while_it_is_filled(reference, folder, capsys):
+    shutil.copytree(reference / "index", folder / "index")
+    with lock.held(str(folder / "queries")):
+        assert run(folder, *RECOGNIZE.arguments, "--query_store", "queries") == 2
+        assert "queries is being written by process" in capsys.readouterr().err
+    shutil.copytree(reference / "run" / "queries", folder / "queries", dirs_exist_ok=True)
+    with lock.held(str(folder / "queries")):
+        assert run(folder, *RECOGNIZE.arguments, "--query_store", "queries") == 0
+
+
+def test_odd_objects_among_the_photographs_are_rows_and_never_hang(reference, folder, capsys):
+    photos = folder / "photos"
+    photos.mkdir()
+    for line in (folder / "images.txt").read_text().splitlines():
+        shutil.copy(line, photos)
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "dangling.jpg").symlink_to("nothing")
+    (photos / "loop.jpg").symlink_to("loop.jpg")
+    (photos / "again").symlink_to(photos)
+    (photos / "folder.jpg").mkdir()
+    names = [str(photos / name) for name in ("pipe.jpg", "never_was.jpg")]
+    (folder / "odd.txt").write_text("\n".join(names))
+    with open(folder / "labels.csv", "a", encoding="utf-8") as f:
+        f.writelines(f"{name},1\n" for name in ("pipe", "dangling", "loop", "folder", "never_was"))
+    arguments = ["--labels", "labels.csv", "--output", "index", "--max_image_side", "320", "--images", "photos", "@odd.txt"]
+    assert run(folder, "index", *arguments) == 1
+    error = capsys.readouterr().err
+    assert "4 of 20 images failed (20.0%), more than --max_failure_rate 0.05" in error
+    rows = pd.read_parquet(folder / "index" / "failures").set_index("image_id")
+    assert dict(rows.kind) == {"dangling": "not_found", "loop": "unreadable", "never_was": "not_found", "pipe": "unreadable"}
+    assert set(rows.stage) == {"read"} and "not a regular file" in rows.message["pipe"]
+    # All else is written, and stays judged.
+    assert len(pd.read_parquet(folder / "index" / "images")) == 16
+    assert run(folder, "index", *arguments) == 1
+    assert run(folder, "index", *arguments, "--max_failure_rate", "0.2") == 0
+
+
+def test_a_photograph_that_vanishes_after_the_match_is_a_row(reference, tmp_path):
+    kept, gone = (reference / "images.txt").read_text().splitlines()[:2]
+    for path in (kept, gone):
+        shutil.copy(path, tmp_path)
+    refs = images.match_images([str(tmp_path)])
+    (tmp_path / pathlib.Path(gone).name).unlink()
+    read = {ref.image_id: images.read_image(ref, 320, True, 10**8) for ref in refs}
+    failure = read.pop(pathlib.Path(gone).stem)
+    assert (failure.stage, failure.kind) == ("read", "not_found")
+    assert [image.pixels.ndim for image in read.values()] == [3]
+
+
+def as_nobody(call):
+    """Runs `call` in a process that is not root, to whom permissions mean something; returns whether it gave true."""
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            code = 0 if call() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.fixture
+def closed_folder():
+    """A folder for another user to look into; those of pytest are closed to others."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    yield folder
+    os.chmod(folder, 0o755)
+    shutil.rmtree(folder)
+
+
+def test_permission_denied_is_a_row_for_a_photograph_and_an_error_for_a_shard(closed_folder):
+    photo, shard = closed_folder / "a.jpg", closed_folder / "shard"
+    photo.write_bytes(b"content")
+    os.chmod(photo, 0)
+    os.chmod(closed_folder, 0o555)
+
+    def refused():
+        failure = images.read_image(images.ImageRef("a", str(photo), 1), 320, True, 10**8)
+        assert (failure.stage, failure.kind) == ("read", "unreadable") and "Permission denied" in failure.message
+        with pytest.raises(PermissionError):
+            files.write_bytes(str(shard), b"content")
+        return True
+
+    assert as_nobody(refused)
+    assert os.listdir(closed_folder) == ["a.jpg"]

@@ -1,0 +1,247 @@
+"""Verification: matches, inliers, scores, and the step on the local runner."""
+
+import dataclasses
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.testing.util import assert_that
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+
+from tests import oracle
+from transforms.stores import FeatureStore
+from transforms.types import Candidate, CandidateUnit, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, QueryCandidates
+from transforms.verification import (
+    MIN_MATCHES, VerificationSettings, VerifyCandidates, count_inliers, pair_seed, putative_matches, ranked, total_score, verify_pair)
+
+DEFAULT = VerificationSettings()
+HOMOGRAPHY = np.array([[1.1, 0.1, 20.0], [-0.05, 0.95, 10.0], [1e-4, -5e-5, 1.0]])  # on (x, y, 1)
+
+
+def features(descriptors, keypoints=None) -> LocalFeatures:
+    descriptors = np.asarray(descriptors, np.float32)
+    descriptors = descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)
+    keypoints = np.zeros((len(descriptors), 2)) if keypoints is None else keypoints
+    return LocalFeatures(np.asarray(keypoints, np.float32), descriptors)
+
+
+def at_angles(*degrees) -> LocalFeatures:
+    radians = np.radians(degrees)
+    return features(np.stack([np.cos(radians), np.sin(radians)], axis=1))
+
+
+def none() -> LocalFeatures:
+    return LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32))
+
+
+def mapped(points) -> np.ndarray:
+    """(y, x) points through HOMOGRAPHY."""
+    x, y, w = HOMOGRAPHY @ np.stack([points[:, 1], points[:, 0], np.ones(len(points))])
+    return np.stack([y / w, x / w], axis=1)
+
+
+def two_views(good: int, bad: int, seed: int = 0) -> tuple[LocalFeatures, LocalFeatures]:
+    """Query and candidate with matching descriptors; `good` keypoints follow HOMOGRAPHY to within 3 pixels, `bad` lie anywhere."""
+    rng = np.random.default_rng(seed)
+    descriptors = rng.normal(size=(good + bad, 128))
+    points = rng.uniform(0, 600, (good + bad, 2))
+    other = np.concatenate([mapped(points[:good]) + rng.uniform(-2, 2, (good, 2)), rng.uniform(0, 600, (bad, 2))])
+    order = rng.permutation(good + bad)
+    return features(descriptors, points), features(descriptors[order], other[order])
+
+
+@pytest.mark.parametrize("name, value, text", [
+    ("max_distance", 0.0, r"max_distance must be in \(0, 2\], not 0.0"),
+    ("max_distance", 2.1, "not 2.1"),
+    ("max_distance", float("nan"), "not nan"),
+    ("max_inlier_score", 0, "max_inlier_score must be at least 1, not 0"),
+    ("max_reprojection_error", 0.0, "max_reprojection_error must be a positive number of pixels, not 0.0"),
+    ("max_reprojection_error", float("inf"), "not inf"),
+    ("max_ransac_iterations", 0, "max_ransac_iterations must be at least 1, not 0"),
+    ("homography_confidence", 1.0, r"homography_confidence must be in \(0, 1\), not 1.0"),
+    ("ratio_test", 0.0, r"ratio_test must be in \(0, 1\] or None, not 0.0"),
+    ("global_weight", -0.1, "global_weight must be a number not below 0, not -0.1"),
+])
+def test_settings_are_checked(name, value, text):
+    with pytest.raises(ValueError, match=text):
+        VerificationSettings(**{name: value})
+
+
+@pytest.mark.parametrize("query, candidate, changes, expected", [
+    pytest.param(at_angles(0, 90), at_angles(80, 10), {}, [(0, 1), (1, 0)], id="nearest"),
+    pytest.param(at_angles(0, 90), at_angles(60, 140), {}, [(1, 0)], id="too far"),
+    pytest.param(at_angles(0), at_angles(10, 90, 10), {}, [(0, 0)], id="of equally near ones the first"),
+    pytest.param(at_angles(0, 4), at_angles(5), {}, [(0, 0), (1, 0)], id="one candidate feature may match twice"),
+    pytest.param(at_angles(0, 4), at_angles(5), {"mutual_check": True}, [(1, 0)], id="mutual check"),
+    pytest.param(at_angles(4, 4), at_angles(5), {"mutual_check": True}, [(0, 0)], id="mutual check, equal query features"),
+    pytest.param(at_angles(0, 50), at_angles(10, -11, 52), {"ratio_test": 0.8}, [(1, 2)], id="ratio test"),
+    pytest.param(at_angles(0), at_angles(10), {"ratio_test": 0.8}, [(0, 0)], id="ratio test without a second neighbour"),
+    pytest.param(at_angles(0), none(), {}, [], id="candidate without features"),
+    pytest.param(none(), at_angles(0), {}, [], id="query without features"),
+])
+def test_putative_matches(query, candidate, changes, expected):
+    matches = putative_matches(query, candidate, dataclasses.replace(DEFAULT, **changes))
+    assert matches.dtype == np.int32 and matches.shape == (len(expected), 2)
+    assert [tuple(map(int, match)) for match in matches] == expected
+
+
+def test_descriptors_of_two_models_are_refused():
+    with pytest.raises(ValueError, match="width 2 and 3 cannot be matched"):
+        putative_matches(at_angles(0), features(np.eye(3)), DEFAULT)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans(), st.sampled_from([None, 0.7, 0.9, 1.0]))
+def test_putative_matches_agree_with_the_oracle(n, m, seed, mutual_check, ratio_test):
+    rng = np.random.default_rng(seed)
+    query, candidate = features(rng.normal(size=(n, 6))), features(rng.normal(size=(m, 6)))
+    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test)
+    expected = oracle.putative_matches(
+        oracle.OracleImage("q", None, np.ones(1), *dataclasses.astuple(query)),
+        oracle.OracleImage("c", "1", np.ones(1), *dataclasses.astuple(candidate)),
+        oracle.OracleParameters(mutual_check=mutual_check, ratio_test=ratio_test))
+    assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
+
+
+def test_clear_homography_is_found():
+    query, candidate = two_views(good=60, bad=140)
+    verified = verify_pair("q", query, "c", candidate, DEFAULT)
+    assert len(verified.matches) == 200 and verified.inliers == verified.inlier_mask.sum()
+    assert verified.inlier_mask[:60].all()  # query order: the good ones come first
+    assert verified.inlier_mask[60:].sum() < 20
+
+
+def test_inliers_lie_within_the_reprojection_error():
+    query, candidate = two_views(good=60, bad=0)
+    strict = dataclasses.replace(DEFAULT, max_reprojection_error=0.01)
+    assert verify_pair("q", query, "c", candidate, strict).inliers < 30 < verify_pair("q", query, "c", candidate, DEFAULT).inliers
+
+
+def test_many_query_features_on_one_candidate_feature_are_no_homography():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 600, (100, 2)).astype(np.float32)
+    inliers, mask = count_inliers(points, np.full_like(points, 300.0), DEFAULT, 1)
+    assert inliers == mask.sum() < 10
+
+
+@pytest.mark.parametrize("count", range(MIN_MATCHES))
+def test_few_matches_have_no_inliers(count):
+    points = np.random.default_rng(0).uniform(0, 600, (count, 2)).astype(np.float32)
+    inliers, mask = count_inliers(points, points, DEFAULT, 1)
+    assert inliers == 0 and mask.shape == (count,) and not mask.any()
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(st.integers(5, 12), st.integers(0, 2**31 - 1), st.sampled_from([1, 2, 600]))
+def test_degenerate_points_are_no_crash(count, seed, side):
+    rng = np.random.default_rng(seed)
+    query, candidate = rng.integers(0, side, (2, count, 2)).astype(np.float32)
+    inliers, mask = count_inliers(query, candidate, DEFAULT, seed)
+    assert mask.shape == (count,) and mask.dtype == bool and inliers == mask.sum()
+
+
+def test_same_pair_same_answer():
+    query, candidate = two_views(good=12, bad=188)
+    verified = [verify_pair("q", query, "c", candidate, DEFAULT) for _ in range(3)]
+    assert len({v.inlier_mask.tobytes() for v in verified}) == 1
+
+
+def test_pair_seed():
+    seeds = [pair_seed("a", "b"), pair_seed("b", "a"), pair_seed("ab", ""), pair_seed("", "ab"), pair_seed("é", "b")]
+    assert len(set(seeds)) == 5 and all(0 <= seed < 2**31 for seed in seeds)
+    assert pair_seed("a", "b") == 2024456823  # the same on every machine
+
+
+@pytest.mark.parametrize("similarity, inliers, changes, expected", [
+    (0.5, 30, {}, 1.0), (0.5, 60, {}, 1.5), (0.5, 600, {}, 1.5), (0.5, None, {}, 0.5), (-0.25, 0, {}, -0.25),
+    (0.5, 7, {"max_inlier_score": 70, "global_weight": 0.25}, 0.225),
+])
+def test_total_score(similarity, inliers, changes, expected):
+    assert total_score(similarity, inliers, dataclasses.replace(DEFAULT, **changes)) == pytest.approx(expected)
+
+
+def test_ranked_by_total_score_then_id():
+    nowhere = FeatureLocation("", 0, 0)
+    given_order = [Candidate("c", "1", 0.5, nowhere, 0), Candidate("b", "2", 0.25, nowhere, 60), Candidate("a", "3", 0.5, nowhere, 0)]
+    assert [(c.image_id, c.score) for c in ranked(given_order, DEFAULT)] == [("b", 1.25), ("a", 0.5), ("c", 0.5)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with the images q (the query), same (another view of it), other and blank (without local features)."""
+    query, same = two_views(good=100, bad=100)
+    images = {"q": query, "same": same, "other": two_views(good=200, bad=0, seed=1)[0], "blank": none()}
+    made = [ImageFeatures(ImageRef(name, name, 0), 600, 600, 1.0, np.zeros(4, np.float32), local) for name, local in images.items()]
+    store = FeatureStore(str(tmp_path))
+    store.write_unit("u", made, [], 4)
+    return store
+
+
+def locations(store) -> dict[str, FeatureLocation]:
+    return {row["image_id"]: FeatureLocation("u", row["local_offset"], row["local_size"]) for row in store.read_images("u").to_pylist()}
+
+
+def check(store, query_location, candidate_locations, expect, **options) -> None:
+    """Runs the step on a query whose candidates all have similarity 0.5, and calls `expect` with the unit it makes."""
+    candidates = tuple(Candidate(name, "1", 0.5, place) for name, place in candidate_locations.items())
+    unit = CandidateUnit("unit", (QueryCandidates("q", query_location, candidates),))
+
+    def one(units):
+        [verified] = units
+        assert verified.name == "unit"
+        expect(verified, verified.queries[0])
+
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        assert_that(pipeline | beam.Create([unit]) | VerifyCandidates(store.root, store.root, DEFAULT, **options), one)
+
+
+def test_step_ranks_by_inliers(store):
+    def expect(unit, query):
+        assert query.verified and not unit.failures
+        assert [c.image_id for c in query.candidates] == ["same", "blank", "other"]
+        assert query.candidates[0].inliers >= 100 and query.candidates[0].score == 1.5
+        assert [c.inliers for c in query.candidates[1:]] == [0, 0]
+
+    places = locations(store)
+    check(store, places.pop("q"), places, expect)
+
+
+def test_step_without_local_features_of_the_query_keeps_global_scores(store):
+    def expect(unit, query):
+        assert not unit.failures and [(c.inliers, c.score) for c in query.candidates] == [(0, 0.5)]
+
+    check(store, locations(store)["blank"], {"same": locations(store)["same"]}, expect)
+
+
+def test_step_disabled_reads_nothing(store):
+    def expect(unit, query):
+        assert not query.verified and not unit.failures and [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5)]
+
+    check(store, FeatureLocation("missing", 0, 9), {"same": FeatureLocation("missing", 0, 9)}, expect, enabled=False)
+
+
+@pytest.mark.parametrize("place, message", [
+    pytest.param(FeatureLocation("missing", 0, 9), "FileNotFoundError", id="no such shard"),
+    pytest.param(FeatureLocation("u", 0, 10**7), "EOFError", id="shard too short"),
+    pytest.param(FeatureLocation("u", 4, 99), "ValueError", id="not a block"),
+])
+def test_unreadable_candidate_is_a_failure_and_keeps_its_global_score(store, place, message):
+    def expect(unit, query):
+        [failure] = unit.failures
+        assert (failure.stage, failure.image_id, failure.kind) == ("verify", "bad", "unreadable_features")
+        assert failure.uri.endswith(f"{place.unit}.bin") and failure.message.startswith(message)
+        assert query.verified and [(c.image_id, c.inliers is None) for c in query.candidates] == [("same", False), ("bad", True)]
+        assert query.candidates[1].score == 0.5
+
+    places = locations(store)
+    check(store, places["q"], {"bad": place, "same": places["same"]}, expect)
+
+
+def test_unreadable_query_is_one_failure_and_keeps_its_global_scores(store):
+    def expect(unit, query):
+        [failure] = unit.failures
+        assert failure.image_id == "q" and not query.verified
+        assert [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5), (None, 0.5)]
+
+    places = locations(store)
+    check(store, FeatureLocation("missing", 0, 9), {name: places[name] for name in ("same", "other")}, expect)
