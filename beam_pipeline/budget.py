@@ -17,8 +17,9 @@ from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 from beam_pipeline import running
 from beam_pipeline.config import TimeBudget
 
-# Pipelines without work that a job's shuffles take as long as, measured on the local runner, rounded up.
-_PIPELINES_BEFORE, _PIPELINES_AFTER = 3.0, 2.0
+# Pipelines without work that a job's shuffles take as long as, measured on the local runner, rounded up: before the first image,
+# between the last image and the first pair, and after the last pair.
+_PIPELINES_BEFORE, _PIPELINES_BETWEEN, _PIPELINES_AFTER = 1.0, 2.0, 2.0
 # What an engine that is not this machine takes to start its workers, and to end; an assumption.
 _ENGINE_START, _ENGINE_END = 300.0, 120.0
 # The reserve covers this many times what is expected, for a machine that slows down, and a part of the budget.
@@ -116,6 +117,7 @@ class Plan:
       work, measured: what it was made from.
       stages: extract, and for queries retrieve and verify.
       start: seconds before the first image.
+      between: seconds between the stages.
       end: seconds after the last pair: shards, submission and manifest are written, the process ends.
     """
 
@@ -123,12 +125,18 @@ class Plan:
     measured: Measured
     stages: tuple[Stage, ...]
     start: float
+    between: float
     end: float
 
     @property
     def seconds(self) -> float:
         """All that is expected from now on, the pilot not counted."""
-        return self.start + sum(stage.seconds for stage in self.stages) + self.end
+        return self.overhead + sum(stage.seconds for stage in self.stages)
+
+    @property
+    def overhead(self) -> float:
+        """Seconds that are no stage's."""
+        return self.start + self.between + self.end
 
     def stage(self, name: str) -> Stage:
         return next((s for s in self.stages if s.name == name), Stage(name, 0, "", 0.0))
@@ -136,13 +144,21 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Deadlines:
-    """Until when, as time.time() tells it, images are extracted, and candidates retrieved and verified."""
+    """Until when, as time.time() tells it, images are extracted, and candidates retrieved and verified.
+
+    Retrieval may go on when it is too late to verify, so what it finds in the end is never taken for final.
+    """
 
     extract: float = math.inf
+    retrieve: float = math.inf
     verify: float = math.inf
 
+    def __post_init__(self) -> None:
+        if not self.extract <= self.verify <= self.retrieve:
+            raise ValueError(f"deadlines must be in the order extract, verify, retrieve: {self}")
 
-NO_TIME = Deadlines(0.0, 0.0)
+
+NO_TIME = Deadlines(0.0, 0.0, 0.0)
 
 
 def make_plan(work: Work, measured: Measured) -> Plan:
@@ -155,21 +171,22 @@ def make_plan(work: Work, measured: Measured) -> Plan:
     start = measured.load + _PIPELINES_BEFORE * measured.pipeline + work.engine * _ENGINE_START
     end = measured.process + _PIPELINES_AFTER * measured.pipeline + work.engine * _ENGINE_END
     end += work.shards * measured.shard * share + work.queries * _CSV_ROW
-    return Plan(work, measured, tuple(stages), start, end)
+    between = _PIPELINES_BETWEEN * measured.pipeline if work.queries else 0.0
+    return Plan(work, measured, tuple(stages), start, between, end)
 
 
 def deadlines(budget: TimeBudget, plan: Optional[Plan], now: float) -> Deadlines:
     """The deadlines that leave time for all that comes after each stage; `plan` is None where there is no forecast."""
     if plan is None:
         reserve = _BLIND_PART * budget.seconds
-        return Deadlines(budget.ends - 2 * reserve, budget.ends - reserve)
+        return Deadlines(extract=budget.ends - 2 * reserve, retrieve=budget.ends - reserve / 2, verify=budget.ends - reserve)
     verify = budget.ends - _PART * budget.seconds - _CAUTION * (plan.end + plan.stage("verify").each) - 1.0
-    extract = verify - _CAUTION * (plan.stage("retrieve").seconds + plan.stage("extract").each)
-    if now + plan.start >= extract:
-        extract = NO_TIME.extract  # a model would be loaded for nothing
     if now + plan.start - plan.measured.load >= verify:
-        verify = NO_TIME.verify
-    return Deadlines(extract, verify)
+        return NO_TIME
+    extract = verify - _CAUTION * (plan.between + plan.stage("retrieve").seconds + plan.stage("extract").each)
+    if now + plan.start >= extract:
+        extract = 0.0  # a model would be loaded for nothing
+    return Deadlines(extract, budget.ends - plan.end, verify)
 
 
 def format_plan(plan: Plan, budget: Optional[TimeBudget], now: float) -> str:
@@ -180,7 +197,7 @@ def format_plan(plan: Plan, budget: Optional[TimeBudget], now: float) -> str:
     for stage in plan.stages:
         units = f" in {work.units:,} units" if stage.name == "extract" and stage.number else ""
         lines.append(_row(stage.name, f"{stage.number:,} {stage.item}{units}", f"{1000 * stage.each:,.3g} ms each", stage.seconds, stage.size))
-    lines.append(_row("start and end", "", "", plan.start + plan.end))
+    lines.append(_row("overhead", "", "", plan.overhead))
     lines.append(_row("all", "", "", plan.seconds, sum(stage.size for stage in plan.stages)))
     lines.append(f"  memory per worker process: about {measured.memory / 1e9:.1f} GB")
     if budget is not None:
@@ -200,7 +217,7 @@ def _fit(plan: Plan, budget: TimeBudget, now: float) -> str:
     if extract.number and at + extract.seconds > until.extract:
         done = max(0, int((until.extract - at) / extract.each)) if until.extract else 0
         return f"too short; about {done:,} of {extract.number:,} images can be extracted" + (", no pair verified" if plan.work.queries else "")
-    at += extract.seconds + plan.stage("retrieve").seconds
+    at += extract.seconds + plan.between + plan.stage("retrieve").seconds
     if at + verify.seconds > until.verify:
         done = max(0, int((until.verify - at) / verify.each)) if verify.each else 0
         return f"short; about {min(1.0, done / max(1, verify.number)):.0%} of the pairs can be verified, the most promising queries first"
@@ -224,7 +241,7 @@ def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, d
         number = done[stage.name]
         happened = metrics.get(f"{stage.name}_milliseconds", 0) / 1000 / plan.work.workers
         result[stage.name] = {"number": number, "forecast": round(number * stage.each, 2), "happened": round(happened, 2)}
-    forecast = plan.start + plan.end - plan.measured.process + sum(values["forecast"] for values in result.values())
+    forecast = plan.overhead - plan.measured.process + sum(values["forecast"] for values in result.values())
     result["all"] = {"forecast": round(forecast, 2), "happened": round(seconds, 2)}
     return result
 

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="landmarks",
         description="Recognises landmarks in photographs without training: index labelled photographs, recognize others, evaluate.",
-        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of index, recognize and evaluate.",
+        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of index, recognize, plan and evaluate.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"landmarks {__version__}")

@@ -1,7 +1,7 @@
 """An output folder and its state: new, unfinished, or finished, and made with which settings.
 
 <root>/settings.json is written before the work, <root>/manifest.json after it. What lies between them are shards that are written
-once, so a job that finds its own settings goes on where the last one stopped.
+once, so a job that finds its own settings goes on where the last one stopped. While it works it holds the lock (lock.py).
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) 
     )
     units = (
         blocks
-        | "Retrieve" >> RetrieveNearest(config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.verify)
+        | "Retrieve" >> RetrieveNearest(config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.retrieve)
         | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
         | "Verify" >> VerifyCandidates(config.index, prepared.query_store, config.verification, prepared.rerank, until.verify)
         | "Aggregate" >> AggregatePredictions(config.top_k)

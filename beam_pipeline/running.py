@@ -54,8 +54,9 @@ def local_workers(options: PipelineOptions) -> Optional[int]:
     """Worker threads or processes of the local runner under `options`; None for another runner."""
     if options.view_as(StandardOptions).runner not in LOCAL_RUNNERS:
         return None
-    direct = options.get_all_options(drop_default=True)
-    return direct.get("direct_num_workers", 0) or len(os.sched_getaffinity(0))
+    # Beam's own default is 1 too; only the flags tell whether somebody asked for it.
+    given = any(flag.partition("=")[0] == "--direct_num_workers" for flag in options._flags)
+    return given and options.view_as(DirectOptions).direct_num_workers or len(os.sched_getaffinity(0))
 
 
 def images_in_flight(options: PipelineOptions) -> Optional[int]:
@@ -64,9 +65,9 @@ def images_in_flight(options: PipelineOptions) -> Optional[int]:
     As many as the local runner has worker threads, which by default are the cores: all work though one has the last unit. None, which is one
     per unit at work, for its worker processes and for other engines, which run a process on each core.
     """
-    workers = local_workers(options)
-    in_threads = options.view_as(DirectOptions).direct_running_mode != "multi_processing"
-    return workers if workers is not None and in_threads else None
+    direct = options.view_as(DirectOptions)
+    in_threads = local_workers(options) is not None and direct.direct_running_mode != "multi_processing"
+    return direct.direct_num_workers if in_threads else None
 
 
 def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]) -> dict[str, int]:
@@ -80,9 +81,9 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     Raises:
       PipelineError: the pipeline failed.
     """
+    workers = local_workers(options)
     options = PipelineOptions.from_dictionary(options.get_all_options(drop_default=True, retain_unknown_options=False))
     runner = None
-    workers = local_workers(options)
     if workers is not None:
         runner = FnApiRunner()
         given = options.get_all_options(drop_default=True)
@@ -96,9 +97,10 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         try:
             result = pipeline.run()
             result.wait_until_finish()
-        except RuntimeError as e:
-            # A worker's error comes as the text of its traceback; what was raised stands in the last line.
-            raise PipelineError(str(e).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")) from e
+        except Exception as e:
+            # A worker's error comes as itself, or as the text of its traceback, where what was raised stands in the last line.
+            text = str(e).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
+            raise PipelineError(text if isinstance(e, RuntimeError) else f"{type(e).__name__}: {text}") from e
     return _metrics(result)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import os
+import random
 import signal
 import threading
 
@@ -183,6 +184,35 @@ class TestTables:
             f.write("absent,class0\n")
         assert main.main([*command, *SMALL]) == 0
         assert len(pd.read_parquet(tmp_path / "index" / "images")) == 2
+
+    def test_a_pipe_or_a_folder_is_no_table(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.csv")
+        for path in (tmp_path / "pipe.csv", tmp_path):
+            with pytest.raises(OSError, match="is not a regular file"):
+                tables.read_labels(str(path))
+
+    def test_damaged_tables_are_right_or_name_file_and_line(self, tmp_path):
+        parts = [b"\xef\xbb\xbf", b"\xff\xfe", b"\r", b"\n", b"\r\n", b'"', b",", b" ", b"\0", b"\xff", b"\t", b";", b"nan", b"1e999", b"\xc2\xa0", "ü".encode(),
+                 b"id", b"\xe2\x80\xa8", b"\x1a", b"9" * 400]
+        sound = {
+            tables.read_labels: [b'id,landmark_id\na,1\n"c,",3\nd e,4\n', b"landmark_id,images\n1,a b c\n2,d\n", b"id,url,landmark_id\r\na,http,1\r\n"],
+            tables.read_truth: [b"id,landmarks,Usage\na,1 2,Public\nb,,Private\n", b"id,landmark_id\na,1\n"],
+            tables.read_submission: [b"id,landmarks\na,1 0.5\nb,\nc,2 1e-3\n"],
+        }
+        path, read_rows = tmp_path / "table.csv", 0
+        for seed in range(600):
+            rng = random.Random(seed)
+            read = rng.choice(list(sound))
+            data = bytearray(rng.choice(sound[read]))
+            for _ in range(rng.choice((1, 1, 3))):
+                at = rng.randrange(len(data))
+                data[at : at + rng.choice((0, 0, 1, 3))] = rng.choice((*parts, b""))
+            path.write_bytes(data)
+            try:
+                read_rows += len(read(str(path)))
+            except tables.TableError as e:
+                assert str(e).startswith(f"{path}, line "), data
+        assert read_rows > 100
 
     def test_many_rows_are_read_and_the_line_of_a_fault_is_right(self, tmp_path):
         rows = [f"{n:016x},{n % 9973}" for n in range(200_000)]

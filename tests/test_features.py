@@ -1,6 +1,11 @@
 """Extraction of units: every image becomes features or a failure row, and the shard holds just that."""
 
 import functools
+import os
+import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import numpy as np
@@ -12,7 +17,7 @@ from PIL import Image
 from tests import tiny_models
 from transforms import features
 from transforms.delg.card import ExtractionSettings
-from transforms.delg.saved_model import Extracted, ExtractionError, ModelError
+from transforms.delg.saved_model import DelgModel, Extracted, ExtractionError, ModelError
 from transforms.images import match_images, read_images
 from transforms.stores import FeatureStore
 from transforms.types import ImageUnit
@@ -49,10 +54,61 @@ def test_each_image_is_a_feature_or_a_failure(unit):
     assert result.features[0].width == 120 and result.features[0].global_descriptor.argmax() == 0
 
 
+def test_photographs_of_a_unit_are_in_the_model_side_by_side(unit):
+    class MeetingModel(FakeModel):
+        meeting = threading.Barrier(3)
+
+        def extract(self, pixels):
+            self.meeting.wait(30)  # for the three photographs that can be decoded
+            return super().extract(pixels)
+
+    with ThreadPoolExecutor(3) as pool:
+        together = features.extract_unit(unit, features.LoadedModel(MeetingModel(), pool, 3), READER)
+    alone = features.extract_unit(unit, FakeModel(), READER)
+    assert [f.ref for f in together.features] == [f.ref for f in alone.features] and together.failures == alone.failures
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+def test_a_unit_that_is_not_done_in_time_gives_nothing(unit, slots):
+    with ThreadPoolExecutor(2) as pool:
+        model = features.LoadedModel(FakeModel(), pool, slots) if slots else FakeModel()
+        assert features.extract_unit(unit, model, READER, deadline=time.time() - 1) is None
+
+
+def test_a_model_is_loaded_once_for_as_long_as_its_files_stay(tmp_path):
+    tiny_models.build("delg_tf2", tmp_path / "model")
+    first = features.load_model(str(tmp_path / "model"), SETTINGS)
+    assert features.load_model(str(tmp_path / "model"), SETTINGS) is first
+    os.utime(tmp_path / "model" / "saved_model.pb", (1, time.time() + 10))
+    assert features.load_model(str(tmp_path / "model"), SETTINGS) is not first
+
+
+@pytest.mark.parametrize("devices, asked, slots", [([], None, None), ([], 5, 5), (["gpu"], None, 4), (["gpu"], 16, 4)])
+def test_how_many_photographs_are_in_flight(monkeypatch, devices, asked, slots):
+    config = types.SimpleNamespace(list_physical_devices=lambda kind: devices)
+    monkeypatch.setattr(features, "import_tensorflow", lambda: types.SimpleNamespace(config=config))
+    monkeypatch.setattr(features, "load_model", lambda model, settings: FakeModel())
+    loaded = features.DelgModelHandler("a model", SETTINGS, READER, asked).load_model()
+    assert (loaded.pool is None) == (slots is None) and loaded.slots == (slots or 1)
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_another_image_size_is_no_new_trace(tmp_path, kind):
+    from tensorflow.python.eager import context  # TensorFlow's public API does not tell what has been traced
+
+    tiny_models.build(kind, tmp_path / "model")
+    model = DelgModel.load(str(tmp_path / "model"), SETTINGS)
+    model.extract(tiny_models.textured(96, 128))
+    traced = set(context.context().list_function_names())
+    for height, width in ((128, 96), (75, 200), (200, 200)):
+        model.extract(tiny_models.textured(height, width))
+    assert set(context.context().list_function_names()) == traced
+
+
 def test_units_go_to_shards(unit, tmp_path):
     tiny_models.build("delg_tf1", tmp_path / "model")
     store = FeatureStore(str(tmp_path / "store"))
-    handler = features.DelgModelHandler(str(tmp_path / "model"), SETTINGS, READER)
+    handler = features.DelgModelHandler(str(tmp_path / "model"), SETTINGS, READER, images_in_flight=2)
     with TestPipeline() as pipeline:
         names = pipeline | beam.Create([unit]) | features.ExtractFeatures(store.root, handler)
         assert_that(names, equal_to(["unit"]))

@@ -149,10 +149,10 @@ class TestLimits:
         with pytest.raises(images.DecodeError, match=r"1000 x 1000 pixels in 20\d\d scans"):
             images.decode_image(data[:-2] + data[last:-2] * 2000 + data[-2:], 100)
 
-    def test_a_file_of_a_million_parts_is_refused(self):
+    def test_a_file_of_too_many_parts_is_refused(self):
         data = encoded(Image.new("L", (10, 10)), "JPEG")
-        with pytest.raises(images.DecodeError, match="more than 1,000,000 parts"):
-            images.decode_image(data[:2] + b"\xff" * 1_100_000 + data[2:], 100)
+        with pytest.raises(images.DecodeError, match="more than 300,000 parts"):
+            images.decode_image(data[:2] + b"\xff" * 400_000 + data[2:], 100)
 
     def test_files_larger_than_the_memory_allowed_are_not_read(self, tmp_path):
         ref = ImageRef("a", str(tmp_path / "absent.jpg"), 30_000_000)

@@ -82,7 +82,7 @@ def test_errors_before_the_pipeline(tmp_path, capsys):
     assert "none.csv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["index"], ["recognize"], ["evaluate"], ["model", "inspect"], ["demo"], ["matches"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["index"], ["recognize"], ["evaluate"], ["verify"], ["model", "inspect"], ["demo"], ["matches"]], ids=" ".join)
 def test_help_names_every_option(command, capsys):
     assert main.main([*command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -1,9 +1,14 @@
 """The state of an output folder."""
 
-import pytest
+import os
 
-from beam_pipeline import outputs
+import pytest
+from apache_beam.io import localfilesystem
+
+from beam_pipeline import integrity, outputs
 from beam_pipeline.config import ConfigError
+from transforms.stores import FeatureStore
+from transforms.types import Failure
 
 SETTINGS = {"command": "index", "extraction": {"scales": (1.0, 2.0), "side": 640}}
 
@@ -77,3 +82,64 @@ def test_a_manifest_of_something_else(tmp_path, manifest, message):
         outputs.finish(str(tmp_path), manifest)
     with pytest.raises(ConfigError, match=message):
         outputs.read_manifest(str(tmp_path), "index")
+
+class FolderFileSystem(localfilesystem.LocalFileSystem):
+    """A remote file system: folder://a/b is a/b in the folder `root`."""
+
+    root = ""
+
+    @classmethod
+    def scheme(cls):
+        return "folder"
+
+    def _local(self, path):
+        return os.path.join(self.root, path.removeprefix("folder://"))
+
+    def join(self, basepath, *paths):
+        return "/".join([basepath.rstrip("/"), *paths])
+
+    def _list(self, dir_or_prefix):
+        for entry in super()._list(self._local(dir_or_prefix)):
+            entry.path = "folder://" + os.path.relpath(entry.path, self.root)
+            yield entry
+
+    def create(self, path, *arguments, **keywords):
+        return super().create(self._local(path), *arguments, **keywords)
+
+    def open(self, path, *arguments, **keywords):
+        return super().open(self._local(path), *arguments, **keywords)
+
+    def exists(self, path):
+        return super().exists(self._local(path))
+
+    def delete(self, paths):
+        super().delete([self._local(path) for path in paths])
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    monkeypatch.setattr(FolderFileSystem, "root", str(tmp_path))
+    return "folder://out"
+
+
+def test_a_remote_output_is_locked_resumed_overwritten_and_verified(remote, tmp_path):
+    store = FeatureStore(remote)
+    with outputs.opened(remote, SETTINGS) as work:
+        assert work
+        with pytest.raises(ConfigError, match="is being written by process"):
+            unfinished(remote)
+        for unit in ("u0", "u1"):
+            store.write_unit(unit, [], [Failure("read", unit, "x", "k", "m")], 8)
+    assert unfinished(remote) and store.units() == ["u0", "u1"]
+    manifest = {"command": "index", "format": outputs.FORMAT, "shards": store.summaries(store.units())}
+    outputs.finish(remote, manifest)
+    assert not unfinished(remote) and integrity.find_problems(remote, manifest) == (6, {})
+    os.truncate(tmp_path / "out" / "images" / "u1.parquet", 9)
+    (tmp_path / "out" / "failures" / "u0.parquet").unlink()
+    problems = integrity.find_problems(remote, manifest)[1]
+    assert problems.pop(f"{remote}/failures/u0.parquet") == "missing"
+    assert problems.popitem()[1].startswith("truncated: 9 bytes") and not problems
+    with outputs.opened(remote, {**SETTINGS, "command": "recognize"}, True):
+        left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
+        assert left == [".lock.json", "settings.json"]
+    assert not (tmp_path / "out" / ".lock.json").exists()

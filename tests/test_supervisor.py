@@ -1,11 +1,13 @@
 """A job whose process dies of native code goes on; signals and exit codes pass."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -13,7 +15,9 @@ from PIL import Image
 from beam_pipeline.main import main
 from tests import tiny_models
 from transforms import in_flight
-from transforms.types import ImageRef
+from transforms.delg.saved_model import ExtractionError
+from transforms.features import extract_unit
+from transforms.types import DecodedImage, ImageRef, ImageUnit
 
 # A job of ten photographs, without Beam.
 JOB = """
@@ -122,6 +126,24 @@ def test_unsupervised_nothing_is_noted(tmp_path, monkeypatch):
     with in_flight.noted(ref):
         pass
     assert in_flight.crash_of(ref) is None and list(in_flight.suspects()) == []
+
+
+def test_a_photograph_is_noted_while_it_is_in_the_model(tmp_path, monkeypatch):
+    monkeypatch.setenv(in_flight.IN_FLIGHT, str(tmp_path))
+    for name in ("notes", "crashed"):
+        (tmp_path / name).mkdir()
+    ref, seen = ImageRef("photo", "", 0), []
+
+    class Model:
+        global_width = 2
+
+        def extract(self, pixels):
+            seen.extend(json.loads(note.read_text())["image_id"] for note in (tmp_path / "notes").iterdir())
+            raise ExtractionError("model_error", "said no")
+
+    image = DecodedImage(ref, np.zeros((8, 8, 3), np.uint8), 8, 8, 1.0)
+    extracted = extract_unit(ImageUnit("u", (ref,)), Model(), lambda refs: iter([image]))
+    assert seen == ["photo"] and extracted.failures[0].kind == "model_error" and os.listdir(tmp_path / "notes") == []
 
 
 # Runs at the start of every Python process of the test below: a decoder with a fault.

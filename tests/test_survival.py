@@ -200,6 +200,24 @@ def test_a_truncated_shard_is_named_before_it_is_used(reference, folder, capsys)
     assert run(folder, *RECOGNIZE.arguments) == 0 and same_as(reference, RECOGNIZE, folder)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_shard_that_vanishes_on_the_way_stops_the_job_and_a_later_start_goes_on(reference, folder, workers, capsys, monkeypatch):
+    shutil.copytree(reference / "index", folder / "index")
+    shard = sorted((folder / "index" / "local_features").iterdir())[0]
+
+    def vanish(*arguments):
+        shard.rename(folder / "elsewhere")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(integrity, "check_sizes", vanish)
+        assert run(folder, *RECOGNIZE.arguments, f"--direct_num_workers={workers}") == 1
+    assert f"error: FileNotFoundError: [Errno 2] No such file or directory: 'index/local_features/{shard.name}'" in capsys.readouterr().err
+    assert run(folder, *RECOGNIZE.arguments) == 1
+    assert f"index/local_features/{shard.name} is missing" in capsys.readouterr().err
+    (folder / "elsewhere").rename(shard)
+    assert run(folder, *RECOGNIZE.arguments) == 0 and same_as(reference, RECOGNIZE, folder)
+
+
 def test_a_shared_query_store_is_locked_only_while_it_is_filled(reference, folder, capsys):
     shutil.copytree(reference / "index", folder / "index")
     with lock.held(str(folder / "queries")):
@@ -289,3 +307,16 @@ def test_permission_denied_is_a_row_for_a_photograph_and_an_error_for_a_shard(cl
 
     assert as_nobody(refused)
     assert os.listdir(closed_folder) == ["a.jpg"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_left_out(closed_folder):
+    (closed_folder / "a.jpg").write_bytes(b"content")
+    (closed_folder / "secret").mkdir(0)
+    os.chmod(closed_folder, 0o755)
+
+    def refused():
+        with pytest.raises(PermissionError, match="secret"):
+            images.match_images([str(closed_folder)])
+        return True
+
+    assert as_nobody(refused)

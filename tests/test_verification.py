@@ -221,15 +221,21 @@ def test_step_disabled_reads_nothing(store):
 
 
 @pytest.mark.parametrize("place, message", [
-    pytest.param(FeatureLocation("missing", 0, 9), "FileNotFoundError", id="no such shard"),
-    pytest.param(FeatureLocation("u", 0, 10**7), "EOFError", id="shard too short"),
-    pytest.param(FeatureLocation("u", 4, 99), "ValueError", id="not a block"),
+    pytest.param(FeatureLocation("missing", 0, 9), r"FileNotFoundError: .*missing\.bin", id="no such shard"),
+    pytest.param(FeatureLocation("u", 0, 10**7), r"u\.bin ends at byte", id="shard too short"),
 ])
-def test_unreadable_candidate_is_a_failure_and_keeps_its_global_score(store, place, message):
+def test_unreadable_shard_is_an_error_that_names_it(store, place, message):
+    with pytest.raises((RuntimeError, EOFError), match=message):  # as Beam passes it on
+        check(store, locations(store)["q"], {"bad": place}, None)
+
+
+def test_damaged_candidate_is_a_failure_and_keeps_its_global_score(store):
+    place = FeatureLocation("u", 4, 99)
+
     def expect(unit, query):
         [failure] = unit.failures
         assert (failure.stage, failure.image_id, failure.kind) == ("verify", "bad", "unreadable_features")
-        assert failure.uri.endswith(f"{place.unit}.bin") and failure.message.startswith(message)
+        assert failure.uri.endswith("u.bin") and failure.message.startswith("ValueError")
         assert query.verified and [(c.image_id, c.inliers is None) for c in query.candidates] == [("same", False), ("bad", True)]
         assert query.candidates[1].score == 0.5
 
@@ -237,11 +243,11 @@ def test_unreadable_candidate_is_a_failure_and_keeps_its_global_score(store, pla
     check(store, places["q"], {"bad": place, "same": places["same"]}, expect)
 
 
-def test_unreadable_query_is_one_failure_and_keeps_its_global_scores(store):
+def test_damaged_query_is_one_failure_and_keeps_its_global_scores(store):
     def expect(unit, query):
         [failure] = unit.failures
         assert failure.image_id == "q" and not query.verified
         assert [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5), (None, 0.5)]
 
     places = locations(store)
-    check(store, FeatureLocation("missing", 0, 9), {name: places[name] for name in ("same", "other")}, expect)
+    check(store, FeatureLocation("u", 4, 99), {name: places[name] for name in ("same", "other")}, expect)

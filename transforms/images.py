@@ -37,7 +37,7 @@ _STRIP_PIXELS = 1 << 20  # converted at a time
 _MAX_SCANNED_PIXELS = 1_500_000_000
 
 # Pillow's parsers go from part to part, some from byte to byte, in Python: about 3 us a read.
-_MAX_READS = 1_000_000
+_MAX_READS = 300_000
 
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
@@ -119,9 +119,13 @@ def _is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave out, without a word, what it cannot list
+
+
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
     seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         here = os.stat(root)
         if (here.st_dev, here.st_ino) in seen:  # a loop of symbolic links
             folders.clear()
@@ -242,7 +246,7 @@ def _scans(image: Image.Image, data: bytes) -> int:
     """How often decoding goes over the pixels: the scans of a JPEG; slow decoders count for many."""
     if image.format in ("JPEG", "MPO"):  # Pillow has read up to the first scan
         return 1 + data.count(b"\xff\xda", image.fp.tell())
-    return 100 if image.tile and image.tile[0].codec_name == "bmp_rle" else 1  # written in Python, a byte at a time
+    return 200 if image.tile and image.tile[0].codec_name == "bmp_rle" else 1  # written in Python, a byte at a time
 
 
 def _decoding_bytes(image: Image.Image, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]) -> int:

@@ -11,8 +11,10 @@ Ids are strings and keep their text: "007" is not "7".
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
+import os
 import re
 from typing import BinaryIO, Iterator, NoReturn, Optional, Sequence, Union
 
@@ -264,10 +266,10 @@ class _Csv:
         table = self._parse(len(names), sorted({*(names.index(w) for w in wanted), len(names) - 1}))
         for name in table.column_names:
             label = names[int(name[1:])]
-            line_ends = pc.or_(pc.match_substring(table[name], "\n"), pc.match_substring(table[name], "\r"))
-            row = pc.index(line_ends, True).as_py()
-            if row >= 0:
-                self._fail_row(row, f"{label} {_shown(table[name][row])} holds a line end (a quote left open?)")
+            for character, problem in (("\n", "a line end (a quote left open?)"), ("\r", "a line end (a quote left open?)"), ("\0", "a NUL")):
+                row = pc.index(pc.match_substring(table[name], character), True).as_py()
+                if row >= 0:
+                    self.refuse_row(row, f"{label} {_shown(table[name][row])} holds {problem}")
         self.columns = {name: _trimmed(_combined(table[f"f{names.index(name)}"])) for name in wanted}
 
     def filled(self, name: str) -> pa.Array:
@@ -279,7 +281,7 @@ class _Csv:
         """Raises for the first row where `bad` (bool [N]) is true."""
         row = pc.index(bad, True).as_py()
         if row >= 0:
-            self._fail_row(row, f"{name} {_shown(self.columns[name][row])} {problem}")
+            self.refuse_row(row, f"{name} {_shown(self.columns[name][row])} {problem}")
 
     def refuse_duplicates(self, ids: pa.Array, rows: Optional[np.ndarray] = None) -> None:
         """Raises where an id comes twice; `rows` (int [N]) are the rows that the ids stand in, where not 0, 1, 2 …"""
@@ -287,10 +289,6 @@ class _Csv:
         if pair is not None:
             first, second = (self._line(p if rows is None else int(rows[p])) for p in pair)
             self._fail(second, f"id {_shown(ids[pair[1]])} stands in line {first} already")
-
-    def refuse_row(self, row: int, problem: str) -> NoReturn:
-        """Raises for the row `row`."""
-        self._fail_row(row, problem)
 
     def require_rows(self) -> None:
         """Raises for a file of a header alone."""
@@ -356,7 +354,8 @@ class _Csv:
     def _line(self, row: int) -> int:
         return next(itertools.islice(self._records(), row + 1, None))[0]
 
-    def _fail_row(self, row: int, problem: str) -> NoReturn:
+    def refuse_row(self, row: int, problem: str) -> NoReturn:
+        """Raises for the row `row`."""
         self._fail(self._line(row), problem)
 
     def _fail(self, line: int, problem: str) -> NoReturn:
@@ -364,6 +363,8 @@ class _Csv:
 
 
 def _open(uri: str) -> BinaryIO:
+    if files.is_local(uri) and os.path.exists(uri) and not os.path.isfile(uri):  # a pipe would be waited for
+        raise OSError(errno.EINVAL, "is not a regular file", uri)
     return open(uri, "rb") if files.is_local(uri) else FileSystems.open(uri, compression_type="uncompressed")
 
 

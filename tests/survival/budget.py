@@ -1,6 +1,6 @@
 """Gives `landmarks recognize` three time budgets: ample, half of what it took with that, and hopeless.
 
-    python tests/survival/budget.py [--photos DIR] [--index_images 200] [--queries 60] [--num_to_rerank 60]
+    python tests/survival/budget.py [--photos DIR] [--index_images 200] [--queries 60] [--num_to_rerank 200]
 
 Each must be kept, with a submission that has a row for every query; and started again without a budget, each must end with the files
 of a run that never had one. Prints a line per budget and ends with 1 on any violation.
@@ -97,7 +97,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--photos", metavar="DIR", default=os.environ.get("LANDMARKS_PHOTOS"), help="photographs, read where they lie (default: $LANDMARKS_PHOTOS, else the demo set)")
     parser.add_argument("--index_images", type=int, default=200, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--queries", type=int, default=60, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--num_to_rerank", type=int, default=60, metavar="N", help="more make verification longer (default: %(default)s)")
+    parser.add_argument("--num_to_rerank", type=int, default=200, metavar="N", help="more make verification longer (default: %(default)s)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="landmarks-budget-") as scratch:
         folder = pathlib.Path(scratch)

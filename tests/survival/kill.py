@@ -29,6 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from beam_pipeline import demo  # noqa: E402
+from transforms.images import IMAGE_SUFFIXES  # noqa: E402
 
 STAGES = ("start", "load", "extract", "retrieve", "verify", "end", "done")
 _MODES = (
@@ -75,7 +76,8 @@ def find_photographs(photos: Optional[str], folder: pathlib.Path) -> list[pathli
     """The photographs in `photos`, or those of the demo set, which is then made in `folder`; each stem once, in a fixed order."""
     if photos is None:
         photos = str(pathlib.Path(demo.make_demo(str(folder)).index).parent)
-    by_stem = {path.stem: path for path in sorted(pathlib.Path(photos).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
+    paths = sorted(path for path in pathlib.Path(photos).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    by_stem = {path.stem: path for path in paths}
     return [by_stem[stem] for stem in sorted(by_stem, key=lambda stem: hashlib.sha256(stem.encode()).hexdigest())]
 
 
@@ -105,9 +107,15 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """What differs between two results of `contents`, a line per file."""
-    missing, other = "missing", "another content"
-    lines = {path: other if path in found else missing for path in expected if found.get(path) != expected[path]}
-    return [f"{path}: {text}" for path, text in {**lines, **{path: "should not be there" for path in found if path not in expected}}.items()]
+    lines = []
+    for path in sorted({**expected, **found}):
+        if path not in found:
+            lines.append(f"{path}: missing")
+        elif path not in expected:
+            lines.append(f"{path}: should not be there")
+        elif found[path] != expected[path]:
+            lines.append(f"{path}: another content")
+    return lines
 
 
 def start(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> subprocess.Popen:

@@ -1,0 +1,300 @@
+"""Exact nearest neighbours against float64 brute force."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms import nearest as nearest_module
+from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
+from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, fastest_product, penalty_columns
+from transforms.retrieval import MergeNeighbors
+from transforms.types import Neighbors
+
+PRODUCTS = {"numpy": NumpyProduct(), "tensorflow": TensorFlowProduct(), "bfloat16": Bfloat16Product()}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest_module, "TILE_ROWS", 64)
+    monkeypatch.setattr(nearest_module, "TILE_QUERIES", 8)
+
+
+@pytest.fixture(params=list(PRODUCTS))
+def product(request: pytest.FixtureRequest) -> Product:
+    return PRODUCTS[request.param]
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def ids(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{i:05d}" for i in range(count)]
+
+
+def index_of(descriptors: np.ndarray, image_ids: list[str] | None = None, penalty: np.ndarray | None = None) -> IndexBlock:
+    count = len(descriptors)
+    names = np.array([i.encode() for i in image_ids or ids("x", count)], "S")
+    labels, units = np.array([b"label-%d" % (i % 7) for i in range(count)], "S"), np.array([b"u%d" % (i // 50) for i in range(count)], "S")
+    return IndexBlock(names, descriptors, labels, units, np.arange(count) * 1000, np.arange(count, dtype=np.int32), penalty)
+
+
+def queries_of(descriptors: np.ndarray, image_ids: list[str] | None = None) -> DescriptorBlock:
+    return DescriptorBlock(np.array([i.encode() for i in image_ids or ids("q", len(descriptors))], "S"), descriptors)
+
+
+def brute_force(queries: DescriptorBlock, index: IndexBlock, k: int) -> tuple[list[list[bytes]], list[list[float]]]:
+    """Ids and scores of the k best, in plain loops."""
+    all_ids, all_scores = [], []
+    for query_id, q in zip(queries.image_ids, queries.descriptors):
+        scored = []
+        for j, x in enumerate(index.descriptors):
+            if index.image_ids[j] != query_id:
+                cosine = np.sum(q.astype(np.float64) * x.astype(np.float64)) - (0 if index.penalty is None else index.penalty[j])
+                scored.append((-np.float32(cosine), bytes(index.image_ids[j])))
+        scored = sorted(scored)[:k]
+        all_ids.append([i for _, i in scored] + [b""] * (k - len(scored)))
+        all_scores.append([-s for s, _ in scored] + [-np.inf] * (k - len(scored)))
+    return all_ids, all_scores
+
+
+def check(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product) -> Neighbors:
+    found = nearest(queries, index, k, product)
+    want_ids, want_scores = brute_force(queries, index, k)
+    assert found.image_id.tolist() == want_ids
+    np.testing.assert_array_equal(found.similarity, np.array(want_scores, np.float32).reshape(found.similarity.shape))
+    return found
+
+
+def assert_same(a: Neighbors, b: Neighbors) -> None:
+    for field in dataclasses.fields(Neighbors):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+
+
+def near_ties(rng: np.random.Generator, count: int, width: int, spread: float) -> np.ndarray:
+    centres = unit_rows(rng.standard_normal((3, width)))
+    return unit_rows(centres[rng.integers(0, 3, count)] + spread * rng.standard_normal((count, width)) / np.sqrt(width))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 3e-2, 1.0], ids=lambda s: f"spread {s:g}")
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_near_ties_are_ordered_as_in_float64(product: Product, spread: float, k: int) -> None:
+    rng = np.random.default_rng(0)
+    index = index_of(near_ties(rng, 200, 96, spread), [str(i) for i in rng.permutation(200)])
+    check(queries_of(near_ties(np.random.default_rng(0), 20, 96, spread)), index, k, product)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 17])
+@pytest.mark.parametrize("count, k", [(1, 1), (1, 5), (63, 64), (64, 64), (65, 64), (130, 3)])
+def test_small_widths_and_counts(product: Product, width: int, count: int, k: int) -> None:
+    rng = np.random.default_rng(width)
+    check(queries_of(unit_rows(rng.standard_normal((9, width)))), index_of(unit_rows(rng.standard_normal((count, width)))), k, product)
+
+
+def test_all_rows_equal_are_ordered_by_id(product: Product) -> None:
+    row = unit_rows(np.random.default_rng(0).standard_normal((1, 40)))
+    found = check(queries_of(row), index_of(row.repeat(150, 0), [f"{149 - i:03d}" for i in range(150)]), 5, product)
+    assert found.image_id[0].tolist() == [b"000", b"001", b"002", b"003", b"004"]
+    assert len(set(found.similarity[0])) == 1
+
+
+def test_all_similarities_negative(product: Product) -> None:
+    rng = np.random.default_rng(1)
+    centre = rng.standard_normal((1, 32))
+    found = check(queries_of(unit_rows(-centre)), index_of(unit_rows(centre + 0.3 * rng.standard_normal((150, 32)))), 4, product)
+    assert np.all(found.similarity < 0)
+
+
+def test_similarities_around_zero(product: Product) -> None:
+    signs = np.eye(16)[np.arange(160) % 16] * np.where(np.arange(160) % 3, 1, -1)[:, None]
+    check(queries_of(unit_rows(np.eye(16))), index_of(unit_rows(signs)), 40, product)
+
+
+def test_operands_that_round_as_badly_as_they_can(product: Product) -> None:
+    # 1 + 2^-8 lies halfway between two bfloat16: half of the rows round up, half down, against the true order.
+    rng = np.random.default_rng(2)
+    rows = unit_rows(np.where(rng.random((200, 256)) < 0.5, 1 + 2**-8 + 1e-6, 1 + 2**-8 - 1e-6) * (1 + 1e-4 * rng.random((200, 1))))
+    check(queries_of(rows[:10]), index_of(rows), 7, product)
+
+
+def test_a_query_is_not_its_own_neighbour(product: Product) -> None:
+    rows = near_ties(np.random.default_rng(3), 100, 24, 0.1)
+    found = check(queries_of(rows[::3], ids("x", 100)[::3]), index_of(rows), 3, product)
+    assert not np.any(found.image_id == np.array(ids("x", 100)[::3], "S")[:, None])
+
+
+def test_a_query_alone_with_itself_has_no_neighbours(product: Product) -> None:
+    row = np.ones((1, 1), np.float32)
+    assert check(queries_of(row, ["a"]), index_of(row, ["a"]), 2, product).similarity.tolist() == [[-np.inf, -np.inf]]
+
+
+def test_ids_are_ordered_by_code_point(product: Product) -> None:
+    names = ["é", "z", "Z", "日本", "a" * 40, "𝄞", "", "ﬁ"]
+    found = check(queries_of(np.ones((1, 1), np.float32)), index_of(np.ones((8, 1), np.float32), names), 8, product)
+    assert [i.decode() for i in found.image_id[0]] == sorted(names)
+
+
+def test_the_neighbours_records(product: Product) -> None:
+    index = index_of(unit_rows(np.random.default_rng(4).standard_normal((150, 8))))
+    found = nearest(queries_of(index.descriptors[[120]]), index, 1, product)
+    values = {f.name: getattr(found, f.name)[0, 0] for f in dataclasses.fields(Neighbors)}
+    assert values.pop("similarity") == pytest.approx(1, abs=1e-6)
+    assert values == {"image_id": b"x00120", "landmark_id": b"label-1", "unit": b"u2", "local_offset": 120_000, "local_size": 120}
+    assert {n: getattr(found, n).dtype for n in ("similarity", "local_offset", "local_size")} == {
+        "similarity": np.float32, "local_offset": np.int64, "local_size": np.int32
+    }
+
+
+@pytest.mark.parametrize("queries, rows", [(0, 5), (4, 0), (0, 0)])
+def test_nothing_to_search(queries: int, rows: int) -> None:
+    found = nearest(queries_of(np.ones((queries, 1), np.float32)), index_of(np.ones((rows, 1), np.float32)), 3)
+    assert found.image_id.shape == found.local_size.shape == (queries, 3)
+    assert np.all(found.similarity == -np.inf) and np.all(found.unit == b"")
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 40.0])
+def test_penalties_are_subtracted_before_the_best_are_taken(product: Product, size: float) -> None:
+    rng = np.random.default_rng(5)
+    penalty = (size * rng.standard_normal(150)).astype(np.float32)
+    check(queries_of(near_ties(rng, 12, 64, 0.5)), index_of(near_ties(rng, 150, 64, 0.5), penalty=penalty), 6, product)
+
+
+def test_penalty_columns_are_exact_in_bfloat16() -> None:
+    penalty = (np.random.default_rng(6).standard_normal(1000) * np.logspace(-20, 20, 1000)).astype(np.float32)
+    columns = penalty_columns(penalty)
+    np.testing.assert_array_equal(PRODUCTS["bfloat16"].rounded(columns), columns)
+    np.testing.assert_array_equal(columns.astype(np.float64).sum(axis=1), -penalty.astype(np.float64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), queries=st.integers(1, 20), rows=st.integers(1, 150), width=st.integers(1, 70),
+    k=st.integers(1, 12), levels=st.sampled_from([1, 2, 5, 1000]), penalised=st.booleans(), product=st.sampled_from(list(PRODUCTS)),
+)
+def test_any_block_agrees_with_brute_force(
+    seed: int, queries: int, rows: int, width: int, k: int, levels: int, penalised: bool, product: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Few levels make many equal rows and exact ties, also of rows that differ.
+    values = [unit_rows(rng.integers(-levels, levels + 1, (n, width)) + 0.5) for n in (queries, rows)]
+    penalty = rng.integers(0, 3, rows).astype(np.float32) / 4 if penalised else None
+    names = [f"x{i:05d}" for i in rng.permutation(rows + queries)]
+    check(queries_of(values[0], names[:queries]), index_of(values[1], names[-rows:], penalty), k, PRODUCTS[product])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 300), scale=st.sampled_from([0.0, 0.01, 1.0]))
+def test_scores_keep_their_bound(seed: int, width: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    centre = rng.standard_normal(width)
+    queries, rows = (unit_rows(centre + scale * rng.standard_normal((20, width))) for _ in range(2))
+    exact = queries.astype(np.float64) @ rows.T.astype(np.float64)
+    for product in PRODUCTS.values():
+        scores = product.values(product.scores(product.operand(queries), product.operand(rows)))
+        bound = error_bound(product, queries, 0.0)
+        assert np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None])
+
+
+def test_keys_sort_as_scores_do(product: Product) -> None:
+    limits = np.float32([-np.inf, -3e38, -1.5, -1e-3, -1e-40, 0, 1e-40, 1e-3, 0.5, 1.5, 3e38])
+    scores = np.float32([1, 2]) @ np.random.default_rng(10).standard_normal((2, 500), np.float32)
+    scores = product.values(product.keys(np.concatenate([limits, scores])))  # as a product gives them
+    np.testing.assert_array_equal(product.values(product.keys(scores)), scores)
+    for limit in limits:
+        assert np.all((product.keys(scores) >= product.keys(np.float32([limit])))[scores >= limit])
+    assert product.keys(np.float32([-np.inf])) < product.keys(np.float32([-3.4e38]))
+
+
+def test_the_fastest_product_is_one_of_them() -> None:
+    assert type(fastest_product()) in (NumpyProduct, TensorFlowProduct, Bfloat16Product)
+    assert fastest_product() is fastest_product()
+
+
+def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    queries, index = queries_of(near_ties(rng, 30, 50, 0.01)), index_of(near_ties(rng, 300, 50, 0.01))
+    small = nearest(queries, index, 5, product)
+    monkeypatch.setattr(nearest_module, "TILE_ROWS", 1000)
+    monkeypatch.setattr(nearest_module, "TILE_QUERIES", 7)
+    monkeypatch.setattr(nearest_module, "_EXACT_STEP", 1)
+    assert_same(nearest(queries, index, 5, NumpyProduct()), small)
+    monkeypatch.setattr(nearest_module, "TILE_ROWS", 256)
+    assert_same(nearest(queries, index, 5, product), small)
+
+
+def test_a_searcher_may_keep_the_index_in_its_form(product: Product) -> None:
+    rng = np.random.default_rng(11)
+    index = index_of(near_ties(rng, 200, 30, 0.05), penalty=rng.random(200, np.float32))
+    searcher = Searcher(index, keep=True)
+    for count in (9, 20):
+        queries = queries_of(near_ties(rng, count, 30, 0.05))
+        for k in (1, 4):
+            assert_same(searcher.nearest(queries, k, product), nearest(queries, index, k, NumpyProduct()))
+
+
+@pytest.mark.parametrize("length, text", [
+    (0.5, "1 {} descriptors are not of unit length within 0.001; the first is that of b, of length 0.5"),
+    (1.0011, "of length 1.0011"),
+    (np.nan, "of length nan"),
+], ids=["half", "a little long", "NaN"])
+@pytest.mark.parametrize("side", ["query", "index"])
+def test_descriptors_must_be_of_unit_length(side: str, length: float, text: str) -> None:
+    good, bad = np.float32([[1, 0], [0, 1]]), np.float32([[1, 0], [length, 0]])
+    queries, index = queries_of(bad if side == "query" else good, ["a", "b"]), index_of(bad if side == "index" else good, ["a", "b"])
+    with pytest.raises(ValueError, match=text.format(side)):
+        nearest(queries, index, 1)
+
+
+def test_wrong_arguments_are_named() -> None:
+    two, three = unit_rows(np.ones((2, 2))), unit_rows(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        nearest(queries_of(two), index_of(two), 0)
+    with pytest.raises(ValueError, match="width 2, the index of width 3"):
+        nearest(queries_of(two), index_of(three), 1)
+    with pytest.raises(ValueError, match="1 penalties are not finite"):
+        nearest(queries_of(two), index_of(two, penalty=np.float32([0, np.inf])), 1)
+    with pytest.raises(ValueError, match=r"1 images need descriptors of float32 \[1, D\], not float64 \[2, 2\]"):
+        queries_of(two.astype(np.float64), ["a"])
+    with pytest.raises(ValueError, match="neighbours of 2 queries cannot be merged with those of 1"):
+        merge(nearest(queries_of(two), index_of(two), 1), nearest(queries_of(two[:1]), index_of(two), 1), 1)
+
+
+def parts_of(index: IndexBlock, cuts: list[int]) -> list[IndexBlock]:
+    edges = [0, *cuts, len(index)]
+    return [
+        IndexBlock(**{f.name: v if (v := getattr(index, f.name)) is None else v[a:b] for f in dataclasses.fields(IndexBlock)})
+        for a, b in itertools.pairwise(edges)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 9), cuts=st.lists(st.integers(0, 80), max_size=4))
+def test_merged_parts_are_the_whole_in_any_order(seed: int, k: int, cuts: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    index = index_of(unit_rows(rng.integers(-1, 2, (80, 4)) + 0.5), [f"{i}" for i in rng.permutation(80)])
+    queries = queries_of(unit_rows(rng.integers(-1, 2, (6, 4)) + 0.5))
+    found = [nearest(queries, part, k) for part in parts_of(index, sorted(cuts))]
+    rng.shuffle(found)
+    combine = MergeNeighbors(k)
+    half = len(found) // 2
+    accumulators = [combine.create_accumulator() for _ in range(3)]
+    for which, part in enumerate(found):
+        side = 0 if which < half else 1
+        accumulators[side] = combine.add_input(accumulators[side], pickle.loads(pickle.dumps(part)))
+    assert_same(combine.extract_output(combine.merge_accumulators(accumulators)), nearest(queries, index, k))
+
+
+def test_merging_pads_to_k() -> None:
+    row = np.ones((1, 1), np.float32)
+    a, b = (nearest(queries_of(row), index_of(row, [name]), 1) for name in "ba")
+    merged = merge(a, b, 4)
+    assert merged.image_id.tolist() == [[b"a", b"b", b"", b""]] and merged.similarity.tolist() == [[1, 1, -np.inf, -np.inf]]
+    assert_same(merge(b, a, 4), merged)
