@@ -26,6 +26,7 @@ setup(
         "pyarrow>=18,<27",
         "scikit-image>=0.24,<0.28",
         "tensorflow>=2.20,<2.23",
+        "threadpoolctl>=3.5,<4",
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.76,<3"],

@@ -40,6 +40,8 @@ def test_a_damaged_block_is_refused():
     block = stores.encode_local_features(local_features(3))
     with pytest.raises(ValueError, match="cannot hold 3 local features of width 128"):
         stores.decode_local_features(block[:-1])
+    with pytest.raises(ValueError, match="a block of 5 bytes"):
+        stores.decode_local_features(block[:5])
 
 
 def test_a_unit_reads_back(tmp_path):

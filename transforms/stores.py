@@ -97,7 +97,7 @@ def decode_local_features(block: bytes) -> LocalFeatures:
     """
     if not block:
         return LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32))
-    count, width = _BLOCK_HEADER.unpack_from(block)
+    count, width = _BLOCK_HEADER.unpack_from(block.ljust(_BLOCK_HEADER.size, b"\0"))
     if len(block) != _BLOCK_HEADER.size + count * (8 + width):
         raise ValueError(f"a block of {len(block)} bytes cannot hold {count} local features of width {width}")
     keypoints = np.frombuffer(block, "<f4", count * 2, _BLOCK_HEADER.size).reshape(count, 2)

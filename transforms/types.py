@@ -205,7 +205,7 @@ class VerificationSettings:
     Attributes:
       max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit length.
       max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
-      max_reprojection_error: in pixels of the candidate image as fed to the model; a match below it is an inlier.
+      max_reprojection_error: in pixels of the query image as fed to the model; a match below it is an inlier.
       max_ransac_iterations: homographies tried at most.
       homography_confidence: chance of having found the best one at which RANSAC stops; in (0, 1).
       mutual_check: whether each of two matched descriptors must be the nearest of the other.
