@@ -18,7 +18,7 @@ from beam_pipeline import budget, evaluate, integrity, lock, models, outputs, pi
 from beam_pipeline.config import RecognizeConfig
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.index import Extraction, extraction_phase, image_reader, match, record_out_of_time
-from transforms import files, stores, tables
+from transforms import candidates, files, stores, tables
 from transforms.aggregation import AggregatePredictions
 from transforms.features import try_suspects
 from transforms.retrieval import UNIT_QUERIES, IndexGroup, QueryBlock, RetrieveNearest, plan_groups
@@ -63,7 +63,8 @@ def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) 
     )
     units = (
         blocks
-        | "Retrieve" >> RetrieveNearest(config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.retrieve)
+        | "Retrieve" >> RetrieveNearest(
+            config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.retrieve, config.output)
         | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
         | "Verify" >> VerifyCandidates(config.index, prepared.query_store, config.verification, prepared.rerank, until.verify)
         | "Aggregate" >> AggregatePredictions(config.top_k)
@@ -272,6 +273,8 @@ def _recognize(
         **schedule.report(metrics),
         "seconds": {"total": round(time.monotonic() - started, 1), **running.stage_seconds(metrics)},
     }
+    if manifest["complete"]:
+        files.delete_tree(files.join(config.output, candidates.FOLDER))
     outputs.finish(config.output, manifest)
     _print_summary(config.output, manifest)
 

@@ -6,8 +6,8 @@ everything again. Then Beam's own overhead (recognize against its stages' pure f
 photographs), and all cores against one, each net of start-up: extraction is the index of a part of the photographs less one of 8,
 verification a run with many candidates less one with few.
 
-Predictions are compared where the notebook's are clear, the best landmark ahead of the next by at least a tenth of an inlier score: RANSAC
-differs, so up to 3 % of those may. A query that the two give the same landmark counts as agreeing whatever its score.
+Predictions are compared where the notebook's are clear, the best landmark ahead of the next by at least half of what one candidate's
+geometry can give, since RANSAC differs; 97 % of those have to be the same landmark. Among random features many are not clear.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.goals import Goals
 from benchmarks.notebook import inlier_counter
 
 FEW = 8  # photographs of the index whose time is the start-up
-CLEAR = 0.1  # of the confidence, between the best and the next landmark
+CLEAR = 0.5  # of the confidence, between the best and the next landmark: half of what one candidate's geometry can give
 SCALES = (0.7071, 1.0, 1.4142)
 
 

@@ -167,7 +167,7 @@ def _run(tmp_path):
     predictions = (Prediction("empty", None, None), Prediction("q", "tower", 2.2, candidates))
     stores.write_predictions(run, PredictionUnit("p0", predictions))
     common = {"format": outputs.FORMAT, "extraction": {"max_image_side": 1024},
-              "reading": {"exif_orientation": True, "max_image_pixels": 1_000_000}}
+              "reading": {"exif_orientation": True, "max_image_pixels": 1_000_000, "max_image_memory": 480}}
     outputs.finish(index, {**common, "command": "index", "shards": [{"unit": "u0", "images": 1}, {"unit": "u1", "images": 2}]})
     outputs.finish(run, {**common, "command": "recognize", "index": index, "query_store": files.join(run, "queries"),
                          "hyperparameters": _HYPERPARAMETERS})

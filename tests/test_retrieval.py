@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 
@@ -12,7 +13,7 @@ from apache_beam.testing.util import assert_that
 
 from tests.test_nearest import brute_force, ids, index_of, near_ties, queries_of, unit_rows
 from transforms.retrieval import IndexGroup, QueryBlock, RetrieveNearest, plan_groups, read_index_block
-from transforms.stores import FeatureStore
+from transforms.stores import PROVISIONAL, FeatureStore
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
 
 
@@ -108,6 +109,31 @@ def test_after_the_deadline_queries_keep_what_was_found(tmp_path, seconds_left: 
         blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
         deadline = time.time() + seconds_left
         assert_that(blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline), verify)
+
+
+def test_kept_candidates_are_taken_instead_of_a_new_search(tmp_path) -> None:
+    rows = unit_rows(np.random.default_rng(3).standard_normal((50, 16)))
+    groups = plan_groups(write_store(str(tmp_path / "index"), rows, "x", 25))
+    units = tuple(u for u, _ in write_store(str(tmp_path / "queries"), rows[:40], "q", 20, labelled=False))
+    want = brute_force(queries_of(rows[:40]), index_of(rows), 3)
+
+    def retrieve(block: str, deadline: float, found: bool) -> int:
+        def verify(units: list[CandidateUnit]) -> None:
+            queries = sorted((query for unit in units for query in unit.queries), key=lambda q: q.image_id)
+            assert [q.image_id for q in queries] == ids("q", 40)
+            for n, query in enumerate(queries):
+                assert [c.image_id.encode() for c in query.candidates] == (list(want[0][n]) if found else [])
+
+        with beam.Pipeline(runner="FnApiRunner") as pipeline:
+            blocks = pipeline | beam.Create([QueryBlock(block, units)])
+            step = RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline, str(tmp_path / "run"))
+            assert_that(blocks | step, verify)
+        return len(list((tmp_path / "run" / "candidates").iterdir()))
+
+    assert retrieve("block", math.inf, found=True) == 1
+    assert retrieve("block", 0.0, found=True) == 1  # a search would find nothing after its deadline
+    assert retrieve("other", 0.0, found=False) == 1  # only what is complete is kept
+    assert retrieve("late" + PROVISIONAL, math.inf, found=True) == 1
 
 
 def test_retrieval_counts(tmp_path) -> None:

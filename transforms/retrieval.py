@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from transforms import files
+from transforms import candidates, files
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge
-from transforms.stores import FeatureStore, descriptors_of
+from transforms.stores import PROVISIONAL, FeatureStore, descriptors_of
 from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
 # Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by the fast pass.
@@ -196,6 +196,7 @@ class RetrieveNearest(beam.PTransform):
       groups: all of the index, see `plan_groups`.
       k: candidates per query.
       deadline: as time.time() tells it; no search begins after it, and queries make do with what was found before.
+      run: folder where candidates are kept, so that a block whose candidates lie there is not searched again; None for nowhere.
     """
 
     index_root: str
@@ -203,6 +204,7 @@ class RetrieveNearest(beam.PTransform):
     groups: Sequence[IndexGroup]
     k: int
     deadline: float = math.inf
+    run: Optional[str] = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -212,6 +214,7 @@ class RetrieveNearest(beam.PTransform):
     def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[CandidateUnit]:
         index, queries = FeatureStore(self.index_root), FeatureStore(self.query_root)
         step = max(1, ELEMENT_NEIGHBORS // self.k)
+        known, blocks = blocks | "Known" >> beam.ParDo(_Known(queries, step, self.run)).with_outputs(_UNKNOWN, main="known")
         found = (
             blocks.pipeline
             | "Groups" >> beam.Create(list(self.groups)).with_output_types(IndexGroup)
@@ -221,7 +224,8 @@ class RetrieveNearest(beam.PTransform):
             | "Merge" >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
-        return {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey() | "Candidates" >> beam.ParDo(_Candidates())
+        joined = {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
+        return (known, joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run))) | "All" >> beam.Flatten()
 
 
 def _tasks(group: IndexGroup, blocks: Sequence[QueryBlock]) -> Iterator[tuple[IndexGroup, tuple[QueryBlock, ...]]]:
@@ -289,14 +293,34 @@ class _Queries(beam.DoFn):
             yield (block.name, first), _rows(columns, first, self._step)
 
 
+_UNKNOWN = "unknown"
+
+
+@beam.typehints.with_input_types(QueryBlock)
+@beam.typehints.with_output_types(CandidateUnit)
+class _Known(beam.DoFn):
+    """Blocks whose candidates are kept -> their units; the other blocks go to the output _UNKNOWN."""
+
+    def __init__(self, queries: FeatureStore, step: int, run: Optional[str]) -> None:
+        self._queries, self._step, self._run = queries, step, run
+
+    def process(self, block: QueryBlock) -> Iterator[Any]:
+        if self._run is not None and PROVISIONAL not in block.name:
+            count = sum(self._queries.summary(unit)["images"] for unit in block.units)
+            parts = {first: candidates.part_uri(self._run, block.name, first) for first in range(0, count, self._step)}
+            if all(files.exists(uri) for uri in parts.values()):
+                for first, uri in parts.items():
+                    yield from _units(block.name, first, candidates.read_candidates(uri))
+                return
+        yield beam.pvalue.TaggedOutput(_UNKNOWN, block)
+
+
 @beam.typehints.with_output_types(CandidateUnit)
 class _Candidates(beam.DoFn):
-    """Queries joined with their neighbours, in units that are small enough to be verified, written and lost one by one.
+    """Queries joined with their neighbours, kept where they are complete, in units."""
 
-    A unit holds queries of like promise, so that verification can begin with the most promising ones.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, deadline: float, run: Optional[str]) -> None:
+        self._deadline, self._run = deadline, run
         self._out = Metrics.counter("landmarks", "retrieve_out")
 
     def process(self, joined: tuple[tuple[str, int], dict[str, Iterable]]) -> Iterator[CandidateUnit]:
@@ -304,11 +328,22 @@ class _Candidates(beam.DoFn):
         [queries] = sides["queries"]
         neighbors = next(iter(sides["neighbors"]), None)
         found = [_query_candidates(queries, neighbors, q) for q in range(len(queries.image_ids))]
-        found.sort(key=lambda query: (-query.promise, query.image_id))
-        for start in range(0, len(found), UNIT_QUERIES):
-            members = sorted(found[start : start + UNIT_QUERIES], key=lambda query: query.image_id)
-            self._out.inc(len(members))
-            yield CandidateUnit(f"{block}-{first + start:06d}", tuple(members))
+        self._out.inc(len(found))
+        complete = time.time() < self._deadline and PROVISIONAL not in block  # no search and no query was left out
+        if self._run is not None and complete:
+            candidates.write_candidates(candidates.part_uri(self._run, block, first), found)
+        yield from _units(block, first, found)
+
+
+def _units(block: str, first: int, queries: Iterable[QueryCandidates]) -> Iterator[CandidateUnit]:
+    """Queries in units that are small enough to be verified, written and lost one by one.
+
+    A unit holds queries of like promise, so that verification can begin with the most promising ones.
+    """
+    queries = sorted(queries, key=lambda query: (-query.promise, query.image_id))
+    for start in range(0, len(queries), UNIT_QUERIES):
+        members = sorted(queries[start : start + UNIT_QUERIES], key=lambda query: query.image_id)
+        yield CandidateUnit(f"{block}-{first + start:06d}", tuple(members))
 
 
 def _query_candidates(queries: _Locations, neighbors: Optional[Neighbors], q: int) -> QueryCandidates:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from tests.survival.kill import find_photographs  # noqa: E402  (a script as well as a module)
 
 _AMPLE = 1800
-_HOPELESS_PART, _HOPELESS_LEAST = 1 / 8, 15
+_HOPELESS_PART, _HOPELESS_LEAST = 1 / 8, 10
 
 
 def landmarks(folder: pathlib.Path, *arguments: str) -> float:

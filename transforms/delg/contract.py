@@ -48,12 +48,13 @@ class Contract:
     has_local: bool
 
 
-def bind(loaded: Any, model_dir: str) -> tuple[Contract, Call]:
+def bind(loaded: Any, model_dir: str, constant_weights: bool = False) -> tuple[Contract, Call]:
     """The contract of a loaded SavedModel, and the function that calls it.
 
     Args:
       loaded: what tf.saved_model.load gave.
       model_dir: where it lies, for messages.
+      constant_weights: make the weights part of the graph where that can be done, see `_with_constants`.
 
     Returns:
       The contract, and a function from tensors by input name (exactly those of the contract) to tensors by output name. It
@@ -73,6 +74,7 @@ def bind(loaded: Any, model_dir: str) -> tuple[Contract, Call]:
             function = loaded.prune([f"{name}:0" for name in inputs], [f"{name}:0" for name in fetches])
         except Exception as error:  # TensorFlow raises KeyError, ValueError or its own UnliftableError
             raise ModelError(f"{model_dir}: {fetches} cannot be computed from {list(inputs)}: {first_line(error)}") from error
+        function = _with_constants(function) if constant_weights else function
         return contract, lambda feeds: dict(zip(fetches, function(*(feeds[name] for name in inputs))))
 
     signatures = getattr(loaded, "signatures", {})
@@ -84,12 +86,33 @@ def bind(loaded: Any, model_dir: str) -> tuple[Contract, Call]:
     inputs = signature.structured_input_signature[1]
     contract = _check_contract("signature", inputs, signature.structured_outputs, model_dir)
     fetches = [name for name, _, _ in contract.outputs]
+    ordered_inputs, ordered_outputs = sorted(inputs), sorted(signature.structured_outputs)  # as TensorFlow flattens a dict
+    constant = _with_constants(signature) if constant_weights else signature
+    if constant is not signature and len(constant.inputs) == len(ordered_inputs) and len(constant.outputs) == len(ordered_outputs):
+        return contract, lambda feeds: dict(zip(ordered_outputs, constant(*(feeds[name] for name in ordered_inputs))))
 
     def call(feeds: Feeds) -> dict[str, Any]:
         results = signature(**feeds)
         return {name: results[name] for name in fetches}
 
     return contract, call
+
+
+def _with_constants(function: Any) -> Any:
+    """A concrete function with its variables as constants, taking and giving flat tensors; itself where that cannot be done.
+
+    TensorFlow then converts weights to bfloat16 once instead of in every call, and folds batch normalisation into convolutions. Measured on
+    a ResNet-50, three scales of 320 px, ms of CPU: bfloat16 215 to 127, float32 250 to 205. But loading takes 11 s of CPU instead of 5, and at
+    its peak 3.9 GB instead of 1.0, which only bfloat16 is worth.
+    """
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    if not function.captured_inputs:
+        return function
+    try:
+        return convert_variables_to_constants_v2(function)
+    except Exception:  # whatever a graph holds that has no constant, such as a table
+        return function
 
 
 def _check_contract(kind: str, inputs: dict, outputs: dict, model_dir: str) -> Contract:

@@ -99,7 +99,7 @@ class DelgModel:
             loaded = tf.saved_model.load(str(folder))
         except Exception as error:  # whatever a broken file raises in protobuf, TensorFlow or a custom operation
             raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
-        contract, call = bind(loaded, model_dir)
+        contract, call = bind(loaded, model_dir, constant_weights=settings.precision == "bfloat16")
         model = cls(contract, call, settings, pca)
         try:
             extracted = model.extract(_test_image(*_TEST_SIDES))
