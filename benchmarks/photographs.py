@@ -21,6 +21,7 @@ import time
 import numpy as np
 import pandas as pd
 
+from benchmarks import jobs
 from benchmarks.goals import Goals
 
 INDEX_SHARE, MIN_PHOTOGRAPHS = 0.6, 4
@@ -104,7 +105,7 @@ def check_broken(photos: pathlib.Path, folder: pathlib.Path, goals: Goals) -> No
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="run.py photographs", description=__doc__)
-    parser.add_argument("--photos", type=pathlib.Path, default=os.environ.get("LANDMARKS_PHOTOS"), required="LANDMARKS_PHOTOS" not in os.environ)
+    jobs.add_photos_flag(parser)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--skip_broken", action="store_true", help="leave out the part with broken files")
     args = parser.parse_args(argv)

@@ -24,6 +24,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_pipeline import running
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
+from transforms.delg import import_tensorflow
 from transforms.products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups, read_query_block
 from transforms.stores import FeatureStore
@@ -54,8 +55,7 @@ def matmul_peak(product: Product, width: int) -> float:
     """FLOP/s of the matrix product alone, in the product's type and on operands that lie ready: the best of some shapes."""
     multiply = np.matmul
     if isinstance(product, (TensorFlowProduct, Bfloat16Product)):
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         multiply = functools.partial(tf.matmul, transpose_b=True)
     rng = np.random.default_rng(0)
     best = 0.0

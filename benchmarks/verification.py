@@ -22,6 +22,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
+from benchmarks import jobs
 from benchmarks.goals import Goals
 from transforms.stores import decode_local_features, encode_local_features
 from transforms.types import LocalFeatures
@@ -141,10 +142,8 @@ def measure_way(count: Counter, true: list, false: list, features: dict[str, Loc
 
 
 def main(argv: list[str]) -> int:
-    root = pathlib.Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(prog="verification", description=__doc__)
-    beside = os.environ.get("LANDMARKS_PHOTOS", root / "shared" / "photos")
-    parser.add_argument("--photos", type=pathlib.Path, default=beside, help="folder with photos.csv")
+    jobs.add_photos_flag(parser)
     parser.add_argument("--pairs", type=int, default=500, help="pairs of each kind")
     parser.add_argument("--mutual_check", action="store_true", help="match with a mutual check, which is no default")
     args = parser.parse_args(argv)

@@ -14,7 +14,9 @@ from PIL import Image
 from beam_pipeline import demo
 from beam_pipeline.index import Extraction
 from beam_pipeline.main import main
-from tests import tiny_models
+from tests import oracle, tiny_models
+from transforms.stores import FeatureStore
+from transforms.types import FeatureLocation
 
 RETRIEVING = [kind for kind in tiny_models.KINDS if kind not in ("local_only", "delf_v1")]
 
@@ -242,3 +244,52 @@ def test_images_without_a_label_are_left_out_and_said(data, tmp_path, capsys):
     assert "1 of" in capsys.readouterr().err
     failures = pd.read_parquet(tmp_path / "index" / "failures")
     assert failures.kind.tolist() == ["no_label"] and failures.image_id.tolist() == [labels.id[0]]
+
+
+def oracle_images(store, limit=None):
+    """Images of a feature store, as the oracle takes them."""
+    images = []
+    for unit in store.units():
+        for row in store.read_images(unit).to_pylist():
+            local = store.read_local(FeatureLocation(unit, row["local_offset"], row["local_size"]))
+            images.append(oracle.OracleImage(
+                row["image_id"], row["landmark_id"], np.array(row["global_descriptor"]), local.keypoints, local.descriptors))
+    return sorted(images, key=lambda image: image.image_id)[:limit]
+
+
+def agrees_with_the_oracle(index_folder, run, parameters, limit):
+    """Compares the first `limit` queries of a run with what the oracle makes of the same features."""
+    predictions = pd.read_parquet(run / "predictions").set_index("image_id")
+    queries = oracle_images(FeatureStore(str(run / "queries")), limit)
+    answers = oracle.recognize(oracle_images(FeatureStore(str(index_folder))), queries, parameters)
+    same = 0
+    for image_id, (candidates, landmark, score) in answers.items():
+        row = predictions.loc[image_id]
+        ours = {c["image_id"]: c for c in row.candidates}
+        assert ours.keys() == {c.image_id for c in candidates}
+        for candidate in candidates:
+            mine = ours[candidate.image_id]
+            assert mine["similarity"] == pytest.approx(candidate.similarity, abs=1e-6)
+            if candidate.inliers >= 60:  # a clear homography; the two fits of it differ in the matches near the threshold
+                assert mine["inliers"] == pytest.approx(candidate.inliers, rel=0.15)
+        same += landmark == row.landmark_id
+    # A query of nothing that is there may fall to one class or another by a chance inlier.
+    assert same >= 0.9 * len(answers)
+
+
+def test_the_pipeline_agrees_with_the_oracle(embedded_index, embedded_run):
+    agrees_with_the_oracle(embedded_index, embedded_run, oracle.OracleParameters(), 20)
+
+
+def test_the_pipeline_agrees_with_the_oracle_on_real_photographs(photos, tmp_path):
+    table = pd.read_csv(photos / "photos.csv", dtype=str, keep_default_na=False)
+    labels = table[table.kind == "landmark"].label.value_counts().index[:6]
+    chosen = table[table.label.isin(labels)].sort_values("id").groupby("label").head(8)
+    queries = chosen.groupby("label").head(2)
+    chosen[["id", "label"]].rename(columns={"label": "landmark_id"}).to_csv(tmp_path / "labels.csv", index=False)
+    for name, part in (("index", chosen[~chosen.id.isin(queries.id)]), ("queries", queries)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{photos.resolve() / path}\n" for path in part.path))
+    flags = ["--mutual_check", "--num_to_rerank", "5"]
+    assert main(["index", "--images", f"@{tmp_path}/index.txt", "--labels", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "index")]) == 0
+    assert main(["recognize", "--images", f"@{tmp_path}/queries.txt", "--index", str(tmp_path / "index"), "--output", str(tmp_path / "run"), *flags]) == 0
+    agrees_with_the_oracle(tmp_path / "index", tmp_path / "run", oracle.OracleParameters(num_to_rerank=5, mutual_check=True), None)

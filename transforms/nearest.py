@@ -216,8 +216,8 @@ def _same_id(query_ids: np.ndarray, index_ids: np.ndarray, by_id: np.ndarray) ->
 class _Scan:
     """The search for the neighbours of a few hundred queries, tile by tile of the index.
 
-    `_best` holds fast scores of k pairs of each query, nearly its best ones so far, the least first; it rises from tile to tile and
-    with it the least fast score that a pair needs to be kept.
+    `_best` holds fast scores of k pairs of each query, nearly its best ones so far, the least first. It rises as pairs are kept, and
+    with it the least fast score that a pair needs to be kept; it may lag behind, since a lower limit only keeps more.
     """
 
     def __init__(
@@ -230,6 +230,7 @@ class _Scan:
         self._operand = product.operand(queries if index.penalty is None else np.pad(queries, ((0, 0), (0, 3)), constant_values=1))
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._raised = 0  # of _kept, those before this are in _best
 
     def tile(self, low: int, operand: Any) -> None:
         """Keeps the pairs of a tile that can be among the k best; its first row is row `low` of the index."""
@@ -237,20 +238,39 @@ class _Scan:
         width, k = keys.shape[1], self._best.shape[1]
         own = (self._own_row >= low) & (self._own_row < low + width)
         keys[self._own_query[own], self._own_row[own] - low] = self._product.keys(np.float32([-np.inf]))[0]
-        # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper than the tile's k best.
-        parts = max(64, 2 ** (16 * k - 1).bit_length())
-        peaks = keys.reshape(len(keys), -1, parts).max(axis=1) if width % parts == 0 else keys
-        hit = np.flatnonzero(peaks.max(axis=1) >= self._least(slice(None)))
-        if len(hit) < len(keys):
-            keys, peaks = keys[hit], peaks[hit]
-        peaks = np.partition(peaks, peaks.shape[1] - k, axis=1)[:, -k:] if k < peaks.shape[1] else peaks
-        both = np.hstack([self._best[hit], self._product.values(peaks)])
-        self._best[hit] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
-        query, row = np.divmod(np.flatnonzero(keys >= self._least(hit)[:, None]), width)
-        self._kept.append((hit[query], row + low, self._product.values(keys[query, row])))
+        if not self._kept:
+            # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper than the tile's k best.
+            parts = max(64, 2 ** (16 * k - 1).bit_length())
+            peaks = keys.reshape(len(keys), -1, parts).max(axis=1) if width % parts == 0 else keys
+            self._raise_best(self._product.values(peaks))
+            self._raised = 1
+        query, row = np.divmod(np.flatnonzero(keys >= self._least()[:, None]), width)
+        self._kept.append((query, row + low, self._product.values(keys[query, row])))
+        if sum(len(kept[0]) for kept in self._kept[self._raised :]) >= self._best.size // 2:
+            self._raise_from_kept()
+
+    def _raise_from_kept(self) -> None:
+        """Takes the pairs into `_best` that were kept since the last time; each pair is taken once."""
+        if self._raised == len(self._kept):
+            return
+        query, _, fast = (np.concatenate(parts) for parts in zip(*self._kept[self._raised :]))
+        self._raised = len(self._kept)
+        order = np.argsort(query, kind="stable")
+        query, fast = query[order], fast[order]
+        place = np.arange(len(query)) - np.searchsorted(query, query)
+        table = np.full((len(self._best), place.max(initial=-1) + 1), -np.inf, np.float32)
+        table[query, place] = fast
+        self._raise_best(table)
+
+    def _raise_best(self, fast: np.ndarray) -> None:
+        """Takes fast scores [Q, P] of new pairs into `_best`."""
+        k = self._best.shape[1]
+        both = np.hstack([self._best, fast])
+        self._best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs (query, row) that include all of the k best, and their exact scores, float32."""
+        self._raise_from_kept()
         query, row, fast = (np.concatenate(parts) for parts in zip(*self._kept))
         first = fast >= self._best[:, 0][query]
         exact = np.full(len(query), -np.inf, np.float32)
@@ -263,10 +283,9 @@ class _Scan:
         scored = first | rest
         return query[scored], row[scored], exact[scored]
 
-    def _least(self, queries: Any) -> np.ndarray:
-        """The least key that some of the queries (an index into them) keep."""
-        bound = dataclasses.replace(self._bound, absolute=self._bound.absolute[queries])
-        least = bound.least_fast(bound.least_exact(self._best[queries, 0]))
+    def _least(self) -> np.ndarray:
+        """The least key that each query keeps."""
+        least = self._bound.least_fast(self._bound.least_exact(self._best[:, 0]))
         return self._product.keys(np.maximum(least, np.finfo(np.float32).min))  # own images are at -inf
 
     def _exact(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:

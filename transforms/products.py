@@ -28,6 +28,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from transforms.delg import import_tensorflow
+
 UNIT_TOLERANCE = 1e-3
 
 
@@ -88,9 +90,7 @@ class TensorFlowProduct(NumpyProduct):
     name = "TensorFlow float32"
 
     def __init__(self) -> None:
-        import tensorflow as tf
-
-        self._tf = tf
+        self._tf = import_tensorflow()
 
     def operand(self, rows: np.ndarray) -> Any:
         with self._tf.device("CPU:0"):
@@ -108,8 +108,7 @@ class Bfloat16Product:
     roundoff = 2.0**-8
 
     def __init__(self) -> None:
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         self._tf, self._type = tf, tf.bfloat16.as_numpy_dtype
 
     def operand(self, rows: np.ndarray) -> Any:
