@@ -216,7 +216,8 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
     """Adds the flags of ReadingConfig and ExtractionOverrides: those of the index job, or of one that has to follow its index."""
     if of_index:
         group = parser.add_argument_group("extraction (default: the model's card, else the official DELG settings)")
-        group.add_argument("--preset", choices=sorted(EXTRACTION_PRESETS), help="scales, features and threshold of the preset, for a model without a card")
+        group.add_argument(
+            "--preset", choices=sorted(EXTRACTION_PRESETS), help="scales, features and threshold of the preset, for a model without a card")
     else:
         group = parser.add_argument_group("extraction (as in the index; another value is an error)")
     group.add_argument("--image_scales", type=_scales, metavar="S,S,...", help="image pyramid factors")
@@ -224,9 +225,15 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
     group.add_argument("--score_threshold", type=_number(float, -math.inf), metavar="T", help="least attention of a local feature")
     group.add_argument("--max_image_side", type=_number(int, 16), metavar="PX", help="longer images are shrunk to this side")
     group.add_argument("--precision", choices=PRECISIONS, help="bfloat16: faster on processors that multiply it in hardware, features move a little")
-    group.add_argument("--exif_orientation", action=argparse.BooleanOptionalAction, default=True, help="turn photographs by their EXIF orientation (default: yes)")
-    group.add_argument("--max_image_pixels", type=_number(int, 1), default=ReadingConfig.max_image_pixels, metavar="N", help="larger photographs become failure rows (default: %(default)s)")
-    group.add_argument("--max_image_memory", type=_number(int, 1), default=ReadingConfig.max_image_memory, metavar="MB", help="so do those that take more memory to decode (default: %(default)s)")
+    group.add_argument(
+        "--exif_orientation", action=argparse.BooleanOptionalAction, default=True,
+        help="turn photographs by their EXIF orientation (default: yes)")
+    group.add_argument(
+        "--max_image_pixels", type=_number(int, 1), default=ReadingConfig.max_image_pixels, metavar="N",
+        help="larger photographs become failure rows (default: %(default)s)")
+    group.add_argument(
+        "--max_image_memory", type=_number(int, 1), default=ReadingConfig.max_image_memory, metavar="MB",
+        help="so do those that take more memory to decode (default: %(default)s)")
 
 
 def add_query_flags(parser: argparse.ArgumentParser) -> None:
@@ -253,8 +260,12 @@ def add_query_flags(parser: argparse.ArgumentParser) -> None:
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags about an output that is already there, and about what is taken for a success."""
     parser.add_argument("--overwrite", action="store_true", help="start anew where the output is finished or has other settings")
-    parser.add_argument("--max_failure_rate", type=_number(float, 0, 1), default=MAX_FAILURE_RATE, metavar="R", help="exit with 1 where more than this part of the images failed (default: %(default)s)")
-    parser.add_argument("--time_budget", type=duration, metavar="TIME", help="be done within this time, such as 12h, 2h30m or 90m: a pilot prints a plan, and what does not fit is left for a later start")
+    parser.add_argument(
+        "--max_failure_rate", type=_number(float, 0, 1), default=MAX_FAILURE_RATE, metavar="R",
+        help="exit with 1 where more than this part of the images failed (default: %(default)s)")
+    parser.add_argument(
+        "--time_budget", type=duration, metavar="TIME",
+        help="be done within this time, such as 12h, 2h30m or 90m: a pilot prints a plan, and what does not fit is left for a later start")
 
 
 def extraction_overrides(args: argparse.Namespace, preset: Optional[str]) -> ExtractionOverrides:

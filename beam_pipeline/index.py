@@ -195,7 +195,8 @@ def _append(
             manifest = _extract(config, options, choice, root, units, unlabelled, started)
             counts = manifest["counts"]
             if not manifest["complete"]:
-                print(f"{config.output} stays as it was: {counts['out_of_time']:,} images were not reached in time; the same command goes on from here")
+                print(f"{config.output} stays as it was: {counts['out_of_time']:,} images were not reached in time; "
+                      "the same command goes on from here")
                 return 0
             manifest["shards"] = base["shards"] + manifest["shards"]
             manifest["appended"] = {**base["appended"], name: counts}
@@ -226,7 +227,8 @@ def _extract(
     names = [unit.name for unit in planned]
     store = FeatureStore(config.output)
     if unlabelled:
-        print(f"{len(unlabelled)} of {len(unlabelled) + sum(unit.images for unit in planned)} images have no label and are left out, see {config.output}/failures", file=sys.stderr)
+        matched = len(unlabelled) + sum(unit.images for unit in planned)
+        print(f"{len(unlabelled)} of {matched} images have no label and are left out, see {config.output}/failures", file=sys.stderr)
         rows = [Failure("match", ref.image_id, ref.uri, "no_label", f"not in {config.labels}") for ref in unlabelled]
         files.write_parquet(files.join(config.output, "failures", f"no_label-{names[0]}.parquet"), failure_table(rows))
     for line in integrity.discard_damaged(store, names):
@@ -283,4 +285,5 @@ def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUni
 
 def _print_summary(output: str, counts: dict[str, int], seconds: float) -> None:
     late = f", {counts['out_of_time']:,} not reached in time: the same command goes on from here" if counts["out_of_time"] else ""
-    print(f"{output}: {counts['indexed']:,} images indexed, {counts['failed']:,} failed, in {seconds:,.1f} s ({counts['indexed'] / seconds:,.1f}/s){late}")
+    rate = counts["indexed"] / seconds
+    print(f"{output}: {counts['indexed']:,} images indexed, {counts['failed']:,} failed, in {seconds:,.1f} s ({rate:,.1f}/s){late}")

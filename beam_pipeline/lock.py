@@ -40,7 +40,8 @@ def held(root: str) -> Iterator[None]:
             continue  # released meanwhile
         if _alive(holder):
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(holder["since"]))
-            raise ConfigError(f"{root} is being written by process {holder['pid']} on {holder['host']} since {since} UTC; wait for it to end, or stop it")
+            raise ConfigError(
+                f"{root} is being written by process {holder['pid']} on {holder['host']} since {since} UTC; wait for it to end, or stop it")
         logging.warning("%s: process %d on %s left its lock behind; going on", root, holder["pid"], holder["host"])
         _remove(uri, holder)
     stop = threading.Event()

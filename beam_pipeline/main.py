@@ -71,7 +71,8 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
     index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
-    index.add_argument("--model", metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
+    index.add_argument(
+        "--model", metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
     index.add_argument("--append", action="store_true", help="add the images to a finished index, which stays readable meanwhile")
     config.add_output_flags(index)
     config.add_extraction_flags(index, of_index=True)

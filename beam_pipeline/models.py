@@ -74,7 +74,9 @@ def choose_as_indexed(model: str | None, overrides: ExtractionOverrides, manifes
     uri = model or indexed["uri"]
     fingerprint = saved_model.fingerprint(model_folder(uri))
     if fingerprint != indexed["fingerprint"]:
-        raise ConfigError(f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with ({indexed['uri']}, {indexed['fingerprint'][:12]})")
+        raise ConfigError(
+            f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with "
+            f"({indexed['uri']}, {indexed['fingerprint'][:12]})")
     return ModelChoice(uri, indexed["name"], fingerprint, settings)
 
 

@@ -283,7 +283,9 @@ def _find_images(store: FeatureStore, units: Iterable[str], image_ids: set[str])
 def _read_pixels(ref: ImageRef, manifest: Mapping[str, Any]) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
     reading = manifest["reading"]
-    image = images.read_image(ref, manifest["extraction"]["max_image_side"], reading["exif_orientation"], reading["max_image_pixels"], 1_000_000 * reading["max_image_memory"])
+    image = images.read_image(
+        ref, manifest["extraction"]["max_image_side"], reading["exif_orientation"], reading["max_image_pixels"],
+        1_000_000 * reading["max_image_memory"])
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
     return image.pixels

@@ -31,7 +31,8 @@ from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, neare
 from transforms.products import NumpyProduct, fastest_product
 from transforms.retrieval import UNIT_QUERIES, read_index_block
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, FeatureLocation, ImageFeatures, ImageRef, ImageUnit, LocalFeatures, Prediction, PredictionUnit, VerificationSettings
+from transforms.types import (
+    Candidate, FeatureLocation, ImageFeatures, ImageRef, ImageUnit, LocalFeatures, Prediction, PredictionUnit, VerificationSettings)
 from transforms.verification import verify_pair
 
 SAMPLE_IMAGES = 16
