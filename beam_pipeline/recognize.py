@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import budget, evaluate, integrity, lock, models, outputs, pilot, running
-from beam_pipeline.config import RecognizeConfig
+from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.index import Extraction, extraction_phase, image_reader, match, record_out_of_time
 from transforms import candidates, files, stores, tables
@@ -24,7 +24,7 @@ from transforms.features import try_suspects
 from transforms.retrieval import UNIT_QUERIES, IndexGroup, QueryBlock, RetrieveNearest, plan_groups
 from transforms.stores import FeatureStore
 from transforms.submission import SUBMISSION, WriteSubmission, write_submission
-from transforms.types import ImageUnit, PredictionUnit
+from transforms.types import ImageRef, ImageUnit, PredictionUnit
 from transforms.units import PlannedUnit, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
@@ -127,11 +127,22 @@ class _WritePredictions(beam.DoFn):
 def _asked(config: RecognizeConfig) -> tuple[dict[str, Any], models.ModelChoice, list[ImageUnit]]:
     """The index's manifest, its model, and the units of the queries."""
     index = outputs.read_manifest(config.index, "index")
+    images = match(config.images)
     if config.truth:
-        tables.read_truth(config.truth)  # a wrong table is found now, not after the night
+        _check_truth(config.truth, images)
     choice = models.choose_as_indexed(config.model, config.overrides, index)
     try_suspects(choice.model, choice.settings, image_reader(choice, config.reading))
-    return index, choice, make_units(match(config.images), [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)])
+    return index, choice, make_units(images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)])
+
+
+def _check_truth(uri: str, images: Sequence[ImageRef]) -> None:
+    """Finds now, not after the night, that a truth table is wrong or is one of other images."""
+    known = tables.read_truth(uri).column("image_id").combine_chunks()
+    there = pc.is_in(pa.array([ref.image_id for ref in images], pa.string()), value_set=known).to_pylist()
+    if not all(there):
+        raise ConfigError(
+            f"{there.count(False)} of {len(images)} query images are not in {uri}, the first is {images[there.index(False)].image_id!r}; "
+            "a query without a landmark needs a row with empty landmarks")
 
 
 def plan(config: RecognizeConfig, options: PipelineOptions) -> int:

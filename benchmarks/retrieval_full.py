@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from typing import Optional
+from typing import Optional, Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -151,6 +151,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="run.py retrieval-full", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the index is written, 13 GB [%(default)s]")
     parser.add_argument("--keep", action="store_true", help="leave the index there and use it again")
+    parser.add_argument("--plot", metavar="PNG", help="also draw the seconds against the size of the index")
     parser.add_argument("--index", type=int, default=GLDV2_IMAGES, help="index images")
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=2_048, help="of the descriptors")
@@ -184,6 +185,24 @@ def main(argv: Optional[list[str]] = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def plot(sizes: Sequence[int], seconds: Sequence[float], queries: int, path: str) -> None:
+    """Draws the seconds of the searches against the sizes of the index into a picture at `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=120)
+    axes.plot([0, sizes[-1]], [0, seconds[-1]], color="0.8", label="proportional to the index")
+    axes.plot(sizes, seconds, "o", color="tab:blue", label="measured")
+    axes.set(xlabel="index images", ylabel="seconds", title=f"Exact retrieval of {queries:,} queries", xlim=0, ylim=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def measure(options: argparse.Namespace, index_root: str, query_root: str, beam_options: PipelineOptions) -> int:
     """Runs the searches, prints the table and the goals' lines, and returns the exit code."""
     starts = range(0, options.index, options.per_unit)
@@ -214,6 +233,9 @@ def measure(options: argparse.Namespace, index_root: str, query_root: str, beam_
         truth = brute_force(index_root, part, checked.descriptors[: options.check], options.k)
         same = [run.found[i.decode()] for i in checked.image_ids[: options.check]] == truth
         goals.agree(f"ids of {len(truth)} queries and float64 brute force, 1/{fraction}", same and len(run.found) == options.queries)
+    if options.plot:
+        sizes = [sum(count for _, count in units[: -(-len(units) // fraction)]) for fraction in options.fractions]
+        plot(sizes, [size * seconds for size, seconds in zip(sizes, per_image)], options.queries, options.plot)
     goals.at_least("share of the bare matrix product, whole index", shares[-1], 0.6)
     goals.at_most("peak memory of all processes, GB", max(peaks) / 1e9, 4)
     goals.at_most("seconds per index image, whole index against its first part", per_image[-1] / per_image[0], 1.15)

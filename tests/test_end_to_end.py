@@ -237,6 +237,12 @@ def test_broken_photographs_are_failure_rows_and_change_nothing_else(data, embed
     assert rows == submission(embedded_run)
 
 
+def test_a_truth_of_other_images_is_refused_before_the_work(data, embedded_index, tmp_path, capsys):
+    (tmp_path / "truth.csv").write_text("id,landmarks,Usage\n0123,7,Public\n")
+    assert recognize(data, embedded_index, tmp_path / "run", "--truth", str(tmp_path / "truth.csv")) == 2
+    assert "query images are not in" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_images_without_a_label_are_left_out_and_said(data, tmp_path, capsys):
     labels = pd.read_csv(data / "labels.csv", dtype=str)
     labels.iloc[1:].to_csv(tmp_path / "labels.csv", index=False)
