@@ -193,10 +193,10 @@ def plot(sizes: Sequence[int], seconds: Sequence[float], queries: int, path: str
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=120)
-    axes.plot([0, sizes[-1]], [0, seconds[-1]], color="0.8", label="proportional to the index")
-    axes.plot(sizes, seconds, "o", color="tab:blue", label="measured")
-    axes.set(xlabel="index images", ylabel="seconds", title=f"Exact retrieval of {queries:,} queries", xlim=0, ylim=0)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    millions = [size / 1e6 for size in sizes]
+    axes.plot([0, millions[-1]], [0, seconds[-1]], color="0.8", label="proportional to the index")
+    axes.plot(millions, seconds, "o", color="tab:blue", label="measured")
+    axes.set(xlabel="index images, millions", ylabel="seconds", title=f"Exact retrieval of {queries:,} queries", xlim=0, ylim=0)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
