@@ -44,6 +44,13 @@ class TestMatch:
         refs = images.match_images([f"@{tmp_path}/list.txt"])
         assert [(r.image_id, r.size_bytes) for r in refs] == [("missing", 0), ("one", 1), ("two", 1)]
 
+    @pytest.mark.parametrize("path", ["../one.jpg", "in/../../one.jpg"])
+    def test_a_list_does_not_lead_out_of_its_folder(self, tmp_path, path):
+        write(tmp_path / "one.jpg")
+        write(tmp_path / "lists" / "list.txt", f"{path}\n".encode())
+        with pytest.raises(images.MatchError, match=r"list.txt, line 1: .* leads out of the list's folder"):
+            images.match_images([f"@{tmp_path}/lists/list.txt"])
+
     def test_a_file_named_twice_counts_once(self, tmp_path):
         one = write(tmp_path / "one.jpg")
         assert len(images.match_images([str(tmp_path), one])) == 1

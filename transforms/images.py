@@ -151,12 +151,14 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
         lines = files.read_bytes(uri).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise MatchError(f"{uri} is not UTF-8: {e}") from e
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         path = line.strip()
         if not path:
             continue
-        if files.is_local(path) and not os.path.isabs(path) and folder:
-            path = files.join(folder, path)
+        if files.is_local(path) and not os.path.isabs(path):
+            if os.path.normpath(path).split(os.sep)[0] == os.pardir:
+                raise MatchError(f"{uri}, line {number}: {path!r} leads out of the list's folder; write an absolute path if that is meant")
+            path = files.join(folder, path) if folder else path
         if files.is_local(path):
             yield path, os.path.getsize(path) if os.path.isfile(path) else 0
         else:
