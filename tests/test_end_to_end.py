@@ -276,8 +276,8 @@ def agrees_with_the_oracle(index_folder, run, parameters, limit):
         for candidate in candidates:
             mine = ours[candidate.image_id]
             assert mine["similarity"] == pytest.approx(candidate.similarity, abs=1e-6)
-            if candidate.inliers >= 60:  # a clear homography; the two fits of it differ in the matches near the threshold
-                assert mine["inliers"] == pytest.approx(candidate.inliers, rel=0.15)
+            if candidate.inliers >= 60:  # a clear homography; scikit-image does not improve its own, so it may find fewer
+                assert 0.85 * candidate.inliers <= mine["inliers"] <= 1.35 * candidate.inliers
         same += landmark == row.landmark_id
     # A query of nothing that is there may fall to one class or another by a chance inlier.
     assert same >= 0.9 * len(answers)

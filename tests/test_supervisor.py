@@ -110,7 +110,9 @@ def job():
 """
     process = subprocess.Popen(
         [sys.executable, "-c", f"{JOB}\n{waiting}\nsys.exit(supervisor.run(job, [OUTPUT]))", str(tmp_path), ""],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        # A shell starts what it runs in the background with SIGINT ignored, the test suite perhaps.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     child = int(process.stdout.readline())
     process.send_signal(number)
     assert process.wait(timeout=30) == (1 if number == signal.SIGINT else -number)
