@@ -29,8 +29,13 @@ setup(
         "threadpoolctl>=3.5,<4",
     ],
     extras_require={
+        "aws": ["apache-beam[aws]>=2.76,<3", "boto3>=1.36,<2"],
         "gcp": ["apache-beam[gcp]>=2.76,<3"],
-        "test": ["duckdb>=1.2,<3", "hypothesis>=6.100,<7", "pytest>=8,<10", "scipy>=1.13,<2"],
+        "test": [
+            "duckdb>=1.2,<3", "hypothesis>=6.100,<7", "pytest>=8,<10", "scipy>=1.13,<2",
+            # What of the extra gcp builds a Dataflow job; all of it takes a minute to install.
+            "google-cloud-dataflow-client>=0.13,<1", "google-cloud-storage>=2.18,<4",
+        ],
         "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
     },
     entry_points={"console_scripts": ["landmarks=beam_pipeline.main:main"]},

@@ -56,6 +56,10 @@ class PipelineError(RuntimeError):
     """The pipeline failed; the text says why, as the engine tells it."""
 
 
+class NotAwaited(Exception):
+    """A pipeline was built, and nobody here waits for its end: a dry run, or a template; the text says which, and what comes next."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TimeBudget:
     """How long a command may take.

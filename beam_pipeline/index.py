@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 import time
@@ -17,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import budget, integrity, lock, models, outputs, pilot, running
 from beam_pipeline.config import ConfigError, IndexConfig, ReadingConfig
-from transforms import files, tables
+from transforms import features, files, tables
 from transforms.delg.catalog import EMBEDDED
 from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model, try_suspects
 from transforms.images import MatchError, match_images, read_images
@@ -25,13 +26,16 @@ from transforms.stores import FeatureStore, failure_table
 from transforms.types import Failure, ImageRef, ImageUnit
 from transforms.units import PlannedUnit, ReadUnits, make_units, read_unit, write_plan
 
+_SLICE = 1 << 16  # landmarks as Python's text at a time
+
 
 def build(
     pipeline: beam.Pipeline, config: IndexConfig, choice: models.ModelChoice, plan_root: str, planned: Sequence[PlannedUnit],
     deadline: float = math.inf,
 ) -> beam.PCollection[str]:
     """The graph of the index job: the planned units' features go to the store; gives the names of the finished units."""
-    return pipeline | "Extract" >> Extraction(plan_root, config.output, choice, config.reading, tuple(planned), deadline)
+    extraction = Extraction(plan_root, config.output, choice, config.reading, tuple(planned), deadline)
+    return pipeline | "Extract" >> extraction.with_resource_hints(**running.resource_hints(pipeline.options, features.MIN_RAM))
 
 
 @dataclasses.dataclass
@@ -64,13 +68,13 @@ class Extraction(beam.PTransform):
         parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
         if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
             handler = DelgModelHandler(
-                self.choice.model, self.choice.settings, image_reader(self.choice, self.reading),
+                self.choice.model, self.choice.settings, image_reader(self.choice, self.reading), FeatureStore(self.store_root),
                 running.images_in_flight(begin.pipeline.options), self.deadline)
             parts.append(
                 begin
                 | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
                 | ReadUnits(self.plan_root)
-                | ExtractFeatures(self.store_root, handler)
+                | ExtractFeatures(handler)
             )
         return parts | beam.Flatten()
 
@@ -101,14 +105,21 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
     """Images with their landmark, and those that `labels` (image_id, landmark_id) does not hold."""
     ids = pa.array([ref.image_id for ref in images], pa.string())
     rows = pc.index_in(ids, value_set=labels.column("image_id").combine_chunks())
-    landmarks = labels.column("landmark_id").take(rows).to_pylist()
-    known = [dataclasses.replace(ref, landmark_id=landmark) for ref, landmark in zip(images, landmarks) if landmark is not None]
-    return known, [ref for ref, landmark in zip(images, landmarks) if landmark is None]
+    landmarks = labels.column("landmark_id").take(rows)
+    texts = itertools.chain.from_iterable(landmarks.slice(at, _SLICE).to_pylist() for at in range(0, len(landmarks), _SLICE))
+    known, unlabelled = [], []
+    for ref, landmark in zip(images, texts):
+        if landmark is None:
+            unlabelled.append(ref)
+        else:  # a landmark's images share its text
+            known.append(ImageRef(ref.image_id, ref.uri, ref.size_bytes, sys.intern(landmark)))
+    return known, unlabelled
 
 
 def _asked(config: IndexConfig, base: Optional[dict[str, Any]]) -> tuple[models.ModelChoice, list[ImageUnit], list[ImageRef]]:
     """The model, the units of all labelled images matched, and the images without a label; `base` is the manifest to append to."""
     labels = tables.read_labels(config.labels)
+    pa.default_memory_pool().release_unused()  # of a million labels 150 MB
     images, unlabelled = labelled(match(config.images), labels)
     if not images:
         raise ConfigError(f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is {unlabelled[0].image_id!r})")
@@ -132,7 +143,7 @@ def _sample(config: IndexConfig, options: PipelineOptions, choice: models.ModelC
     missing = [unit for unit in units if unit.name not in there]
     work = budget.work_of(options, images=sum(len(unit.images) for unit in missing), units=len(missing))
     reader = image_reader(choice, config.reading)
-    return pilot.Sample(choice.model, choice.settings, reader, pilot.sample_images(missing), work, pilot.local_flags(options))
+    return pilot.Sample(choice.model, choice.settings, reader, pilot.sample_images(missing), work, pilot.beam_flags(options))
 
 
 def run(config: IndexConfig, options: PipelineOptions) -> int:

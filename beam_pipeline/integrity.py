@@ -68,8 +68,8 @@ def discard_damaged(store: FeatureStore, units: Sequence[str]) -> list[str]:
     Returns:
       What was wrong, a line per file.
     """
-    lines = []
-    there = [unit for unit in store.units() if unit in set(units)]
+    lines, wanted = [], set(units)
+    there = [unit for unit in store.units() if unit in wanted]
     summaries = store.summaries(there)
     problems = wrong_sizes({files.join(store.root, name): record for s in summaries for name, record in s["files"].items()})
     for summary in summaries:

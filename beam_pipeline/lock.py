@@ -2,8 +2,10 @@
 
 A holder renews its lock every _HEARTBEAT seconds. A lock is dead when its process is gone (seen from the same machine), or when
 it has not been renewed for _PATIENCE seconds (seen from anywhere). Locally and on NFS a lock is taken by a hard link, which only
-one of several can make; an object store has nothing alike, there a lock is written, read back and believed. Should two runs with
-the same arguments get past it, they write the same shards, each whole: the lock saves their work, it does not guard correctness.
+one of several can make. In an object store it is taken, taken over from the dead and renewed by a write on the condition that nothing
+was written meanwhile (If-None-Match and If-Match of S3, generations of GCS), which only one of several can do. Other file systems of Beam
+have nothing alike: there a lock is written, read back and believed. Should two runs with the same arguments get past it, they write the
+same shards, each whole: the lock saves their work, it does not guard correctness.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ def held(root: str) -> Iterator[None]:
       ConfigError: another run holds it; the text says which.
     """
     uri, mine = files.join(root, LOCK), {**_identity(), "token": uuid.uuid4().hex, "since": time.time()}
-    while not _take(uri, mine):
-        holder = _read(uri)
+    dead: Optional[dict[str, Any]] = None
+    while not _take(uri, mine, dead):
+        dead, holder = None, _read(uri)
         if holder is None:
             continue  # released meanwhile
         if _alive(holder):
@@ -43,7 +46,7 @@ def held(root: str) -> Iterator[None]:
             raise ConfigError(
                 f"{root} is being written by process {holder['pid']} on {holder['host']} since {since} UTC; wait for it to end, or stop it")
         logging.warning("%s: process %d on %s left its lock behind; going on", root, holder["pid"], holder["host"])
-        _remove(uri, holder)
+        dead = holder
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
     heart.start()
@@ -85,14 +88,13 @@ def _alive(holder: dict[str, Any]) -> bool:
     return time.time() - holder["renewed"] < _PATIENCE
 
 
-def _take(uri: str, mine: dict[str, Any]) -> bool:
-    """Whether the lock is now ours; False where a lock stands already."""
-    mine = {**mine, "renewed": time.time()}
+def _take(uri: str, mine: dict[str, Any], dead: Optional[dict[str, Any]]) -> bool:
+    """Whether the lock is now ours; False where another lock stands than the `dead` one."""
+    mine["renewed"] = time.time()
     if not files.is_local(uri):
-        if files.exists(uri):
-            return False
-        files.write_json(uri, mine)
-        return (_read(uri) or {}).get("token") == mine["token"]
+        return _swap(uri, dead, mine)
+    if dead is not None:
+        _remove(uri, dead)
     if os.path.exists(uri):
         return False
     draft = f"{uri}.{mine['token']}.tmp"
@@ -104,6 +106,10 @@ def _take(uri: str, mine: dict[str, Any]) -> bool:
         return False
     finally:
         files.delete(draft)
+
+
+def _swap(uri: str, old: Optional[dict[str, Any]], new: dict[str, Any]) -> bool:
+    return files.swap_remote(uri, None if old is None else files.json_bytes(old), files.json_bytes(new))
 
 
 def _read(uri: str) -> Optional[dict[str, Any]]:
@@ -131,8 +137,12 @@ def _remove(uri: str, holder: dict[str, Any]) -> None:
 
 def _beat(uri: str, mine: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(_HEARTBEAT):
+        renewed = {**mine, "renewed": time.time()}
         try:
-            if (_read(uri) or {}).get("token") == mine["token"]:
-                files.write_json(uri, {**mine, "renewed": time.time()})
+            if not files.is_local(uri):
+                if _swap(uri, mine, renewed):
+                    mine = renewed
+            elif (_read(uri) or {}).get("token") == mine["token"]:
+                files.write_json(uri, renewed)
         except OSError as e:
             logging.warning("the lock %s could not be renewed: %s", uri, e)

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="landmarks",
         description="Recognises landmarks in photographs without training: index labelled photographs, recognize others, evaluate.",
-        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of index, recognize, plan and evaluate.",
+        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of any command but demo.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"landmarks {__version__}")
@@ -46,18 +46,18 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--truth", required=True, metavar="CSV", help="id,landmarks,Usage")
     evaluate.add_argument("--output", metavar="JSON", help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)")
 
-    verify = _add_command(commands, "verify", _verify, "check that every shard of a finished output is as it was written", beam_options=False)
+    verify = _add_command(commands, "verify", _verify, "check that every shard of a finished output is as it was written")
     verify.add_argument("store", metavar="STORE", help="made by `landmarks index` or `landmarks recognize`")
 
     model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(
         title="commands", metavar="COMMAND", required=True, help="what to look at")
-    inspect = _add_command(model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image", beam_options=False)
+    inspect = _add_command(model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image")
     inspect.add_argument("model", metavar="MODEL", help="embedded, or the folder or URI of a SavedModel")
 
     demo = _add_command(commands, "demo", _demo, "make a small data set to try everything on", beam_options=False)
     demo.add_argument("--output", required=True, metavar="DIR", help="folder to make")
 
-    matches = _add_command(commands, "matches", _matches, "draw a query, its best candidates and their inliers", beam_options=False)
+    matches = _add_command(commands, "matches", _matches, "draw a query, its best candidates and their inliers")
     matches.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
     matches.add_argument("--image_id", required=True, metavar="ID", help="the query")
     matches.add_argument("--output", required=True, metavar="PNG", help="picture to write")
@@ -98,11 +98,12 @@ def _add_command(commands: Any, name: str, run: Any, text: str, beam_options: bo
 
 
 def beam_options(flags: Sequence[str]) -> Any:
-    """Beam's PipelineOptions from the flags that are not ours.
+    """Beam's PipelineOptions from the flags that are not ours; from now on they hold for remote files too.
 
     Raises:
       config.ConfigError: a flag that Beam does not know either; the text proposes the nearest one.
     """
+    from apache_beam.io import filesystems
     from apache_beam.options import pipeline_options
 
     # Beam itself only warns of unknown options, so ask its parsers first.
@@ -119,10 +120,12 @@ def beam_options(flags: Sequence[str]) -> Any:
         raise config.ConfigError(f"wrong value for an option of Beam in: {' '.join(flags)}") from None
     if unknown:
         known = [o for action in [*build_parser()._actions, *parser._actions] for o in action.option_strings]
-        known += [o for name in ("index", "recognize", "evaluate") for o in _own_flags(name)]
+        known += [o for name in ("index", "recognize", "evaluate", "verify", "matches") for o in _own_flags(name)]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         raise config.ConfigError(f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    return pipeline_options.PipelineOptions(list(flags))
+    options = pipeline_options.PipelineOptions(list(flags))
+    filesystems.FileSystems.set_options(options)  # a pipeline does it too, but files are read before there is one
+    return options
 
 
 def _own_flags(command: str) -> list[str]:
@@ -239,6 +242,9 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise config.ConfigError(f"unknown option {rest[0]!r}")
         options = beam_options(rest) if args.beam_options else None
         return args.command(args, options)
+    except config.NotAwaited as e:
+        print(e)
+        return EXIT_DONE
     except config.ConfigError as e:
         print(f"landmarks: error: {e}", file=sys.stderr)
         return EXIT_USAGE

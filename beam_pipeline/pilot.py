@@ -19,6 +19,7 @@ from typing import Any, Callable, Iterable, Optional, Sequence, TypeVar
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import budget, main, running
@@ -76,7 +77,7 @@ class Sample:
       read_images: reads and decodes photographs.
       images: to extract; none, and no model is loaded.
       work: of the whole job.
-      beam_flags: options of the local runner; None for another.
+      beam_flags: the job's options of Beam.
       search: None for an index.
     """
 
@@ -85,7 +86,7 @@ class Sample:
     read_images: ReadImages
     images: tuple[ImageRef, ...]
     work: Work
-    beam_flags: Optional[dict[str, Any]]
+    beam_flags: dict[str, Any]
     search: Optional[Search] = None
 
 
@@ -95,9 +96,9 @@ def sample_images(units: Iterable[ImageUnit], number: int = SAMPLE_IMAGES) -> tu
     return tuple(images[(2 * i + 1) * len(images) // (2 * number)] for i in range(number)) if len(images) > number else tuple(images)
 
 
-def local_flags(options: PipelineOptions) -> Optional[dict[str, Any]]:
-    """The options of Beam that a pipeline of the pilot takes over; None where they are not for the local runner."""
-    return None if running.local_workers(options) is None else options.get_all_options(drop_default=True, retain_unknown_options=False)
+def beam_flags(options: PipelineOptions) -> dict[str, Any]:
+    """The options of Beam that a pilot takes over."""
+    return options.get_all_options(drop_default=True, retain_unknown_options=False)
 
 
 def measure(sample: Sample) -> Measured:
@@ -107,13 +108,15 @@ def measure(sample: Sample) -> Measured:
       ModelError, OSError: what the job itself would raise before its pipeline starts.
     """
     started = time.monotonic()
+    options = PipelineOptions.from_dictionary(sample.beam_flags)
+    FileSystems.set_options(options)
     workers = len(os.sched_getaffinity(0)) if sample.work.engine else sample.work.workers
     with tempfile.TemporaryDirectory(prefix="landmarks-pilot-") as scratch:
         found, extracted = _measure_extraction(sample, workers, scratch) if sample.images else ({}, [])
         if sample.search is not None:
             found.update(_measure_search(sample.search, sample.work, extracted, workers, scratch))
-    if sample.beam_flags is not None:
-        found["pipeline"] = _seconds(lambda: running.run_pipeline(_empty, PipelineOptions.from_dictionary(sample.beam_flags), []))
+    if not sample.work.engine:
+        found["pipeline"] = _seconds(lambda: running.run_pipeline(_empty, options, []))
     # Kibibytes on Linux.
     found["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Measured(**found, seconds=time.monotonic() - started)

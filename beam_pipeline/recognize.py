@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from typing import Any, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from beam_pipeline import budget, evaluate, integrity, lock, models, outputs, pi
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.index import Extraction, extraction_phase, image_reader, match, record_out_of_time
-from transforms import candidates, files, stores, tables
+from transforms import candidates, features, files, retrieval, stores, tables, verification
 from transforms.aggregation import AggregatePredictions
 from transforms.features import try_suspects
 from transforms.retrieval import UNIT_QUERIES, IndexGroup, QueryBlock, RetrieveNearest, plan_groups
@@ -28,7 +29,7 @@ from transforms.types import ImageRef, ImageUnit, PredictionUnit
 from transforms.units import PlannedUnit, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
-_IMAGES_PER_BLOCK = 4096
+IMAGES_PER_BLOCK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +56,33 @@ class Prepared:
 def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) -> beam.PCollection[int]:
     """The graph of the recognize job; gives the number of rows of the submission."""
     output, until = config.output, prepared.deadlines
+    hints = functools.partial(running.resource_hints, pipeline.options)
     blocks = (
         pipeline
         | "Extract" >> Extraction(
-            config.output, prepared.query_store, prepared.choice, config.reading, prepared.planned, until.extract)
+            config.output, prepared.query_store, prepared.choice, config.reading, prepared.planned, until.extract
+        ).with_resource_hints(**hints(features.MIN_RAM))
         | "Blocks" >> GroupIntoBlocks({unit.name: block for unit, block in _blocks(prepared.planned)})
     )
     units = (
         blocks
         | "Retrieve" >> RetrieveNearest(
-            config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.retrieve, config.output)
+            config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.retrieve, config.output
+        ).with_resource_hints(**hints(retrieval.MIN_RAM))
         | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
-        | "Verify" >> VerifyCandidates(config.index, prepared.query_store, config.verification, prepared.rerank, until.verify)
+        | "Verify" >> VerifyCandidates(
+            config.index, prepared.query_store, config.verification, prepared.rerank, until.verify
+        ).with_resource_hints(**hints(verification.MIN_RAM))
         | "Aggregate" >> AggregatePredictions(config.top_k)
     )
     return units | "WritePredictions" >> beam.ParDo(_WritePredictions(config.output)) | "Submission" >> WriteSubmission(config.output)
 
 
 def _blocks(planned: Sequence[PlannedUnit]) -> Iterable[tuple[PlannedUnit, str]]:
-    """Each unit with the name of its query block: consecutive units, _IMAGES_PER_BLOCK images or a little more."""
+    """Each unit with the name of its query block: consecutive units, IMAGES_PER_BLOCK images or a little more."""
     block, images = 0, 0
     for unit in planned:
-        if images >= _IMAGES_PER_BLOCK:
+        if images >= IMAGES_PER_BLOCK:
             block, images = block + 1, 0
         images += unit.images
         yield unit, f"{block:05d}"
@@ -172,7 +178,7 @@ def _sample(
         tuple(unit.name for unit in units if unit.name in there), config.num_to_rerank, config.verification if rerank else None)
     return pilot.Sample(
         choice.model, choice.settings, image_reader(choice, config.reading), pilot.sample_images(missing), work,
-        pilot.local_flags(options), search)
+        pilot.beam_flags(options), search)
 
 
 def query_store(config: RecognizeConfig) -> str:

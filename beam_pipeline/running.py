@@ -11,10 +11,11 @@ from typing import Callable, Optional, Sequence
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions, GoogleCloudOptions, PipelineOptions, SetupOptions, StandardOptions, TestOptions)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline.config import LOCAL_RUNNERS, PipelineError
+from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
 from transforms import files
 
 
@@ -70,6 +71,19 @@ def images_in_flight(options: PipelineOptions) -> Optional[int]:
     return direct.direct_num_workers if in_threads else None
 
 
+def resource_hints(options: PipelineOptions, min_ram: str) -> dict[str, str]:
+    """What `PTransform.with_resource_hints` takes for a step whose workers need `min_ram`, such as "4GB", each, all their processes together.
+
+    Empty but for Dataflow, which sizes workers by it. Other engines only keep steps with different hints in processes of their own, and
+    memory would be taken for each.
+    """
+    return {"min_ram": min_ram} if _on_dataflow(options) else {}
+
+
+def _on_dataflow(options: PipelineOptions) -> bool:
+    return "dataflow" in (options.view_as(StandardOptions).runner or "").lower()  # DataflowRunner, or by its module's name
+
+
 def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]) -> dict[str, int]:
     """Builds a pipeline, runs it to its end and shows progress meanwhile.
 
@@ -80,6 +94,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
 
     Raises:
       PipelineError: the pipeline failed.
+      NotAwaited: it was built, and that is all that the options ask for.
     """
     workers = local_workers(options)
     options = PipelineOptions.from_dictionary(options.get_all_options(drop_default=True, retain_unknown_options=False))
@@ -91,17 +106,34 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         direct.direct_num_workers = workers
         if "direct_running_mode" not in given:
             direct.direct_running_mode = "multi_threading" if workers > 1 else "in_memory"
+    setup, not_awaited = options.view_as(SetupOptions), _not_awaited(options)
+    if setup.save_main_session is None:
+        setup.save_main_session = False  # all that workers run they import from the installed packages
     pipeline = beam.Pipeline(runner=runner, options=options)
     build(pipeline)
-    with _Progress(phases):
+    with _Progress([] if not_awaited else phases):
         try:
             result = pipeline.run()
-            result.wait_until_finish()
+            if not not_awaited:
+                result.wait_until_finish()
         except Exception as e:
             # A worker's error comes as itself, or as the text of its traceback, where what was raised stands in the last line.
             text = str(e).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
             raise PipelineError(text if isinstance(e, RuntimeError) else f"{type(e).__name__}: {text}") from e
+    if not_awaited:
+        raise NotAwaited(not_awaited)
     return _metrics(result)
+
+
+def _not_awaited(options: PipelineOptions) -> Optional[str]:
+    """Why the pipeline's end is not waited for, where it is not; other engines than Dataflow do not know these options and run it."""
+    if not _on_dataflow(options):
+        return None
+    if options.view_as(TestOptions).dry_run:
+        return "dry run: the job was built, nothing was submitted"
+    if template := options.view_as(GoogleCloudOptions).template_location:
+        return f"{template} was made; once a job made from it has ended, the same command with the local runner completes the output"
+    return None
 
 
 def _metrics(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
@@ -144,10 +176,12 @@ class _Progress:
     def _watch(self) -> None:
         for phase in self._phases:
             begun, first = time.monotonic(), phase.done()
-            done, printed = first, begun if not self._terminal else 0.0
-            while done < phase.total and not self._stop.wait(0.5):
+            done, printed, pause = first, begun if not self._terminal else 0.0, 0.5
+            while done < phase.total and not self._stop.wait(pause):
+                asked = time.monotonic()
                 done = phase.done()
                 now = time.monotonic()
+                pause = max(0.5, 10 * (now - asked))  # to list a large folder of an object store takes seconds
                 if now - printed > (0.5 if self._terminal else _SECONDS_BETWEEN_LINES):
                     self._show(phase, done, first, now - begun, end="")
                     printed = now

@@ -88,7 +88,7 @@ def test_how_many_photographs_are_in_flight(monkeypatch, devices, asked, slots):
     config = types.SimpleNamespace(list_physical_devices=lambda kind: devices)
     monkeypatch.setattr(features, "import_tensorflow", lambda: types.SimpleNamespace(config=config))
     monkeypatch.setattr(features, "load_model", lambda model, settings: FakeModel())
-    loaded = features.DelgModelHandler("a model", SETTINGS, READER, asked).load_model()
+    loaded = features.DelgModelHandler("a model", SETTINGS, READER, FeatureStore("a store"), asked).load_model()
     assert (loaded.pool is None) == (slots is None) and loaded.slots == (slots or 1)
 
 
@@ -108,9 +108,9 @@ def test_another_image_size_is_no_new_trace(tmp_path, kind):
 def test_units_go_to_shards(unit, tmp_path):
     tiny_models.build("delg_tf1", tmp_path / "model")
     store = FeatureStore(str(tmp_path / "store"))
-    handler = features.DelgModelHandler(str(tmp_path / "model"), SETTINGS, READER, images_in_flight=2)
+    handler = features.DelgModelHandler(str(tmp_path / "model"), SETTINGS, READER, store, images_in_flight=2)
     with TestPipeline() as pipeline:
-        names = pipeline | beam.Create([unit]) | features.ExtractFeatures(store.root, handler)
+        names = pipeline | beam.Create([unit]) | features.ExtractFeatures(handler)
         assert_that(names, equal_to(["unit"]))
     assert store.read_images("unit").column("image_id").to_pylist() == ["a", "b", "d"]
     assert store.failures(["unit"]).column("image_id").to_pylist() == ["c"]

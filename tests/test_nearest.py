@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from transforms import nearest as nearest_module
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
-from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, fastest_product, penalty_columns
+from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, error_bound_of_any, exact_scores, fastest_product, penalty_columns
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 
@@ -58,7 +59,8 @@ def brute_force(queries: DescriptorBlock, index: IndexBlock, k: int) -> tuple[li
         scored = []
         for j, x in enumerate(index.descriptors):
             if index.image_ids[j] != query_id:
-                cosine = np.sum(q.astype(np.float64) * x.astype(np.float64)) - (0 if index.penalty is None else index.penalty[j])
+                penalty = 0.0 if index.penalty is None else float(index.penalty[j])
+                cosine = math.fsum([*(q.astype(np.float64) * x), -penalty])
                 scored.append((-np.float32(cosine), bytes(index.image_ids[j])))
         scored = sorted(scored)[:k]
         all_ids.append([i for _, i in scored] + [b""] * (k - len(scored)))
@@ -198,9 +200,19 @@ def test_scores_keep_their_bound(seed: int, width: int, scale: float) -> None:
     queries, rows = (unit_rows(centre + scale * rng.standard_normal((20, width))) for _ in range(2))
     exact = queries.astype(np.float64) @ rows.T.astype(np.float64)
     for product in PRODUCTS.values():
-        scores = product.values(product.scores(product.operand(queries), product.operand(rows)))
+        scores = product.values(product.ordered(product.scores(product.operand(queries), product.operand(rows))))
         bound = error_bound(product, queries, 0.0)
         assert np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None])
+        assert np.all(bound.absolute <= error_bound_of_any(product, width).absolute)
+
+
+def test_exact_scores_are_the_true_sum_rounded_whatever_its_order() -> None:
+    # 1 + 2^-24 lies halfway between two float32; what is added decides, and float64 loses it in some orders.
+    terms = [[1.0, 2**-24, 2**-60], [1.0, 2**-24, -(2**-60)], [1.0, 2**-24, 2**-50], [0.5, -0.5, 2**-80], [0.25, 0.5, 0.0]]
+    expected = np.array([1, 1, 1 + 2**-23, 2**-80, 0.75], np.float32)
+    for order in itertools.permutations(range(3)):
+        sums = np.array([(row[order[0]] + row[order[1]]) + row[order[2]] for row in terms])
+        np.testing.assert_array_equal(exact_scores(sums, 2, 0.0, terms.__getitem__), expected)
 
 
 def test_keys_sort_as_scores_do(product: Product) -> None:

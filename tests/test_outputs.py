@@ -112,6 +112,9 @@ class FolderFileSystem(localfilesystem.LocalFileSystem):
     def exists(self, path):
         return super().exists(self._local(path))
 
+    def metadata(self, path):
+        return super().metadata(self._local(path))
+
     def delete(self, paths):
         super().delete([self._local(path) for path in paths])
 

@@ -1,109 +1,25 @@
-"""The embedded model: its contract, its bytes, and its numbers against a slow NumPy oracle."""
+"""The model rootsift-vlad: its numbers against a slow NumPy oracle."""
 
-import concurrent.futures
-import hashlib
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from transforms.delg import embedded, rootsift_vlad
-from transforms.delg.card import read_card, settings_from_card
-
-INPUTS = ("input_image", "input_scales", "input_max_feature_num", "input_abs_thres", "input_global_scales_ind")
-OUTPUTS = ("boxes", "features", "scales", "scores", "global_descriptors")
-SCALES = rootsift_vlad.SETTINGS.image_scales
+from tests.builtin_models import caller, textured
+from transforms.delg import builtin, rootsift_vlad
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return embedded.model_dir(str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
+def extract(tmp_path_factory):
     import tensorflow as tf
 
-    return tf.saved_model.load(folder)
+    folder = builtin.model_dir(rootsift_vlad.NAME, str(tmp_path_factory.mktemp("cache")))
+    return caller(tf.saved_model.load(folder), rootsift_vlad.SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def extract(model):
-    import tensorflow as tf
-
-    pruned = model.prune([f"{name}:0" for name in INPUTS], [f"{name}:0" for name in OUTPUTS])
-
-    def call(image, scales=SCALES, max_features=1000, threshold=20.0, global_scales=None):
-        chosen = range(len(scales)) if global_scales is None else global_scales
-        outputs = pruned(tf.constant(image), tf.constant(scales, tf.float32), tf.constant(max_features),
-                         tf.constant(threshold, tf.float32), tf.constant(list(chosen), tf.int32))
-        return {name: value.numpy() for name, value in zip(OUTPUTS, outputs)}
-
-    return call
-
-
-def textured(height, width, seed=0):
-    """An image uint8 [height, width, 3] of random patches, with corners at several scales."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((height, width, 3))
-    for size in (4, 16):
-        coarse = rng.integers(0, 128, (-(-height // size), -(-width // size), 3))
-        image += np.kron(coarse, np.ones((size, size, 1)))[:height, :width]
-    return image.astype(np.uint8)
-
-
-class TestContract:
-    def test_signature_names_and_dtypes(self, model):
-        signature = model.signatures["serving_default"]
-        given = {name: spec.dtype.name for name, spec in signature.structured_input_signature[1].items()}
-        assert given == dict(zip(INPUTS, ("uint8", "float32", "int32", "float32", "int32")))
-        assert {name: spec.dtype.name for name, spec in signature.structured_outputs.items()} == dict.fromkeys(OUTPUTS, "float32")
-
-    def test_signature_and_prune_agree(self, model, extract):
-        import tensorflow as tf
-
-        image = textured(120, 160)
-        feeds = (image, np.float32(SCALES), np.int32(100), np.float32(20), np.int32([1, 2]))
-        by_signature = model.signatures["serving_default"](**{name: tf.constant(value) for name, value in zip(INPUTS, feeds)})
-        for name, value in extract(image, max_features=100, global_scales=[1, 2]).items():
-            np.testing.assert_allclose(by_signature[name], value, rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize("height, width", [(1, 1), (16, 16), (3, 400), (97, 211), (480, 640)])
-    def test_shapes_at_every_size(self, extract, height, width):
-        found = extract(textured(height, width))
-        count = len(found["boxes"])
-        assert count <= 1000
-        assert found["boxes"].shape == (count, 4) and found["features"].shape == (count, 128)
-        assert found["scales"].shape == (count,) and found["scores"].shape == (count, 1)
-        assert found["global_descriptors"].shape == (len(SCALES), 2048)
-        assert all(np.isfinite(value).all() for value in found.values())
-
-    def test_global_rows_follow_the_scales_that_were_asked_for(self, extract):
-        image = textured(100, 140)
-        every = extract(image)["global_descriptors"]
-        np.testing.assert_allclose(extract(image, global_scales=[3, 1])["global_descriptors"], every[[1, 3]], atol=1e-6)
-
-    def test_max_features_keeps_the_strongest(self, extract):
-        image = textured(240, 320)
-        many, few = extract(image), extract(image, max_features=50)
-        assert len(many["scores"]) > 50 and len(few["scores"]) == 50
-        assert (np.diff(many["scores"][:, 0]) <= 0).all()
-        np.testing.assert_allclose(few["scores"], many["scores"][:50], rtol=1e-5)
-        np.testing.assert_allclose(few["boxes"], many["boxes"][:50], rtol=1e-5)
-
-    def test_threshold_cuts_the_scores(self, extract):
-        image = textured(240, 320)
-        every = extract(image, max_features=10**6, threshold=0.0)["scores"][:, 0]
-        threshold = float(np.median(every))
-        kept = extract(image, max_features=10**6, threshold=threshold)["scores"][:, 0]
-        assert len(kept) == (every >= np.float32(threshold)).sum() < len(every)
-
-    def test_scales_are_reciprocal_and_boxes_follow_them(self, extract):
+class TestLocalFeatures:
+    def test_boxes_follow_the_scales(self, extract):
         found = extract(textured(480, 640))
-        assert set(np.round(found["scales"], 3)) <= set(np.round(1 / np.float32(SCALES), 3))
         sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
         np.testing.assert_allclose(sides, 18.0 * found["scales"][:, None] * [1, 1], rtol=0.02)
 
@@ -114,11 +30,9 @@ class TestContract:
         np.testing.assert_allclose((box[:2] + box[2:]) / 2, [81, 121], atol=2)
 
     @pytest.mark.parametrize("level", [0, 90, 255])
-    def test_flat_image_has_no_features_and_a_finite_descriptor(self, extract, level):
+    def test_a_flat_image_has_none(self, extract, level):
         found = extract(np.full((120, 160, 3), level, np.uint8))
         assert len(found["boxes"]) == len(found["features"]) == len(found["scores"]) == 0
-        assert np.isfinite(found["global_descriptors"]).all()
-        assert (np.linalg.norm(found["global_descriptors"], axis=1) > 0.1).all()
 
 
 class TestOracle:
@@ -195,40 +109,3 @@ class TestOracle:
     def test_global_axes_are_orthonormal_as_far_as_their_rounding_allows(self):
         axes = rootsift_vlad.load_constants()["global_axes"]
         np.testing.assert_allclose(axes @ axes.T, np.eye(len(axes)), atol=0.02)
-
-
-class TestBytesAndCache:
-    def test_two_processes_build_the_same_bytes(self, folder, tmp_path):
-        script = "import sys, tensorflow as tf; tf.Graph(); from transforms.delg import rootsift_vlad as r; r.build(sys.argv[1])"
-        subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
-        for name in ("saved_model.pb", "landmarks_card.json"):
-            with open(os.path.join(folder, name), "rb") as cached:
-                assert (tmp_path / name).read_bytes() == cached.read()
-
-    def test_two_builds_in_one_process_are_the_same(self):
-        digests = {hashlib.sha256(rootsift_vlad.saved_model_bytes()).hexdigest() for _ in range(2)}
-        assert len(digests) == 1
-
-    def test_card_states_the_settings(self, folder):
-        card = read_card(folder)
-        assert card["name"] == "rootsift-vlad" and card["max_distance"] == rootsift_vlad.MAX_DISTANCE
-        assert settings_from_card(card) == rootsift_vlad.SETTINGS
-
-    def test_concurrent_builders_get_one_folder(self, tmp_path):
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            folders = set(pool.map(lambda _: embedded.model_dir(str(tmp_path)), range(4)))
-        assert [os.path.basename(path) for path in folders] == os.listdir(tmp_path)
-
-    def test_built_once(self, folder):
-        before = os.stat(os.path.join(folder, "saved_model.pb")).st_mtime_ns
-        assert embedded.model_dir(os.path.dirname(folder)) == folder
-        assert os.stat(os.path.join(folder, "saved_model.pb")).st_mtime_ns == before
-
-    def test_cache_folder_follows_the_environment(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert os.path.dirname(embedded.model_dir()) == str(tmp_path / "landmarks")
-
-    def test_a_cache_that_cannot_be_written_is_an_error(self, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(OSError, match="file"):
-            embedded.model_dir(str(tmp_path / "file" / "cache"))

@@ -362,6 +362,9 @@ class ShelfFileSystem(localfilesystem.LocalFileSystem):
     def exists(self, path):
         return super().exists(self._local(path))
 
+    def metadata(self, path):
+        return super().metadata(self._local(path))
+
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):

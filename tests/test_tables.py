@@ -107,7 +107,7 @@ def test_long_values_are_cut_in_errors(tmp_path):
 
 def test_tables_on_other_file_systems(monkeypatch):
     held = {"gs://bucket/labels.csv": LABEL_FILES["kaggle"], "gs://bucket/bad.csv": b"id,landmark_id\na1,\n"}
-    monkeypatch.setattr(tables.FileSystems, "open", lambda uri, **_: io.BufferedReader(io.BytesIO(held[uri])))
+    monkeypatch.setattr(tables.files, "read_bytes", held.__getitem__)
     assert rows(tables.read_labels("gs://bucket/labels.csv")) == ROWS
     with pytest.raises(TableError, match="gs://bucket/bad.csv, line 2: landmark_id '' is empty"):
         tables.read_labels("gs://bucket/bad.csv")

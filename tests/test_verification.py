@@ -9,12 +9,14 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from tests import oracle
+from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct
 from transforms.stores import FeatureStore
 from transforms.types import Candidate, CandidateUnit, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, QueryCandidates
 from transforms.verification import (
     MIN_MATCHES, VerificationSettings, VerifyCandidates, count_inliers, pair_seed, putative_matches, ranked, total_score, verify_pair)
 
 DEFAULT = VerificationSettings()
+PRODUCTS = {"numpy": NumpyProduct(), "tensorflow": TensorFlowProduct(), "bfloat16": Bfloat16Product()}
 HOMOGRAPHY = np.array([[1.1, 0.1, 20.0], [-0.05, 0.95, 10.0], [1e-4, -5e-5, 1.0]])  # on (x, y, 1)
 
 
@@ -67,6 +69,11 @@ def test_settings_are_checked(name, value, text):
         VerificationSettings(**{name: value})
 
 
+@pytest.fixture(params=list(PRODUCTS))
+def product(request: pytest.FixtureRequest) -> Product:
+    return PRODUCTS[request.param]
+
+
 @pytest.mark.parametrize("query, candidate, changes, expected", [
     pytest.param(at_angles(0, 90), at_angles(80, 10), {}, [(0, 1), (1, 0)], id="nearest"),
     pytest.param(at_angles(0, 90), at_angles(60, 140), {}, [(1, 0)], id="too far"),
@@ -76,11 +83,13 @@ def test_settings_are_checked(name, value, text):
     pytest.param(at_angles(4, 4), at_angles(5), {"mutual_check": True}, [(0, 0)], id="mutual check, equal query features"),
     pytest.param(at_angles(0, 50), at_angles(10, -11, 52), {"ratio_test": 0.8}, [(1, 2)], id="ratio test"),
     pytest.param(at_angles(0), at_angles(10), {"ratio_test": 0.8}, [(0, 0)], id="ratio test without a second neighbour"),
+    pytest.param(at_angles(0, 30), at_angles(90, 95), {"max_distance": 2.0}, [(0, 0), (1, 0)], id="any distance"),
+    pytest.param(at_angles(0), at_angles(100, 179), {"max_distance": 2.0}, [(0, 0)], id="negative cosines"),
     pytest.param(at_angles(0), none(), {}, [], id="candidate without features"),
     pytest.param(none(), at_angles(0), {}, [], id="query without features"),
 ])
-def test_putative_matches(query, candidate, changes, expected):
-    matches = putative_matches(query, candidate, dataclasses.replace(DEFAULT, **changes))
+def test_putative_matches(query, candidate, changes, expected, product):
+    matches = putative_matches(query, candidate, dataclasses.replace(DEFAULT, **changes), product)
     assert matches.dtype == np.int32 and matches.shape == (len(expected), 2)
     assert [tuple(map(int, match)) for match in matches] == expected
 
@@ -91,16 +100,36 @@ def test_descriptors_of_two_models_are_refused():
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans(), st.sampled_from([None, 0.7, 0.9, 1.0]))
-def test_putative_matches_agree_with_the_oracle(n, m, seed, mutual_check, ratio_test):
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans(), st.sampled_from([None, 0.7, 0.9, 1.0]),
+    st.sampled_from([0.5, 0.9, 1.6]), st.sampled_from([1.0, 0.3]), st.sampled_from(list(PRODUCTS)))
+def test_putative_matches_agree_with_the_oracle(n, m, seed, mutual_check, ratio_test, max_distance, spread, product):
     rng = np.random.default_rng(seed)
-    query, candidate = features(rng.normal(size=(n, 6))), features(rng.normal(size=(m, 6)))
-    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test)
+    centre = rng.normal(size=6)
+    query, candidate = (features(centre * (spread < 1) + spread * rng.normal(size=(count, 6))) for count in (n, m))
+    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance)
     expected = oracle.putative_matches(
         oracle.OracleImage("q", None, np.ones(1), *dataclasses.astuple(query)),
         oracle.OracleImage("c", "1", np.ones(1), *dataclasses.astuple(candidate)),
-        oracle.OracleParameters(mutual_check=mutual_check, ratio_test=ratio_test))
-    assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
+        oracle.OracleParameters(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance))
+    assert [tuple(match) for match in putative_matches(query, candidate, settings, PRODUCTS[product]).tolist()] == expected
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 3e-2])
+@pytest.mark.parametrize("mutual_check, ratio_test", [(False, None), (True, 1.0)])
+def test_near_ties_are_matched_as_in_float64(product, spread, mutual_check, ratio_test):
+    rng = np.random.default_rng(3)
+    centre = rng.normal(size=32)  # differences that the fast product does not see
+    query, candidate = (features(centre + spread * rng.normal(size=(count, 32))) for count in (30, 50))
+    cosine = (query.descriptors.astype(np.float64) @ candidate.descriptors.T.astype(np.float64)).astype(np.float32)
+    nearest = cosine.argmax(axis=1)
+    expected = list(enumerate(nearest.tolist()))
+    if mutual_check:
+        best, second = np.sort(cosine, axis=1)[:, :-3:-1].T
+        apart = np.sqrt(np.maximum(2 - 2 * best, 0)) < np.sqrt(np.maximum(2 - 2 * second, 0))
+        expected = [(q, c) for q, c in expected if cosine[:, c].argmax() == q and apart[q]]
+    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test)
+    assert [tuple(match) for match in putative_matches(query, candidate, settings, product).tolist()] == expected
 
 
 def test_clear_homography_is_found():

@@ -1,7 +1,13 @@
-"""Whole files on any file system that Beam knows: atomic writes, ranged reads, JSON and Parquet.
+"""Whole files on this machine, in object stores and on any file system that Beam knows: atomic writes, ranged reads, JSON and Parquet.
 
-A file written here is whole or absent. Locally it is written beside its place under a hidden temporary name and renamed; an
-object store publishes an object when its upload ends, so there it is written in place. What fails in passing is tried again.
+A file written here is whole or absent. What fails in passing is tried again.
+
+- Locally it is written beside its place under a hidden temporary name, and renamed.
+- In an object store (s3://, gs://) nothing can be renamed, and nothing needs to be: a store shows an object only when the last byte that the
+  request announced has arrived. A writer that dies before leaves nothing, or, of more than 8 MiB on GCS, the beginning of a resumable
+  upload, which nobody sees and which the store drops after a week. What stood there before stays until then.
+- On another file system of Beam (hdfs://) it is written in place. A killed writer can leave a part there; what a job's records vouch for is
+  compared with its size before it is used (beam_pipeline/integrity.py).
 """
 
 from __future__ import annotations
@@ -13,15 +19,19 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import time
 import uuid
-from typing import Any, BinaryIO, Callable, Optional, Sequence, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, Callable, Iterator, Optional, Sequence, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
+from apache_beam.io.filesystem import FileSystem
+
+from transforms.object_stores import Entry, store_of
 
 _TEMPORARY = ".tmp"
 
@@ -74,8 +84,25 @@ def join(root: str, *names: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder stands at `uri`."""
-    return os.path.exists(uri) if is_local(uri) else retried(lambda: FileSystems.exists(uri))
+    """Whether a file stands at `uri`; locally also a folder, which object stores do not have."""
+    return os.path.exists(uri) if is_local(uri) else remote_entry(uri) is not None
+
+
+def remote_entry(uri: str) -> Optional[Entry]:
+    """Size and time of a file that is not on this machine; None where there is none."""
+    return retried(lambda: store_of(uri).entry(uri))
+
+
+def remote_entries(folder: str, descend: bool = True) -> Iterator[Entry]:
+    """The files in a folder that is not on this machine, and, with `descend`, below it; none where there is no such folder."""
+    return store_of(folder).list(folder.rstrip("/") + "/", descend)
+
+
+def remote_matches(pattern: str) -> list[Entry]:
+    """The files whose URI matches a glob, by Beam's rules: `*` stops at a slash, `**` does not."""
+    whole = re.compile(FileSystem.translate_pattern(pattern))
+    before_glob = re.match(r"[^*?[]*", pattern)[0]
+    return retried(lambda: [e for e in store_of(pattern).list(before_glob) if whole.match(e.uri)])
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -84,12 +111,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
       OSError: the file cannot be written; nothing is left under `uri`'s name.
     """
-    retried(lambda: _write_local(uri, data) if is_local(uri) else _write_remote(uri, data))
-
-
-def _write_remote(uri: str, data: bytes) -> None:
-    with FileSystems.create(uri, compression_type="uncompressed") as f:
-        f.write(data)
+    retried(lambda: _write_local(uri, data) if is_local(uri) else store_of(uri).write(uri, data))
 
 
 def _write_local(uri: str, data: bytes) -> None:
@@ -116,16 +138,29 @@ def read_bytes(uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
       EOFError: it ends before `size` bytes.
     """
 
-    def attempt() -> bytes:
-        with _open_local(uri) if is_local(uri) else FileSystems.open(uri, compression_type="uncompressed") as f:
-            if offset:
-                f.seek(offset)
-            return f.read() if size is None else f.read(size)
-
-    data = retried(attempt)
+    data = retried(lambda: _read_local(uri, offset, size) if is_local(uri) else store_of(uri).read(uri, offset, size))
     if size is not None and len(data) != size:
         raise EOFError(f"{uri} ends at byte {offset + len(data)}, {offset + size} expected")
     return data
+
+
+def swap_remote(uri: str, old: Optional[bytes], new: bytes) -> bool:
+    """Replaces the content `old` of a file that is not on this machine by `new`, None standing for no file; gives whether it was so.
+
+    Of several that try at once only one succeeds: S3 and GCS write on the condition that nothing was written meanwhile. Another file system
+    of Beam writes, reads back and believes.
+
+    Raises:
+      OSError: the file cannot be read or written.
+    """
+    return retried(lambda: store_of(uri).swap(uri, old, new))
+
+
+def _read_local(path: str, offset: int, size: Optional[int]) -> bytes:
+    with _open_local(path) as f:
+        if offset:
+            f.seek(offset)
+        return f.read() if size is None else f.read(size)
 
 
 def _open_local(path: str) -> BinaryIO:
@@ -160,8 +195,7 @@ def file_sizes(folder: str, suffix: str) -> dict[str, int]:
 
 
 def _remote_sizes(folder: str, suffix: str) -> dict[str, int]:
-    [result] = retried(lambda: FileSystems.match([join(folder, "*" + suffix)]))
-    return {m.path: m.size_in_bytes for m in result.metadata_list}
+    return {e.uri: e.size for e in retried(lambda: list(remote_entries(folder, descend=False))) if e.uri.endswith(suffix)}
 
 
 def delete(uri: str) -> None:
@@ -169,18 +203,17 @@ def delete(uri: str) -> None:
     if is_local(uri):
         with contextlib.suppress(FileNotFoundError):
             os.remove(uri)
-    elif exists(uri):
-        retried(lambda: FileSystems.delete([uri]))
+    else:
+        retried(lambda: store_of(uri).delete(uri))
 
 
 def delete_tree(folder: str, keep: Sequence[str] = ()) -> None:
     """Deletes a folder with everything in it, but for the files directly in it that `keep` names; fine where there is none."""
     if not is_local(folder):
         kept = {join(folder, name) for name in keep}
-        [result] = retried(lambda: FileSystems.match([join(folder, "**")]))
-        for metadata in result.metadata_list:
-            if metadata.path not in kept:
-                delete(metadata.path)
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            for _ in pool.map(delete, [e.uri for e in retried(lambda: list(remote_entries(folder))) if e.uri not in kept]):
+                pass  # to meet its errors
     elif os.path.isdir(folder):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
@@ -205,7 +238,12 @@ def delete_temporaries(root: str) -> int:
 
 def write_json(uri: str, value: Any) -> None:
     """Writes `value` as indented JSON with sorted keys; NaN is refused, since it is no JSON."""
-    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of a JSON file, see `write_json`; what `json.loads` makes of it gives the same bytes again."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_json(uri: str) -> Any:

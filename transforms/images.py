@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import itertools
 import os
 import re
 import stat
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterable, Iterator, Sequence, Union
+from typing import Collection, Iterable, Iterator, Sequence, Union
 
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
@@ -17,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from transforms import files, in_flight
 from transforms.ahead import map_ahead
+from transforms.object_stores import READS_IN_FLIGHT
 from transforms.types import DecodedImage, Failure, ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -40,6 +43,8 @@ _MAX_SCANNED_PIXELS = 1_500_000_000
 
 # Pillow's parsers go from part to part, some from byte to byte, in Python: about 3 us a read.
 _MAX_READS = 300_000
+
+_LISTED_PER_REQUEST = 1000  # of S3 and of Google Cloud Storage
 
 _EXIF_ORIENTATION = 0x0112
 _TO_UPRIGHT = {
@@ -83,24 +88,20 @@ def match_images(patterns: Sequence[str]) -> list[ImageRef]:
       MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be written to a table and
         read back: it is not UTF-8, or the id holds a control character or begins or ends with a space.
     """
-    by_uri: dict[str, int] = {}
+    by_id: dict[str, ImageRef] = {}
     for pattern in patterns:
-        before = len(by_uri)
         found = False
         for uri, size in _match(pattern):
             found = True
-            by_uri[uri] = size
-        if not found and len(by_uri) == before:
+            image_id = image_id_of(uri)
+            if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id):
+                raise MatchError(f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control characters, outer spaces); rename it")
+            other = by_id.setdefault(image_id, ImageRef(image_id, uri, size)).uri
+            if other != uri:
+                raise MatchError(f"two files have the image id {image_id!r}: {min(uri, other)} and {max(uri, other)}")
+        if not found:
             raise MatchError(f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
-    by_id: dict[str, str] = {}
-    for uri in by_uri:
-        image_id = image_id_of(uri)
-        if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id):
-            raise MatchError(f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control characters, outer spaces); rename it")
-        other = by_id.setdefault(image_id, uri)
-        if other != uri:
-            raise MatchError(f"two files have the image id {image_id!r}: {min(uri, other)} and {max(uri, other)}")
-    return [ImageRef(image_id, by_id[image_id], by_uri[by_id[image_id]]) for image_id in sorted(by_id)]
+    return sorted(by_id.values(), key=lambda ref: ref.image_id)
 
 
 def _match(pattern: str) -> Iterator[tuple[str, int]]:
@@ -110,11 +111,16 @@ def _match(pattern: str) -> Iterator[tuple[str, int]]:
         yield from _walk(pattern)
     elif files.is_local(pattern) and os.path.isfile(pattern):
         yield pattern, os.path.getsize(pattern)
-    else:
-        globs = [pattern] if any(c in pattern for c in "*?[") or _is_image_name(pattern) else [files.join(pattern, "**")]
-        for metadata in FileSystems.match(globs)[0].metadata_list:
+    elif files.is_local(pattern):
+        for metadata in FileSystems.match([pattern])[0].metadata_list:
             if _is_image_name(metadata.path):
                 yield metadata.path, metadata.size_in_bytes
+    elif _is_image_name(pattern) and not any(c in pattern for c in "*?["):
+        yield from _remote_sizes([pattern]).items()
+    else:
+        for entry in files.remote_matches(pattern if any(c in pattern for c in "*?[") else files.join(pattern, "**")):
+            if _is_image_name(entry.uri):
+                yield entry.uri, entry.size
 
 
 def _is_image_name(name: str) -> bool:
@@ -151,6 +157,7 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
         lines = files.read_bytes(uri).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as e:
         raise MatchError(f"{uri} is not UTF-8: {e}") from e
+    remote = []
     for number, line in enumerate(lines, 1):
         path = line.strip()
         if not path:
@@ -162,8 +169,35 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
         if files.is_local(path):
             yield path, os.path.getsize(path) if os.path.isfile(path) else 0
         else:
-            metadata = FileSystems.match([path])[0].metadata_list
-            yield path, metadata[0].size_in_bytes if metadata else 0
+            remote.append(path)
+    sizes = _remote_sizes(remote)
+    for path in remote:
+        yield path, sizes.get(path, 0)
+
+
+def _remote_sizes(uris: Collection[str]) -> dict[str, int]:
+    """Bytes of files that are not on this machine; those that are not there are left out.
+
+    A listing tells of a thousand files in one request, but a folder may hold far more than are asked for: so as many pages of it are read as
+    files are asked for, and what they do not hold is asked for one by one. That is never more than twice the requests of the latter alone.
+    """
+    by_folder: dict[str, set[str]] = {}
+    for uri in uris:
+        by_folder.setdefault(uri.rsplit("/", 1)[0], set()).add(uri)
+
+    def listed(folder: str) -> dict[str, int]:
+        wanted = by_folder[folder]
+        entries = itertools.islice(files.remote_entries(folder, descend=False), _LISTED_PER_REQUEST * len(wanted))
+        return {entry.uri: entry.size for entry in entries if entry.uri in wanted}
+
+    sizes: dict[str, int] = {}
+    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="sizes") as pool:
+        for found in pool.map(lambda folder: files.retried(lambda: listed(folder)), by_folder):
+            sizes.update(found)
+        for entry in pool.map(files.remote_entry, [uri for uri in uris if uri not in sizes]):
+            if entry is not None:
+                sizes[entry.uri] = entry.size
+    return sizes
 
 
 def decode_image(
@@ -315,16 +349,29 @@ def read_image(
     ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000
 ) -> Union[DecodedImage, Failure]:
     """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
+    return _decoded(_read(ref, max_memory), max_side, exif_orientation, max_pixels, max_memory)
+
+
+_Content = tuple[ImageRef, Union[bytes, Failure]]  # of a photograph's file
+
+
+def _read(ref: ImageRef, max_memory: int) -> _Content:
     crash = in_flight.crash_of(ref)
     if crash is not None:
-        return crash
+        return ref, crash
     if ref.size_bytes > max_memory:
-        return Failure("read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}")
+        return ref, Failure("read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}")
     try:
-        data = files.read_bytes(ref.uri)
+        return ref, files.read_bytes(ref.uri)
     except Exception as e:  # file systems raise errors of their own
         kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
-        return Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
+        return ref, Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
+
+
+def _decoded(content: _Content, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int) -> Union[DecodedImage, Failure]:
+    ref, data = content
+    if isinstance(data, Failure):
+        return data
     try:
         with in_flight.noted(ref):
             return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels, max_memory))
@@ -333,10 +380,19 @@ def read_image(
 
 
 def read_images(
-    refs: Iterable[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000, ahead: int = 4
+    refs: Sequence[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000, ahead: int = 4
 ) -> Iterator[Union[DecodedImage, Failure]]:
-    """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them."""
-    read = functools.partial(
-        read_image, max_side=max_side, exif_orientation=exif_orientation, max_pixels=max_pixels, max_memory=max_memory)
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
-        yield from map_ahead(pool, read, refs, ahead)
+    """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them.
+
+    Those of another machine are read by threads of their own, several at a time and further ahead.
+    """
+    read = functools.partial(_read, max_memory=max_memory)
+    decode = functools.partial(
+        _decoded, max_side=max_side, exif_orientation=exif_orientation, max_pixels=max_pixels, max_memory=max_memory)
+    with contextlib.ExitStack() as stack:
+        decoders = stack.enter_context(ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode"))
+        if all(files.is_local(ref.uri) for ref in refs):
+            yield from map_ahead(decoders, lambda ref: decode(read(ref)), refs, ahead)
+        else:
+            readers = stack.enter_context(ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="read"))
+            yield from map_ahead(decoders, decode, map_ahead(readers, read, refs, READS_IN_FLIGHT), ahead)

@@ -2,10 +2,10 @@
 
 The order of neighbours is defined by one number per pair, the exact score
 
-    float32( sum_i float64(q_i) * float64(x_i)  -  penalty_x )
+    float32( float64( sum_i q_i x_i  -  penalty_x ) )
 
-summed by NumPy's pairwise rule, whose order depends on the width alone, and by the index image's id where two are equal. So
-duplicate images tie exactly. The fast pass (`transforms.products`) only decides for which pairs that number is computed, and
+of the true sum, which no order of adding up can change, and by the index image's id where two are equal. So duplicate images
+tie exactly. The fast pass (`transforms.products`) only decides for which pairs that number is computed, and
 its error is bounded: if T is the k-th best fast score of some rows, k rows have exact scores of at least least_exact(T), and a row
 whose fast score is below least_fast(least_exact(T)) cannot be among the k best. So the answer is the same whatever computes the
 fast pass, and however queries and index are cut into blocks.
@@ -20,13 +20,13 @@ from typing import Any, Iterator, Optional
 
 import numpy as np
 
-from transforms.products import UNIT_TOLERANCE, NumpyProduct, Product, error_bound, fastest_product, penalty_columns
+from transforms.products import UNIT_TOLERANCE, NumpyProduct, Product, error_bound, exact_scores, fastest_product, penalty_columns
 from transforms.types import Neighbors
 
 # A tile of scores, 4 MB in bfloat16, stays in the cache between the product and the selection.
 TILE_ROWS = 4096
 TILE_QUERIES = 512
-_EXACT_STEP = 2**16  # products at a time, 512 KB in float64
+_EXACT_STEP = 2**17  # products at a time, 1 MB in float64
 # Products of fewer multiplications than this are over before TensorFlow would be imported.
 SMALL_PRODUCT = 2e10
 
@@ -132,16 +132,14 @@ class Searcher:
         for start in range(0, len(queries), TILE_QUERIES):
             mine = (own_query >= start) & (own_query < start + TILE_QUERIES)
             part = queries.descriptors[start : start + TILE_QUERIES]
-            scans.append(_Scan(part, index, k, product, own_query[mine] - start, own_row[mine]))
+            scans.append(_Scan(part, index, self._rank, k, product, own_query[mine] - start, own_row[mine]))
         # Scans take turns on the cores: while one selects, another multiplies.
         with concurrent.futures.ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
             for low, operand in self._tiles(pool, product):
                 list(pool.map(lambda scan: scan.tile(low, operand), scans))
             query, row, score = zip(*pool.map(_Scan.finish, scans))
         query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
-        row, score = np.concatenate(row), np.concatenate(score)
-        order = np.lexsort((self._rank[row], -score, query))
-        return _table(index, query[order], row[order], score[order], len(queries), k)
+        return _table(index, query, np.concatenate(row), np.concatenate(score), len(queries), k)
 
     def _tiles(self, pool: concurrent.futures.Executor, product: Product) -> Iterator[tuple[int, Any]]:
         """Each tile's first row and operand; the next tile is made while this one is at work."""
@@ -221,12 +219,12 @@ class _Scan:
     """
 
     def __init__(
-        self, queries: np.ndarray, index: IndexBlock, k: int, product: Product, own_query: np.ndarray, own_row: np.ndarray
+        self, queries: np.ndarray, index: IndexBlock, rank: np.ndarray, k: int, product: Product, own_query: np.ndarray, own_row: np.ndarray
     ) -> None:
-        penalty = 0.0 if index.penalty is None else float(np.abs(index.penalty).max())
-        self._queries, self._index, self._product = queries, index, product
+        self._penalty = 0.0 if index.penalty is None else float(np.abs(index.penalty).max())
+        self._queries, self._index, self._rank, self._product = queries, index, rank, product
         self._own_query, self._own_row = own_query, own_row
-        self._bound = error_bound(product, queries, penalty)
+        self._bound = error_bound(product, queries, self._penalty)
         self._operand = product.operand(queries if index.penalty is None else np.pad(queries, ((0, 0), (0, 3)), constant_values=1))
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -234,7 +232,9 @@ class _Scan:
 
     def tile(self, low: int, operand: Any) -> None:
         """Keeps the pairs of a tile that can be among the k best; its first row is row `low` of the index."""
-        keys = self._product.scores(self._operand, operand)
+        keys, least = self._product.scores(self._operand, operand), self._least()
+        if least.min() <= 0:
+            keys = self._product.ordered(keys)
         width, k = keys.shape[1], self._best.shape[1]
         own = (self._own_row >= low) & (self._own_row < low + width)
         keys[self._own_query[own], self._own_row[own] - low] = self._product.keys(np.float32([-np.inf]))[0]
@@ -243,8 +243,8 @@ class _Scan:
             parts = max(64, 2 ** (16 * k - 1).bit_length())
             peaks = keys.reshape(len(keys), -1, parts).max(axis=1) if width % parts == 0 else keys
             self._raise_best(self._product.values(peaks))
-            self._raised = 1
-        query, row = np.divmod(np.flatnonzero(keys >= self._least()[:, None]), width)
+            self._raised, least = 1, self._least()
+        query, row = np.divmod(np.flatnonzero(keys >= least[:, None]), width)
         self._kept.append((query, row + low, self._product.values(keys[query, row])))
         if sum(len(kept[0]) for kept in self._kept[self._raised :]) >= self._best.size // 2:
             self._raise_from_kept()
@@ -257,7 +257,7 @@ class _Scan:
         self._raised = len(self._kept)
         order = np.argsort(query, kind="stable")
         query, fast = query[order], fast[order]
-        place = np.arange(len(query)) - np.searchsorted(query, query)
+        place = _place(query)
         table = np.full((len(self._best), place.max(initial=-1) + 1), -np.inf, np.float32)
         table[query, place] = fast
         self._raise_best(table)
@@ -269,9 +269,11 @@ class _Scan:
         self._best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs (query, row) that include all of the k best, and their exact scores, float32."""
+        """The k best pairs (query, row) of each query and their exact scores, float32, in order."""
         self._raise_from_kept()
         query, row, fast = (np.concatenate(parts) for parts in zip(*self._kept))
+        order = np.argsort(query, kind="stable")
+        query, row, fast = query[order], row[order], fast[order]
         first = fast >= self._best[:, 0][query]
         exact = np.full(len(query), -np.inf, np.float32)
         exact[first] = self._exact(query[first], row[first])
@@ -280,8 +282,10 @@ class _Scan:
         np.minimum.at(limit, query[first], exact[first])
         rest = ~first & (fast >= self._bound.least_fast(limit)[query])
         exact[rest] = self._exact(query[rest], row[rest])
-        scored = first | rest
-        return query[scored], row[scored], exact[scored]
+        scored = np.flatnonzero(first | rest)
+        order = scored[np.lexsort((self._rank[row[scored]], -exact[scored], query[scored]))]
+        order = order[_place(query[order]) < self._best.shape[1]]
+        return query[order], row[order], exact[order]
 
     def _least(self) -> np.ndarray:
         """The least key that each query keeps."""
@@ -289,23 +293,38 @@ class _Scan:
         return self._product.keys(np.maximum(least, np.finfo(np.float32).min))  # own images are at -inf
 
     def _exact(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-        queries, scores = self._queries.astype(np.float64), np.empty(len(query))
-        step = max(1, _EXACT_STEP // self._queries.shape[1])
-        for at in range(0, len(query), step):
-            part = slice(at, at + step)
-            products = self._index.descriptors[row[part]].astype(np.float64)
-            products *= queries[query[part]]
-            scores[part] = products.sum(axis=1)
-        if self._index.penalty is not None:
-            scores -= self._index.penalty[row]
-        return scores.astype(np.float32)
+        """Exact scores, float32, of pairs in the order of their queries."""
+        queries, rows, sums = self._queries.astype(np.float64), self._index.descriptors, np.empty(len(query))
+        width = rows.shape[1]
+        step = max(1, _EXACT_STEP // width)
+        gathered, widened = np.empty((step, width), np.float32), np.empty((step, width))
+        ends = np.searchsorted(query, np.arange(len(queries)), "right")
+        for q, (start, end) in enumerate(zip(np.append(0, ends), ends)):
+            for at in range(start, end, step):
+                part = slice(at, min(at + step, end))
+                few, wide = gathered[: part.stop - at], widened[: part.stop - at]
+                np.take(rows, row[part], axis=0, out=few, mode="clip")  # unlike "raise", writes to `out` itself
+                np.copyto(wide, few)
+                np.vecdot(wide, queries[q], out=sums[part])
+        penalty = self._index.penalty
+        if penalty is not None:
+            sums -= penalty[row]
+
+        def terms(pair: int) -> list[float]:
+            products = (queries[query[pair]] * rows[row[pair]]).tolist()
+            return products if penalty is None else products + [-float(penalty[row[pair]])]
+
+        return exact_scores(sums, width, self._penalty, terms)
+
+
+def _place(query: np.ndarray) -> np.ndarray:
+    """int64 [P]: place of each pair among those of its query, from 0, for pairs in the order of their queries."""
+    return np.arange(len(query)) - np.searchsorted(query, query)
 
 
 def _table(index: IndexBlock, query: np.ndarray, row: np.ndarray, score: np.ndarray, count: int, k: int) -> Neighbors:
-    """Neighbors [count, k] of pairs in the order of query, best first."""
-    place = np.arange(len(query)) - np.searchsorted(query, query)
-    few = place < k
-    query, row, score, place = query[few], row[few], score[few], place[few]
+    """Neighbors [count, k] of at most k pairs of each query, in the order of query, best first."""
+    place = _place(query)
 
     def filled(name: str, values: np.ndarray) -> np.ndarray:
         table = np.full((count, k), _PADDING.get(name, b""), values.dtype)

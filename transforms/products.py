@@ -1,4 +1,4 @@
-"""Matrix products for the fast pass of `transforms.nearest`, and the proof of how far their scores can be from the exact ones.
+"""Dot products of unit rows: fast ones, the proof of how far they can be from the exact ones, and the exact ones.
 
 Let q and x be a query and an index row of length at most 1 + t (t = UNIT_TOLERANCE) and width D, and p the penalty of x. Let v be
 the unit roundoff of the operands' type, w that of the result's type, u = 2^-24 float32's, all rounding to nearest. bfloat16 keeps
@@ -14,7 +14,7 @@ the unit roundoff of the operands' type, w that of the result's type, u = 2^-24 
 3. Penalty. It rides along as further columns: 1 in the query, parts of -p in the row that are exact in the operands' type
    (three bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of step 2.
 4. Result. The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|.
-5. The exact score too is rounded to float32: by at most u ((1 + t)^2 + |p|), and by less than as much again in float64.
+5. The exact score too is rounded: to float32 by at most u ((1 + t)^2 + |p|), and before to float64 by less than as much again.
 
 So |s - exact| <= a |s| + c, with a = w / (1 - w) and c the sum of 1, 2 and 5.
 """
@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
-from typing import Any, Protocol
+from typing import Any, Callable, Iterable, Protocol
 
 import numpy as np
 
@@ -53,7 +54,10 @@ class Product(Protocol):
         """Rows, float32 [N, D], with the values that `operand` gives them."""
 
     def scores(self, queries: Any, rows: Any) -> np.ndarray:
-        """Keys [Q, N] of the dot products of two operands; the caller may write to them."""
+        """Keys [Q, N] of the dot products of two operands, for the caller to write to; those below 0 are not in order yet."""
+
+    def ordered(self, scores: np.ndarray) -> np.ndarray:
+        """What `scores` gave, or a part of it, with those below 0 in order too; once."""
 
     def keys(self, scores: np.ndarray) -> np.ndarray:
         """Keys of float32 scores: of two scores the higher never has the lower key."""
@@ -76,6 +80,9 @@ class NumpyProduct:
 
     def scores(self, queries: Any, rows: Any) -> np.ndarray:
         return queries @ rows.T
+
+    def ordered(self, scores: np.ndarray) -> np.ndarray:
+        return scores
 
     def keys(self, scores: np.ndarray) -> np.ndarray:
         return scores
@@ -118,16 +125,17 @@ class Bfloat16Product:
         return rows.astype(self._type).astype(np.float32)
 
     def scores(self, queries: Any, rows: Any) -> np.ndarray:
-        bits = np.asarray(self._tf.matmul(queries, rows, transpose_b=True)).view(np.int16)
-        return bits ^ ((bits >> 15) & np.int16(0x7FFF))
+        return np.asarray(self._tf.matmul(queries, rows, transpose_b=True)).view(np.int16)
+
+    def ordered(self, scores: np.ndarray) -> np.ndarray:
+        return scores ^ ((scores >> 15) & np.int16(0x7FFF))
 
     def keys(self, scores: np.ndarray) -> np.ndarray:
         bits = scores.view(np.int32)
         return ((bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))) >> 16).astype(np.int16)
 
     def values(self, keys: np.ndarray) -> np.ndarray:
-        bits = keys ^ ((keys >> 15) & np.int16(0x7FFF))
-        return (bits.astype(np.int32) << 16).view(np.float32)
+        return (self.ordered(keys).astype(np.int32) << 16).view(np.float32)  # ordering twice undoes it
 
 
 def penalty_columns(penalty: np.ndarray) -> np.ndarray:
@@ -166,12 +174,41 @@ class ErrorBound:
 
 def error_bound(product: Product, queries: np.ndarray, penalty: float) -> ErrorBound:
     """The bound of the module's text for these queries (float32 [Q, D]) and penalties of at most `penalty` in size."""
-    t, u, v = UNIT_TOLERANCE, 2.0**-24, product.roundoff
-    moved = np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1) if v else np.zeros(len(queries))
-    m = queries.shape[1] + 3
+    moved = np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1) if product.roundoff else np.zeros(len(queries))
+    return _error_bound(product.roundoff, moved, queries.shape[1], penalty)
+
+
+def error_bound_of_any(product: Product, width: int) -> ErrorBound:
+    """The bound for whatever queries of this width, without penalties: `absolute` is one number, float64 []."""
+    return _error_bound(product.roundoff, np.float64(product.roundoff * (1 + UNIT_TOLERANCE)), width, 0.0)
+
+
+def _error_bound(v: float, moved: np.ndarray, width: int, penalty: float) -> ErrorBound:
+    t, u, m = UNIT_TOLERANCE, 2.0**-24, width + 3
     operands = moved * (1 + v) * (1 + t) + (1 + t) ** 2 * v
     accumulation = m * u / (1 - m * u) * ((1 + t) ** 2 * (1 + v) ** 2 + penalty) + m * 2.0**-125
     return ErrorBound(v / (1 - v), operands + accumulation + 2 * u * ((1 + t) ** 2 + penalty))
+
+
+def exact_scores(sums: np.ndarray, width: int, penalty: float, terms: Callable[[int], Iterable[float]]) -> np.ndarray:
+    """Exact scores from float64 sums: the true sum, rounded to float64 and to float32, in whatever order the sums were added up.
+
+    A sum of m = width + 1 products, each exact in float64, errs by at most m u / (1 - m u) times the sum of their sizes, u = 2^-53, as
+    in step 2 of the module's text. Nearly always all numbers so near round to one float32; else the sum is made anew, exactly.
+
+    Args:
+      sums: float64 [P], each of the products of two rows of this width, less the pair's penalty.
+      penalty: the largest in size.
+      terms: gives the numbers whose sum sums[p] is.
+
+    Returns:
+      float32 [P].
+    """
+    error = (width + 3) * 2.0**-53 * ((1 + UNIT_TOLERANCE) ** 2 + penalty)
+    scores = (sums - error).astype(np.float32)
+    for p in np.flatnonzero(scores != (sums + error).astype(np.float32)):
+        scores[p] = math.fsum(terms(p))
+    return scores
 
 
 @functools.lru_cache(maxsize=None)
@@ -193,7 +230,7 @@ def fastest_product() -> Product:
     for product in products:
         a, b = product.operand(queries), product.operand(rows)
         bound = error_bound(product, queries, 0.0)
-        scores = product.values(product.scores(a, b))
+        scores = product.values(product.ordered(product.scores(a, b)))
         if np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None]):
             seconds[product] = min(_seconds(product, a, b) for _ in range(3))
     return min(seconds, key=seconds.__getitem__)

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-from apache_beam.io.filesystems import FileSystems
 
 from transforms import files
 
@@ -256,6 +255,7 @@ class _Csv:
 
     def __init__(self, uri: str, forms: Sequence[tuple[str, ...]], optional: Optional[str] = None):
         self._uri = uri
+        self._content = None if files.is_local(uri) else files.read_bytes(uri)
         names = self._header()
         form = next((f for f in forms if set(f) <= set(names)), None)
         if form is None:
@@ -295,6 +295,13 @@ class _Csv:
         if not len(next(iter(self.columns.values()))):
             self._fail(1, "there are no rows below the header")
 
+    def _open(self) -> BinaryIO:
+        if self._content is not None:
+            return io.BytesIO(self._content)
+        if os.path.exists(self._uri) and not os.path.isfile(self._uri):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "is not a regular file", self._uri)
+        return open(self._uri, "rb")
+
     def _header(self) -> list[str]:
         line, fields = next(self._records(), (1, []))
         names = [f.strip().casefold() for f in fields]
@@ -308,7 +315,7 @@ class _Csv:
     def _parse(self, width: int, included: Sequence[int]) -> pa.Table:
         names = [f"f{i}" for i in included]
         try:
-            with _open(self._uri) as f:
+            with self._open() as f:
                 table = pacsv.read_csv(
                     f,
                     pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
@@ -329,7 +336,7 @@ class _Csv:
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """The records as (first line, values), the header first. Slow, but it knows the lines."""
-        with _open(self._uri) as f:
+        with self._open() as f:
             reader = csv.reader(self._decoded(iter(f.readline, b"")), skipinitialspace=True)
             first = True
             while True:
@@ -360,12 +367,6 @@ class _Csv:
 
     def _fail(self, line: int, problem: str) -> NoReturn:
         raise TableError(f"{self._uri}, line {line}: {problem}")
-
-
-def _open(uri: str) -> BinaryIO:
-    if files.is_local(uri) and os.path.exists(uri) and not os.path.isfile(uri):  # a pipe would be waited for
-        raise OSError(errno.EINVAL, "is not a regular file", uri)
-    return open(uri, "rb") if files.is_local(uri) else FileSystems.open(uri, compression_type="uncompressed")
 
 
 def _parse_scores(table: _Csv, text: pa.Array, rows: np.ndarray) -> np.ndarray:

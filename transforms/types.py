@@ -13,7 +13,7 @@ from typing import Optional
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # the launcher holds one of every photograph
 class ImageRef:
     """A photograph to process: where it lies and what it is called.
 

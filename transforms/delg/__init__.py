@@ -14,13 +14,19 @@ _import_lock = threading.Lock()
 
 
 def import_tensorflow() -> types.ModuleType:
-    """TensorFlow, imported on first use and without its start-up messages; a TF_CPP_MIN_LOG_LEVEL below 3 shows them."""
+    """TensorFlow, imported on first use and without its start-up messages; a TF_CPP_MIN_LOG_LEVEL below 3 shows them.
+
+    Where it is not running yet, it is told to take a GPU's memory as it needs it, not all at once: other processes may want some.
+    """
     with _import_lock:
         if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _QUIET) == _QUIET and "tensorflow" not in sys.modules:
             with _silent_stderr():
                 import tensorflow
         else:
             import tensorflow
+        for gpu in tensorflow.config.list_physical_devices("GPU"):
+            with contextlib.suppress(RuntimeError):  # raised when TensorFlow is running
+                tensorflow.config.experimental.set_memory_growth(gpu, True)
     return tensorflow
 
 

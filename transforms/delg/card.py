@@ -146,13 +146,10 @@ def _read_card(model_dir: str) -> tuple[str, Optional[bytes]]:
         with open(path, "rb") as file:
             return path, file.read()
 
-    from apache_beam.io.filesystems import FileSystems
+    from transforms import files  # only here is Beam needed
 
-    path = FileSystems.join(model_dir, CARD_NAME)
-    if not FileSystems.exists(path):
-        return path, None
-    with FileSystems.open(path) as file:
-        return path, file.read()
+    path = files.join(model_dir, CARD_NAME)
+    return path, files.read_bytes(path) if files.exists(path) else None
 
 
 def _check_card(card: dict[str, Any]) -> dict[str, Any]:

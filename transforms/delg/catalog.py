@@ -1,17 +1,18 @@
-"""Where models lie: the built-in one by its name, others by their folder or URI."""
+"""Where models lie: the built-in ones by their names, others by their folder or URI."""
 
 from __future__ import annotations
 
-from transforms.delg import embedded
+from transforms.delg import builtin
 from transforms.delg.saved_model import fetch_model
 
 EMBEDDED = "embedded"
+ROOTSIFT_VLAD = "rootsift-vlad"
 
 
 def model_folder(model: str) -> str:
-    """A local folder with the SavedModel that `model` names: "embedded", a folder, or a URI (copied once into the cache).
+    """A local folder with the SavedModel that `model` names: a built-in one, a folder, or a URI (copied once into the cache).
 
     Raises:
       ModelError: there is no SavedModel.
     """
-    return embedded.model_dir() if model == EMBEDDED else fetch_model(model)
+    return builtin.model_dir(model) if model in builtin.MODELS else fetch_model(model)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-import shutil
 import tempfile
 from typing import Optional
 
@@ -47,15 +46,13 @@ def fetch_model(uri: str) -> str:
         saved_model_folder(uri)
         return uri
 
-    from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
+    from transforms import files  # only here is Beam needed
 
     root = uri.rstrip("/") + "/"
     try:
-        entries = FileSystems.match([root + "**"])[0].metadata_list
-    except (BeamIOError, ValueError) as error:
+        found = {entry.uri[len(root) :]: entry for entry in files.remote_entries(uri)}
+    except (OSError, ValueError) as error:
         raise ModelError(f"{uri} cannot be listed: {error}") from error
-    found = {entry.path[len(root) :]: entry for entry in entries}
     wanted = sorted(path for path in found if _is_model_file(path.removeprefix("model/")) or path == CARD_NAME)
     if not any(path in _GRAPHS or path.removeprefix("model/") in _GRAPHS for path in wanted):
         raise ModelError(f"{uri} is no SavedModel: no saved_model.pb among {_shorten(found)}")
@@ -65,7 +62,7 @@ def fetch_model(uri: str) -> str:
 
     key = hashlib.sha256(root.encode())
     for path in wanted:
-        key.update(f"\0{path}\0{found[path].size_in_bytes}\0{found[path].last_updated_in_seconds}".encode())
+        key.update(f"\0{path}\0{found[path].size}\0{found[path].updated}".encode())
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "landmarks" / "models"
     target = cache / key.hexdigest()[:32]
     if target.exists():
@@ -76,10 +73,7 @@ def fetch_model(uri: str) -> str:
         copy = pathlib.Path(temporary) / "copy"
         for path in wanted:
             (copy / path).parent.mkdir(parents=True, exist_ok=True)
-            # UNCOMPRESSED: an asset called *.gz has to arrive as it is.
-            with FileSystems.open(root + path, compression_type=CompressionTypes.UNCOMPRESSED) as source:
-                with open(copy / path, "wb") as file:
-                    shutil.copyfileobj(source, file)
+            (copy / path).write_bytes(files.read_bytes(root + path))
         try:
             copy.rename(target)
         except OSError:

@@ -1,7 +1,6 @@
 """The model "rootsift-vlad": local and global image features in one TensorFlow graph, without a neural network.
 
-It keeps the local-and-global contract of DELG (tensorflow/models, research/delf), so that everything downstream treats it like
-a real DELG export. Local features are upright RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012) at the corners
+The baseline beside the trained model. Local features are upright RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012) at the corners
 (Shi and Tomasi 1994) of an image pyramid; the global descriptor of a scale is a VLAD (Jegou et al. 2010) of its dense
 descriptors, intra-normalised (Arandjelovic and Zisserman 2013), with signed square roots. Both are centred and whitened by PCA
 (Jegou and Chum 2012), which takes out what all photographs share: without it, unrelated RootSIFT descriptors are 0.5 to 0.95
@@ -14,13 +13,12 @@ one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIF
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 import numpy as np
 
-from transforms.delg import import_tensorflow
-from transforms.delg.card import ExtractionSettings, write_card
+from transforms.delg import frozen_graph
+from transforms.delg.card import ExtractionSettings
 
 NAME = "rootsift-vlad"
 CONSTANTS = os.path.join(os.path.dirname(__file__), "rootsift_vlad.npz")
@@ -33,8 +31,6 @@ SETTINGS = ExtractionSettings(
     max_image_side=640,
 )
 MAX_DISTANCE = 0.9  # of putative matches
-
-_control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 
 BLOCK = 2  # px
 GRID = 4  # cells along a side of a descriptor
@@ -64,83 +60,24 @@ def load_constants() -> dict[str, np.ndarray]:
     return constants
 
 
-def build(directory: str) -> None:
-    """Writes the model, saved_model.pb and its card, into an existing folder; the same bytes every time.
-
-    Raises:
-      OSError: where the folder cannot be written.
-    """
-    with open(os.path.join(directory, "saved_model.pb"), "wb") as out:
-        out.write(saved_model_bytes())
-    write_card(directory, SETTINGS, name=NAME, max_distance=MAX_DISTANCE)
-
-
 def saved_model_bytes() -> bytes:
-    """Returns the serialised SavedModel: a TF1-style graph whose weights are constants, so there is no variables folder."""
-    tf = import_tensorflow()
-    from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+    """Returns the serialised SavedModel."""
+    constants = load_constants()
 
-    tf1 = tf.compat.v1
-    # Loops of control flow v2 are functions named by a counter of the process: the bytes would differ.
-    with _control_flow_lock:
-        was_v2 = tf1.control_flow_v2_enabled()
-        tf1.disable_control_flow_v2()
-        try:
-            with tf.Graph().as_default() as graph:
-                inputs, outputs = _contract(tf, load_constants())
-        finally:
-            if was_v2:
-                tf1.enable_control_flow_v2()
-    signature = meta_graph_pb2.SignatureDef(method_name=tf.saved_model.PREDICT_METHOD_NAME)
-    for tensors, infos in ((inputs, signature.inputs), (outputs, signature.outputs)):
-        for name, tensor in tensors.items():
-            infos[name].name = tensor.name
-            infos[name].dtype = tensor.dtype.as_datatype_enum
-            infos[name].tensor_shape.CopyFrom(tensor.shape.as_proto())
-    saved_model = saved_model_pb2.SavedModel(saved_model_schema_version=1)
-    meta_graph = saved_model.meta_graphs.add()
-    meta_graph.meta_info_def.tags.append(tf.saved_model.SERVING)
-    meta_graph.graph_def.CopyFrom(graph.as_graph_def())
-    meta_graph.signature_def[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY].CopyFrom(signature)
-    return saved_model.SerializeToString(deterministic=True)
-
-
-def _contract(tf: Any, constants: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Builds the whole graph; returns its inputs and outputs by the names of the contract."""
-    placeholder = tf.compat.v1.placeholder
-    image = placeholder(tf.uint8, [None, None, 3], "input_image")
-    scales = placeholder(tf.float32, [None], "input_scales")
-    max_features = placeholder(tf.int32, [], "input_max_feature_num")
-    threshold = placeholder(tf.float32, [], "input_abs_thres")
-    global_scales = placeholder(tf.int32, [None], "input_global_scales_ind")
-    inputs = {t.op.name: t for t in (image, scales, max_features, threshold, global_scales)}
-
-    gray = tf.tensordot(tf.cast(image, tf.float32), tf.constant([0.299, 0.587, 0.114]), 1)
-
-    def one_scale(index: Any, *found: Any) -> tuple[Any, ...]:
-        cells, attention, zoom = _level(tf, gray, scales[index])
-        corners, scores = _corners(tf, attention, max_features, threshold)
+    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
+        gray = tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
+        cells, attention, zoom = _level(tf, gray, scale)
+        corners, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
         # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1, as gradients do.
         top_left = tf.cast(corners, tf.float32) * BLOCK + 1.0
         boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
         root_sift = _root_sift(tf, _patches_at(tf, cells, corners))
         features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
-        scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
-        vlad = _whiten(tf, _vlad(tf, cells, constants["centroids"]), constants)
-        new = (boxes, features, scale, scores[:, None], vlad)
-        return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))
+        vlad = frozen_graph.shrink_leading_axes(
+            tf, _vlad(tf, cells, constants["centroids"]), constants["global_mean"], constants["global_axes"], constants["global_loss"])
+        return boxes, features, scores, vlad
 
-    shapes = [[None, 4], [None, DIMENSIONS], [None], [None, 1], [None, constants["centroids"].size]]
-    start = [tf.constant(0)] + [tf.zeros([0] + shape[1:]) for shape in shapes]
-    invariants = [tf.TensorShape([])] + [tf.TensorShape(shape) for shape in shapes]
-    _, *pooled, descriptors = tf.compat.v1.while_loop(
-        lambda index, *_: index < tf.size(scales), one_scale, start, shape_invariants=invariants, name="pyramid")
-
-    scores = pooled[3][:, 0]
-    best = tf.math.top_k(scores, tf.minimum(max_features, tf.size(scores))).indices
-    outputs = dict(zip(("boxes", "features", "scales", "scores"), (tf.gather(values, best) for values in pooled)))
-    outputs["global_descriptors"] = tf.gather(descriptors, tf.sort(global_scales))
-    return inputs, {name: tf.identity(value, name) for name, value in outputs.items()}
+    return frozen_graph.saved_model_bytes(level, DIMENSIONS, constants["centroids"].size)
 
 
 def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
@@ -174,17 +111,6 @@ def _pool(tf: Any, values: Any) -> Any:
     return (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 16.0
 
 
-def _corners(tf: Any, attention: Any, max_features: Any, threshold: Any) -> tuple[Any, Any]:
-    """Returns (row, col) int32 [N, 2] and scores [N] of the strongest local maxima of the attention above the threshold."""
-    peak = tf.nn.max_pool2d(attention[None, :, :, None], 3, 1, "SAME")[0, :, :, 0]
-    kept = tf.reshape(tf.where(attention >= peak, attention, tf.zeros_like(attention)), [-1])
-    scores, index = tf.math.top_k(kept, tf.minimum(max_features, tf.size(kept)))
-    good = (scores >= threshold) & (scores > 0)
-    index = tf.boolean_mask(index, good)
-    columns = tf.shape(attention)[1]
-    return tf.stack([index // columns, index % columns], 1), tf.boolean_mask(scores, good)
-
-
 def _patches_at(tf: Any, cells: Any, corners: Any) -> Any:
     """Returns the cells of the descriptors whose first cells are int32 [N, 2], float32 [N, 128]."""
     offsets = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(-1, 2).astype(np.int32) * CELL_STEP
@@ -213,10 +139,3 @@ def _vlad(tf: Any, cells: Any, centroids: np.ndarray) -> Any:
     residuals /= tf.sqrt(tf.reduce_sum(residuals**2, 1, keepdims=True) + NOISE)
     signed_roots = tf.reshape(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)), [1, -1])
     return signed_roots / tf.sqrt(tf.reduce_sum(signed_roots**2) + NOISE)
-
-
-def _whiten(tf: Any, vlad: Any, constants: dict[str, np.ndarray]) -> Any:
-    """Centres a VLAD [1, 2048] and shrinks its leading principal axes to the variance of the last of them."""
-    centred = vlad - constants["global_mean"]
-    along = tf.matmul(centred, constants["global_axes"], transpose_b=True)
-    return centred - tf.matmul(along * constants["global_loss"], constants["global_axes"])

@@ -1,4 +1,4 @@
-"""The embedded model: a SavedModel that the package builds itself, once, into the user's cache folder."""
+"""The built-in models: SavedModels that the package builds itself, once, into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import hashlib
 import os
 import shutil
 import tempfile
+from types import ModuleType
 from typing import Optional
 
-from transforms.delg import rootsift_vlad
+from transforms.delg import frozen_graph, rootsift_vlad
+from transforms.delg.card import write_card
+
+MODELS: dict[str, ModuleType] = {"embedded": rootsift_vlad, "rootsift-vlad": rootsift_vlad}
 
 
-def model_dir(cache_root: Optional[str] = None) -> str:
-    """Returns the folder of the embedded model, building it where it does not exist.
+def model_dir(name: str, cache_root: Optional[str] = None) -> str:
+    """Returns the folder of a built-in model, building it where it does not exist.
 
     The folder's name holds a hash of the code and the constants that it is built from, so a new version gets a new folder.
     Processes that build at the same time are safe: each writes a folder of its own and renames it; the first one stays.
 
     Args:
+      name: one of MODELS.
       cache_root: where cached models lie; `$XDG_CACHE_HOME/landmarks` or `~/.cache/landmarks` where None.
 
     Raises:
       OSError: where the cache folder cannot be written.
     """
     root = cache_root or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "landmarks")
-    target = os.path.join(root, f"{rootsift_vlad.NAME}-{_version()}")
+    model = MODELS[name]
+    target = os.path.join(root, f"{model.NAME}-{_version(model)}")
     if os.path.isfile(os.path.join(target, "saved_model.pb")):
         return target
     os.makedirs(root, exist_ok=True)
-    building = tempfile.mkdtemp(prefix=f".{rootsift_vlad.NAME}-", dir=root)
+    building = tempfile.mkdtemp(prefix=f".{model.NAME}-", dir=root)
     try:
-        rootsift_vlad.build(building)
+        _build(model, building)
         os.chmod(building, 0o755)  # mkdtemp gives 0o700; a shared cache is for everyone
         try:
             os.rename(building, target)
@@ -42,10 +48,16 @@ def model_dir(cache_root: Optional[str] = None) -> str:
     return target
 
 
-def _version() -> str:
+def _build(model: ModuleType, directory: str) -> None:
+    with open(os.path.join(directory, "saved_model.pb"), "wb") as out:
+        out.write(model.saved_model_bytes())
+    write_card(directory, model.SETTINGS, name=model.NAME, max_distance=model.MAX_DISTANCE)
+
+
+def _version(model: ModuleType) -> str:
     """A short hash of what the model is built from."""
     digest = hashlib.sha256()
-    for path in (rootsift_vlad.__file__, rootsift_vlad.CONSTANTS):
+    for path in (frozen_graph.__file__, model.__file__, model.CONSTANTS):
         with open(path, "rb") as source:
             digest.update(source.read())
     return digest.hexdigest()[:12]

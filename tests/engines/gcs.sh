@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs everything in gs:// on a fake-gcs-server of this machine and compares submission.csv with the local disk's; see README.md beside this file.
+[ $# -eq 0 ] || { echo "usage: gcs.sh" >&2; exit 2; }
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$here/stores.sh"
+
+server_version=v1.56.1
+server="$engines/fake-gcs-server-$server_version/fake-gcs-server"
+
+make_environment gcp,test
+if [ ! -x "$server" ]; then
+  say "building fake-gcs-server $server_version (a minute, once)"
+  GOBIN="$(dirname "$server")" go install "github.com/fsouza/fake-gcs-server@$server_version"
+fi
+make_photographs "${IMAGES:-150}" "${QUERIES:-50}"
+
+port="$(free_port)"
+export STORAGE_EMULATOR_HOST="http://127.0.0.1:$port" # of Google's own client: no credentials are asked for
+start fake-gcs-server "$server" -scheme http -host 127.0.0.1 -port "$port" -public-host "127.0.0.1:$port" -external-url "$STORAGE_EMULATOR_HOST" -backend memory
+wait_for_port "$port"
+tool_environment=()
+
+tool upload gs://landmarks/suite "$work" # makes the bucket
+try_suite LANDMARKS_TEST_GS=gs://landmarks/suite
+try_store gs://landmarks/work

@@ -1,0 +1,67 @@
+"""What s3.sh and gcs.sh need of an object store besides `landmarks`; addresses and credentials come from the environment.
+
+    python stores.py upload ROOT FOLDER    makes ROOT's bucket and copies what FOLDER's lists, tables and photographs are, and the model
+    python stores.py wait STORE COUNT      until STORE has COUNT finished units
+    python stores.py fetch URI FILE        copies a file from the store
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from transforms import files
+from transforms.delg.catalog import EMBEDDED, model_folder
+from transforms.stores import FeatureStore
+
+
+def make_bucket(root: str) -> None:
+    """Makes the bucket of an address, where it is not there yet."""
+    scheme, _, place = root.partition("://")
+    bucket = place.split("/")[0]
+    if scheme == "s3":
+        import boto3
+
+        client = boto3.client("s3")
+        if bucket not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket=bucket)
+    else:
+        from google.cloud import storage
+
+        client = storage.Client()
+        if client.lookup_bucket(bucket) is None:
+            client.create_bucket(bucket)
+
+
+def upload(root: str, folder: pathlib.Path) -> None:
+    """ROOT then holds index/ and queries/ with photographs in folders, queries.txt with a line for each, labels.csv, truth.csv and model/."""
+    copies = [(folder / name, f"{root}/{name}") for name in ("labels.csv", "truth.csv")]
+    for name in ("index", "queries"):
+        paths = [pathlib.Path(line) for line in (folder / f"{name}.txt").read_text("utf-8").splitlines()]
+        copies += [(path, f"{root}/{name}/{path.stem[0]}/{path.name}") for path in paths]
+        files.write_bytes(f"{root}/{name}.txt", "".join(f"{name}/{path.stem[0]}/{path.name}\n" for path in paths).encode())
+    model = pathlib.Path(model_folder(EMBEDDED))
+    copies += [(path, f"{root}/model/{path.relative_to(model).as_posix()}") for path in model.rglob("*") if path.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda copy: files.write_bytes(copy[1], copy[0].read_bytes()), copies))
+    print(f"{root}: {len(copies) + 2} files")
+
+
+def main() -> None:
+    """See the module's documentation."""
+    command, uri, argument = sys.argv[1:]
+    if command == "upload":
+        make_bucket(uri)
+        upload(uri, pathlib.Path(argument))
+    elif command == "wait":
+        while len(units := FeatureStore(uri).units()) < int(argument):
+            time.sleep(0.05)
+        print(f"{uri}: {len(units)} units")
+    else:
+        pathlib.Path(argument).write_bytes(files.read_bytes(uri))
+
+
+if __name__ == "__main__":
+    main()
