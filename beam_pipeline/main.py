@@ -103,8 +103,9 @@ def beam_options(flags: Sequence[str]) -> Any:
     Raises:
       config.ConfigError: a flag that Beam does not know either; the text proposes the nearest one.
     """
-    from apache_beam.io import filesystems
     from apache_beam.options import pipeline_options
+
+    from transforms import object_stores
 
     # Beam itself only warns of unknown options, so ask its parsers first.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
@@ -124,7 +125,7 @@ def beam_options(flags: Sequence[str]) -> Any:
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         raise config.ConfigError(f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
     options = pipeline_options.PipelineOptions(list(flags))
-    filesystems.FileSystems.set_options(options)  # a pipeline does it too, but files are read before there is one
+    object_stores.use_options(options)
     return options
 
 

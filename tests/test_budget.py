@@ -95,7 +95,7 @@ def test_a_sample_stands_for_all_sizes():
 
 def test_a_pilot_that_takes_too_long_is_stopped():
     with pytest.raises(TimeoutError, match="the pilot took more than 0 s"):
-        pilot.run(pilot.Sample("embedded", None, None, (), WORK, None), timeout=0.01)
+        pilot.run(pilot.Sample("embedded", None, None, (), WORK, {}), timeout=0.01)
 
 
 def test_a_unit_that_time_runs_out_in_is_no_shard():

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from transforms import nearest as nearest_module
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
-from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, error_bound_of_any, exact_scores, fastest_product, penalty_columns
+from transforms.products import (
+    Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, error_bound_of_any, exact_scores, fastest_product, penalty_columns)
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 

@@ -266,6 +266,22 @@ class _Beam:
             yield Entry(found.path, found.size_in_bytes, found.last_updated_in_seconds)
 
 
+_S3_VARIABLES = {
+    "s3_endpoint_url": "AWS_ENDPOINT_URL", "s3_region_name": "AWS_DEFAULT_REGION", "s3_access_key_id": "AWS_ACCESS_KEY_ID",
+    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY", "s3_session_token": "AWS_SESSION_TOKEN",
+}
+
+
+def use_options(options: PipelineOptions) -> None:
+    """From now on Beam's `options` hold for the files of this process, and for those of processes that it starts.
+
+    Pipeline() gives its options to this process alone: worker processes of the local runner and of worker pools get none, but the environment.
+    """
+    FileSystems.set_options(options)
+    given = options.view_as(S3Options)
+    os.environ.update({variable: value for name, variable in _S3_VARIABLES.items() if (value := getattr(given, name))})
+
+
 _KINDS = {"s3": _S3, "gs": _Gcs}
 _lock = threading.Lock()
 _stores: dict[str, tuple[Optional[PipelineOptions], Store]] = {}

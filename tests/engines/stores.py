@@ -1,7 +1,7 @@
 """What s3.sh and gcs.sh need of an object store besides `landmarks`; addresses and credentials come from the environment.
 
     python stores.py upload ROOT FOLDER    makes ROOT's bucket and copies what FOLDER's lists, tables and photographs are, and the model
-    python stores.py wait STORE COUNT      until STORE has COUNT finished units
+    python stores.py units STORE           number of finished units
     python stores.py fetch URI FILE        copies a file from the store
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pathlib
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from transforms import files
@@ -51,14 +50,12 @@ def upload(root: str, folder: pathlib.Path) -> None:
 
 def main() -> None:
     """See the module's documentation."""
-    command, uri, argument = sys.argv[1:]
+    command, uri, argument = (*sys.argv[1:], "")[:3]
     if command == "upload":
         make_bucket(uri)
         upload(uri, pathlib.Path(argument))
-    elif command == "wait":
-        while len(units := FeatureStore(uri).units()) < int(argument):
-            time.sleep(0.05)
-        print(f"{uri}: {len(units)} units")
+    elif command == "units":
+        print(len(FeatureStore(uri).units()))
     else:
         pathlib.Path(argument).write_bytes(files.read_bytes(uri))
 

@@ -65,19 +65,39 @@ def saved_model_bytes() -> bytes:
     constants = load_constants()
 
     def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
-        gray = tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
-        cells, attention, zoom = _level(tf, gray, scale)
-        corners, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
-        # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1, as gradients do.
-        top_left = tf.cast(corners, tf.float32) * BLOCK + 1.0
-        boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
-        root_sift = _root_sift(tf, _patches_at(tf, cells, corners))
-        features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
+        boxes, features, scores, cells = local_features(tf, image, scale, max_features, threshold, constants)
         vlad = frozen_graph.shrink_leading_axes(
             tf, _vlad(tf, cells, constants["centroids"]), constants["global_mean"], constants["global_axes"], constants["global_loss"])
         return boxes, features, scores, vlad
 
     return frozen_graph.saved_model_bytes(level, DIMENSIONS, constants["centroids"].size)
+
+
+def local_features(
+    tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any, constants: dict[str, np.ndarray]
+) -> tuple[Any, Any, Any, Any]:
+    """The local features of a level.
+
+    Args:
+      tf: the module tensorflow.
+      image: float32 [H, W, 3], RGB, 0 to 255.
+      scale: float32 [], of the level.
+      max_features: int32 [], N at most.
+      threshold: float32 [], least attention.
+      constants: as `load_constants` returns them.
+
+    Returns:
+      Boxes [N, 4] in px of the image, whitened RootSIFT descriptors [N, 128], not normalised, attention [N], strongest first; and the
+      orientation histograms [R + 6, C + 6, 8] of all cells.
+    """
+    gray = tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
+    cells, attention, zoom = _level(tf, gray, scale)
+    corners, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
+    # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1, as gradients do.
+    top_left = tf.cast(corners, tf.float32) * BLOCK + 1.0
+    boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
+    root_sift = _root_sift(tf, _patches_at(tf, cells, corners))
+    return boxes, tf.matmul(root_sift - constants["local_mean"], constants["local_projection"]), scores, cells
 
 
 def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
