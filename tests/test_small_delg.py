@@ -1,4 +1,6 @@
-"""The model small-delg: where its local features lie, and its global descriptor against a slow NumPy oracle."""
+"""The model small-delg: its weights, where its local features lie, and what its descriptors are made of."""
+
+import os
 
 import numpy as np
 import pytest
@@ -15,14 +17,8 @@ def extract(tmp_path_factory):
     return caller(tf.saved_model.load(folder), small_delg.SETTINGS)
 
 
-def centres(boxes):
-    return (boxes[:, :2] + boxes[:, 2:]) / 2
-
-
 class TestWeights:
     def test_the_file_is_small(self):
-        import os
-
         assert os.path.getsize(small_delg.CONSTANTS) <= 20_000_000
 
     def test_every_layer_has_its_kernel_and_bias(self):
@@ -39,55 +35,69 @@ class TestWeights:
 
 
 class TestLocalFeatures:
-    def test_they_move_with_what_they_show(self, extract):
-        scene = textured(480, 640, seed=5)
-        moved = 64  # px: a whole number of cells and of sides at this scale
-        first = extract(scene[:384, :512], scales=(1.0,), threshold=0.0, max_features=10**6)
-        second = extract(scene[moved:384 + moved, moved:512 + moved], scales=(1.0,), threshold=0.0, max_features=10**6)
-        # Away from the borders, whose padding a cell sees from afar, the keypoints are the same.
-        here = {tuple(c) for c in np.round(centres(first["boxes"]) - moved, 2) if (c > 96).all() and c[0] < 220 and c[1] < 350}
-        there = {tuple(c) for c in np.round(centres(second["boxes"]), 2)}
-        assert len(here) > 10 and len(here & there) >= 0.6 * len(here)
+    def test_they_lie_where_those_of_rootsift_vlad_lie(self, extract, tmp_path_factory):
+        import tensorflow as tf
 
-    def test_cells_lie_where_their_pixels_are(self, extract):
-        image = np.full((256, 256, 3), 110, np.uint8)
-        image[120:136, 120:136] = textured(16, 16, seed=2)
-        found = extract(image, scales=(1.0,), threshold=0.0, max_features=10**6)
-        flat = extract(np.full((256, 256, 3), 110, np.uint8), scales=(1.0,), threshold=0.0, max_features=10**6)
-        changed = [c for c, s in zip(centres(found["boxes"]), found["scores"])
-                   if not any(np.allclose(c, f) and abs(s - g) < 1e-3 for f, g in zip(centres(flat["boxes"]), flat["scores"]))]
-        assert np.linalg.norm(np.mean(changed, 0) - 128) < 12
+        folder = builtin.model_dir("rootsift-vlad", str(tmp_path_factory.mktemp("cache")))
+        image = textured(240, 320)
+        expected, found = caller(tf.saved_model.load(folder), small_delg.SETTINGS)(image), extract(image)
+        np.testing.assert_allclose(found["boxes"], expected["boxes"])
+        np.testing.assert_allclose(found["scores"], expected["scores"])
 
-    def test_descriptors_have_unit_length(self, extract):
+    def test_descriptors_have_unit_length_and_their_shares(self, extract):
         features = extract(textured(240, 320))["features"]
-        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-4)
+        assert features.shape[1] == 128
+        np.testing.assert_allclose((features**2).sum(1), 1, rtol=1e-4)
+        kept = small_delg.load_constants()["rootsift/projection"].shape[1]
+        np.testing.assert_allclose((features[:, :kept] ** 2).sum(1), small_delg.ROOTSIFT_LOCAL_SHARE, rtol=1e-4)
 
-    def test_boxes_are_the_receptive_field_over_the_scale(self, extract):
-        found = extract(textured(480, 640), threshold=0.0)
-        sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
-        # A side becomes a multiple of 32 px, so a scale is met only about.
-        np.testing.assert_allclose(sides / found["scales"][:, None], small_delg.RECEPTIVE_FIELD, rtol=0.12)
+    def test_sampling_is_bilinear_between_the_middles_of_cells(self):
+        import tensorflow as tf
+
+        maps = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
+        points = np.array([[7.5, 7.5], [15.5, 31.5], [11.5, 7.5], [13.5, 21.5], [-5, 900]], np.float32)
+        found = small_delg.sample(tf, tf.constant(maps), tf.constant(points)).numpy()
+        between = 0.25 * (0.25 * maps[0, 1] + 0.75 * maps[0, 2]) + 0.75 * (0.25 * maps[1, 1] + 0.75 * maps[1, 2])
+        expected = [maps[0, 0], maps[1, 3], (maps[0, 0] + maps[1, 0]) / 2, between, maps[0, 4]]
+        position = (points[3] - 7.5) / 8
+        np.testing.assert_allclose(position, [0.75, 1.75])
+        np.testing.assert_allclose(found, expected, atol=0.01)
+
+    def test_a_cell_of_the_network_lies_where_its_pixels_are(self):
+        import tensorflow as tf
+
+        constants = small_delg.load_constants()
+
+        def convolve(x, layer):
+            return tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
+
+        flat = np.full((256, 256, 3), 110, np.float32)
+        marked = flat.copy()
+        marked[112:144, 144:176] = textured(32, 32, seed=2)
+        maps = [small_delg.forward(tf, (image[None] - 128) / 64, convolve)[1][0].numpy() for image in (flat, marked)]
+        change = np.linalg.norm(maps[1] - maps[0], axis=2) ** 2
+        rows, columns = np.indices(change.shape) * small_delg.LOCAL_STRIDE + small_delg.LOCAL_STRIDE - 0.5
+        middle = np.array([(change * rows).sum(), (change * columns).sum()]) / change.sum()
+        np.testing.assert_allclose(middle, [127.5, 159.5], atol=6)
 
 
 class TestGlobalDescriptor:
-    def test_vlad_equals_its_definition(self):
-        import tensorflow as tf
-
-        rng = np.random.default_rng(3)
-        rows = rng.standard_normal((50, 8)).astype(np.float32)
-        centroids = rng.standard_normal((3, 8)).astype(np.float32)
-        weights = rng.random((50, 1)).astype(np.float32)
-        sums = np.zeros((3, 8))
-        for row, weight in zip(rows, weights):
-            nearest = min(range(3), key=lambda k: np.linalg.norm(row - centroids[k]))
-            sums[nearest] += weight[0] * (row - centroids[nearest])
-        sums /= np.sqrt((sums**2).sum(1, keepdims=True) + small_delg.NOISE)
-        expected = (np.sign(sums) * np.sqrt(np.abs(sums))).ravel()
-        expected /= np.linalg.norm(expected)
-        np.testing.assert_allclose(small_delg.vlad(tf, rows, weights, centroids)[0], expected, atol=1e-5)
-
     def test_parts_have_their_shares(self, extract):
         rows = extract(textured(240, 320))["global_descriptors"]
-        share = float(small_delg.load_constants()["share"])
-        np.testing.assert_allclose((rows[:, :small_delg.EMBEDDING_DIMENSIONS] ** 2).sum(1), share, atol=1e-3)
+        assert rows.shape[1] == 2048
+        np.testing.assert_allclose((rows[:, :small_delg.EMBEDDING_DIMENSIONS] ** 2).sum(1), small_delg.EMBEDDING_SHARE, atol=1e-3)
         np.testing.assert_allclose((rows**2).sum(1), 1, atol=1e-3)
+
+    def test_only_scales_that_are_asked_for_are_described(self, extract):
+        assert extract(textured(240, 320), global_scales=[2])["global_descriptors"].shape == (1, 2048)
+
+    def test_the_same_scene_in_another_light_is_nearer_than_another_scene(self, extract):
+        def describe(image):
+            rows = extract(image)["global_descriptors"].sum(0)
+            return rows / np.linalg.norm(rows)
+
+        from skimage import data
+
+        first, other = data.rocket(), data.chelsea()
+        darker = (first[20:-20, 30:-10] * 0.6 + 10).astype(np.uint8)
+        assert describe(first) @ describe(darker) > describe(first) @ describe(other) + 0.3

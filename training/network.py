@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from transforms.delg import small_delg
 
+ATTENTION = small_delg.Layer("local/attention", 1, small_delg.LOCAL_DIMENSIONS, 1, normalised=False, relu=False)  # in training alone
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_MOMENTUM = 0.97
 
@@ -29,7 +30,7 @@ class Network:
         rng = np.random.default_rng(seed)
         self.weights: dict[str, tf.Variable] = {}
         self.moments: dict[str, tf.Variable] = {}
-        for layer in small_delg.layers():
+        for layer in (*small_delg.layers(), ATTENTION):
             deviation = np.sqrt((2.0 if layer.relu else 1.0) / (layer.size**2 * layer.inputs))
             kernel = rng.standard_normal((layer.size, layer.size, layer.inputs, layer.outputs)) * deviation
             self.weights[layer.name] = tf.Variable(kernel.astype(np.float32))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from training import augment, correspondences, losses, photographs, split
 from training.batches import Batch, Batches
-from training.network import BATCH_NORM_MOMENTUM, Network
+from training.network import ATTENTION, BATCH_NORM_MOMENTUM, Network
 from transforms.delg import small_delg
 
 # (share of the steps, side of the views in px): small views first, for more passes over the photographs in the same time.
@@ -70,7 +70,9 @@ class Trainer:
         pairs = points.shape[0]
         with tf.GradientTape() as tape:
             image = tf.cast((tf.cast(views, tf.float32) - 128.0) / 64.0, tf.bfloat16)
-            pooled, local, attention = small_delg.forward(tf, image, self.network.convolution(updates))
+            convolve = self.network.convolution(updates)
+            pooled, local, hidden = small_delg.forward(tf, image, convolve)
+            attention = convolve(hidden, ATTENTION)
             name = small_delg.EMBEDDING[0]
             embedding = tf.matmul(pooled, self.network.weights[name]) + self.network.weights[f"{name}/bias"]
             global_loss = losses.supervised_contrastive(tf.math.l2_normalize(embedding, 1), classes, places)

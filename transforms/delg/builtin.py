@@ -9,10 +9,10 @@ import tempfile
 from types import ModuleType
 from typing import Optional
 
-from transforms.delg import frozen_graph, rootsift_vlad
+from transforms.delg import frozen_graph, rootsift_vlad, small_delg
 from transforms.delg.card import write_card
 
-MODELS: dict[str, ModuleType] = {"embedded": rootsift_vlad, "rootsift-vlad": rootsift_vlad}
+MODELS: dict[str, ModuleType] = {"embedded": small_delg, "rootsift-vlad": rootsift_vlad}
 
 
 def model_dir(name: str, cache_root: Optional[str] = None) -> str:

@@ -13,8 +13,9 @@ from transforms.delg import import_tensorflow
 _control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 
 # One level of the pyramid: of (tf, image as float32 [H, W, 3], its scale [], max_features int32 [], threshold []) it makes
-# boxes [N, 4], features [N, L], scores [N], strongest first, N at most max_features, and the level's global descriptor [1, G].
-Level = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any, Any, Any]]
+# boxes [N, 4], features [N, L], scores [N], strongest first, N at most max_features, and a function that makes the level's global
+# descriptor [1, G], run only for the scales that it is asked of.
+Level = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any, Any, Callable[[], Any]]]
 
 
 def saved_model_bytes(level: Level, local_dimensions: int, global_dimensions: int) -> bytes:
@@ -64,7 +65,8 @@ def _contract(tf: Any, level: Level, local_dimensions: int, global_dimensions: i
     values = tf.cast(image, tf.float32)
 
     def one_scale(index: Any, *found: Any) -> tuple[Any, ...]:
-        boxes, features, scores, descriptor = level(tf, values, scales[index], max_features, threshold)
+        boxes, features, scores, describe = level(tf, values, scales[index], max_features, threshold)
+        descriptor = tf.cond(tf.reduce_any(tf.equal(global_scales, index)), describe, lambda: tf.zeros([1, global_dimensions]))
         scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
         new = (boxes, features, scale, scores[:, None], descriptor)
         return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))

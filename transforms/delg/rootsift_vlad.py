@@ -13,7 +13,7 @@ one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIF
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -64,18 +64,21 @@ def saved_model_bytes() -> bytes:
     """Returns the serialised SavedModel."""
     constants = load_constants()
 
-    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
-        boxes, features, scores, cells = local_features(tf, image, scale, max_features, threshold, constants)
-        vlad = frozen_graph.shrink_leading_axes(
-            tf, _vlad(tf, cells, constants["centroids"]), constants["global_mean"], constants["global_axes"], constants["global_loss"])
-        return boxes, features, scores, vlad
+    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
+        boxes, root_sift, scores, cells = local_features(tf, image, scale, max_features, threshold)
+        features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
+
+        def describe() -> Any:
+            rows = vlad(tf, dense_root_sift(tf, cells), constants["centroids"])
+            return frozen_graph.shrink_leading_axes(
+                tf, rows, constants["global_mean"], constants["global_axes"], constants["global_loss"])
+
+        return boxes, features, scores, describe
 
     return frozen_graph.saved_model_bytes(level, DIMENSIONS, constants["centroids"].size)
 
 
-def local_features(
-    tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any, constants: dict[str, np.ndarray]
-) -> tuple[Any, Any, Any, Any]:
+def local_features(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
     """The local features of a level.
 
     Args:
@@ -84,11 +87,10 @@ def local_features(
       scale: float32 [], of the level.
       max_features: int32 [], N at most.
       threshold: float32 [], least attention.
-      constants: as `load_constants` returns them.
 
     Returns:
-      Boxes [N, 4] in px of the image, whitened RootSIFT descriptors [N, 128], not normalised, attention [N], strongest first; and the
-      orientation histograms [R + 6, C + 6, 8] of all cells.
+      Boxes [N, 4] in px of the image, RootSIFT descriptors [N, 128], attention [N], strongest first; and the orientation
+      histograms [R + 6, C + 6, 8] of all cells.
     """
     gray = tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
     cells, attention, zoom = _level(tf, gray, scale)
@@ -96,8 +98,7 @@ def local_features(
     # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1, as gradients do.
     top_left = tf.cast(corners, tf.float32) * BLOCK + 1.0
     boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
-    root_sift = _root_sift(tf, _patches_at(tf, cells, corners))
-    return boxes, tf.matmul(root_sift - constants["local_mean"], constants["local_projection"]), scores, cells
+    return boxes, _root_sift(tf, _patches_at(tf, cells, corners)), scores, cells
 
 
 def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
@@ -146,12 +147,16 @@ def _root_sift(tf: Any, histograms: Any) -> Any:
     return tf.sqrt(weighted / (tf.reduce_sum(weighted, -1, keepdims=True) + CONTRAST))
 
 
-def _vlad(tf: Any, cells: Any, centroids: np.ndarray) -> Any:
-    """Returns the VLAD of the dense descriptors, one for every fourth px, float32 [1, 2048]; about 0 for a flat image."""
+def dense_root_sift(tf: Any, cells: Any) -> Any:
+    """RootSIFT descriptors [N, 128], one for every fourth px of a level; about 0 where there is no texture."""
     sparse = cells[::CELL_STEP, ::CELL_STEP]
     height, width = (tf.shape(sparse)[axis] - GRID + 1 for axis in (0, 1))
     patches = [sparse[row:row + height, column:column + width] for row in range(GRID) for column in range(GRID)]
-    dense = _root_sift(tf, tf.reshape(tf.concat(patches, 2), [-1, DIMENSIONS]))
+    return _root_sift(tf, tf.reshape(tf.concat(patches, 2), [-1, DIMENSIONS]))
+
+
+def vlad(tf: Any, dense: Any, centroids: np.ndarray) -> Any:
+    """Returns the VLAD of descriptors [N, 128] over centroids [K, 128], float32 [1, 128 K]; about 0 for a flat image."""
     nearest = tf.argmax(tf.matmul(dense, centroids.T) - 0.5 * np.sum(centroids**2, 1), 1)
     # A descriptor counts by its squared length: that is about 1, and 0 where there is no texture.
     votes = tf.one_hot(nearest, len(centroids)) * tf.reduce_sum(dense * dense, 1, keepdims=True)

@@ -1,9 +1,10 @@
-"""The model "small-delg": a small DELG (Cao et al. 2020), trained on photographs of landmarks; training/ says how.
+"""The model "small-delg": a small DELG (Cao et al. 2020), trained on photographs of landmarks, beside RootSIFT; training/ says how.
 
-A residual backbone of four stages at strides 4 to 32. The local descriptors and their attention come from the second and third, at
-stride 8. A level's global descriptor has two parts: an embedding of what the last two stages hold (GeM, Radenovic et al. 2019),
-and a VLAD (Jegou et al. 2010) of all local descriptors, each weighted by its attention. Both parts are whitened softly by PCA (Jegou and
-Chum 2012). Coordinates are (y, x).
+A residual backbone of four stages at strides 4 to 32 runs on every level of the pyramid. A level's global descriptor has two parts: an
+embedding of what the last two stages hold (GeM, Radenovic et al. 2019), and a VLAD of dense RootSIFT descriptors. Local features lie
+at corners, and their descriptors have two parts too: RootSIFT, which tells details apart, and what the second and third stage say
+of the place, at stride 8, which knows them again in another light. All parts are whitened by PCA (Jegou and Chum 2012). Coordinates
+are (y, x).
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import Any, Callable
 
 import numpy as np
 
-from transforms.delg import frozen_graph
+from transforms.delg import frozen_graph, rootsift_vlad
 from transforms.delg.card import ExtractionSettings
 
 NAME = "small-delg"
 CONSTANTS = os.path.join(os.path.dirname(__file__), "small_delg.npz")
 
 SETTINGS = ExtractionSettings(
-    image_scales=(0.3536, 0.5, 0.7071, 1.0),
+    image_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
     global_scales=(0.3536, 0.5, 0.7071, 1.0),
     max_local_features=1000,
-    score_threshold=0.1,
+    score_threshold=20.0,
     max_image_side=640,
 )
 MAX_DISTANCE = 0.9  # of putative matches
@@ -33,12 +34,12 @@ MAX_DISTANCE = 0.9  # of putative matches
 STEM = 32  # channels at stride 2
 WIDTHS = (48, 96, 192, 384)  # channels at strides 4, 8, 16, 32
 BLOCKS = (1, 2, 3, 1)  # residual blocks at these strides
-LOCAL_STRIDE = 8  # px between neighbouring local features of a level
+LOCAL_STRIDE = 8  # px between neighbouring learned descriptors of a level
 LOCAL_DIMENSIONS = 128
 EMBEDDING_DIMENSIONS = 512
+EMBEDDING_SHARE = 0.55  # of the squared length of a global descriptor; the VLAD has the rest
+ROOTSIFT_LOCAL_SHARE = 0.7  # of the squared length of a local descriptor; the learned part has the rest
 GEM_POWER = 3.0
-RECEPTIVE_FIELD = 64  # px, about, of a local feature
-NOISE = 1e-4  # added to squared norms of residuals, so that a few cells of little attention stay short
 SIDE_MULTIPLE = 32  # sides of a level, so that every stage halves them evenly
 
 
@@ -82,7 +83,6 @@ def layers() -> tuple[Layer, ...]:
     found.append(Layer("local/coarse", 1, WIDTHS[2], hidden * 4, normalised=False, relu=False))
     found.append(Layer("local/hidden", 3, hidden, hidden))
     found.append(Layer("local/descriptor", 1, hidden, LOCAL_DIMENSIONS, normalised=False, relu=False))
-    found.append(Layer("local/attention", 1, hidden, 1, normalised=False, relu=False))
     return tuple(found)
 
 
@@ -98,8 +98,8 @@ def forward(tf: Any, image: Any, convolve: Callable[[Any, Layer], Any]) -> tuple
       convolve: convolution with normalisation or bias, without the ReLU.
 
     Returns:
-      Pooled float32 [B, 576]; local descriptors [B, H/8, W/8, 128], not normalised; attention [B, H/8, W/8, 1], logits.
-      Cell (r, c) of these lies at (8 r + 7.5, 8 c + 7.5) px: every convolution of stride 2 moves by one px.
+      Pooled float32 [B, 576]; local descriptors [B, H/8, W/8, 128], not normalised; what these were made of, [B, H/8, W/8, 128].
+      Cell (r, c) lies at (8 r + 7.5, 8 c + 7.5) px: every convolution of stride 2 moves by one px.
     """
     by_name = {layer.name: layer for layer in layers()}
 
@@ -117,7 +117,7 @@ def forward(tf: Any, image: Any, convolve: Callable[[Any, Layer], Any]) -> tuple
     pooled = tf.concat([_gem(tf, stages[2]), _gem(tf, stages[3])], 1)
     hidden = tf.nn.relu(run(stages[1], "local/fine") + tf.nn.depth_to_space(run(stages[2], "local/coarse"), 2))
     hidden = run(hidden, "local/hidden")
-    return pooled, run(hidden, "local/descriptor"), run(hidden, "local/attention")
+    return pooled, run(hidden, "local/descriptor"), hidden
 
 
 def _gem(tf: Any, x: Any) -> Any:
@@ -129,9 +129,9 @@ def load_constants() -> dict[str, np.ndarray]:
     """Returns the trained weights, float32.
 
     "<layer>" kernels [k, k, in, out] and "<layer>/bias" [out], normalisation folded in; "embedding" [576, 512] and its bias.
-    "vlad/centroids" [K, 128]: k-means of local descriptors.
-    For both parts P of the global descriptor, "embedding" and "vlad": "P/mean" [D]; "P/axes" [A, D], leading principal axes;
-    "P/loss" [A], how much of its axis is taken away. "share": of the embedding in the squared length of the global descriptor.
+    "vlad/centroids" [12, 128]: k-means of dense RootSIFT descriptors.
+    For P in "embedding" and "vlad": "P/mean" [D]; "P/axes" [A, D], leading principal axes; "P/loss" [A], how much of its axis is taken away.
+    For P in "rootsift" and "learned": "P/mean" [128]; "P/projection" [128, D'], principal axes over the fourth roots of their variances.
     """
     with np.load(CONSTANTS) as data:
         constants = {name: data[name].astype(np.float32) for name in data.files}
@@ -147,60 +147,55 @@ def saved_model_bytes() -> bytes:
     def convolve(tf: Any, x: Any, layer: Layer) -> Any:
         return tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
 
-    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
-        size = tf.cast(tf.shape(image)[:2], tf.float32)
-        new_size = tf.maximum(tf.cast(tf.round(size * scale / SIDE_MULTIPLE), tf.int32), 2) * SIDE_MULTIPLE
-        resized = tf.image.resize(image, new_size, antialias=True)
-        pooled, maps, logits = forward(tf, (resized[None] - 128.0) / 64.0, functools.partial(convolve, tf))
-        maps, attention = tf.math.l2_normalize(maps[0], 2), tf.sigmoid(logits[0, :, :, 0])
-        cells, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
-        centres = tf.cast(cells, tf.float32) * LOCAL_STRIDE + (LOCAL_STRIDE - 0.5)
-        zoom = tf.cast(new_size, tf.float32) / size
-        boxes = tf.concat([(centres - RECEPTIVE_FIELD / 2) / zoom, (centres + RECEPTIVE_FIELD / 2) / zoom], 1)
-        return boxes, tf.gather_nd(maps, cells), scores, descriptor(tf, pooled, maps, attention, constants)
+    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
+        boxes, root_sift, scores, cells = rootsift_vlad.local_features(tf, image, scale, max_features, threshold)
+        resized, zoom = resize(tf, image, scale)
+        pooled, maps, _ = forward(tf, resized, functools.partial(convolve, tf))
+        learned = sample(tf, tf.math.l2_normalize(maps[0], 2), (boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)
+        features = joined(tf, project(tf, root_sift, constants, "rootsift"), project(tf, learned, constants, "learned"), ROOTSIFT_LOCAL_SHARE)
 
-    vlad_dimensions = constants["vlad/centroids"].size
-    return frozen_graph.saved_model_bytes(level, LOCAL_DIMENSIONS, EMBEDDING_DIMENSIONS + vlad_dimensions)
+        def describe() -> Any:
+            embedding = embed(tf, pooled, constants)
+            vlad = rootsift_vlad.vlad(tf, rootsift_vlad.dense_root_sift(tf, cells), constants["vlad/centroids"])
+            return joined(tf, *(frozen_graph.shrink_leading_axes(tf, rows, *(constants[f"{name}/{key}"] for key in ("mean", "axes", "loss")))
+                                for name, rows in (("embedding", embedding), ("vlad", vlad))), EMBEDDING_SHARE)
 
+        return boxes, features, scores, describe
 
-def descriptor(tf: Any, pooled: Any, maps: Any, attention: Any, constants: dict[str, np.ndarray]) -> Any:
-    """The global descriptor of a level.
-
-    Args:
-      tf: the module tensorflow.
-      pooled: float32 [1, 576], as `forward` returns it.
-      maps: float32 [h, w, 128], local descriptors, unit length.
-      attention: float32 [h, w].
-      constants: as `load_constants` returns them.
-
-    Returns:
-      float32 [1, 2048], unit length.
-    """
-    parts = {
-        "embedding": tf.math.l2_normalize(tf.matmul(pooled, constants["embedding"]) + constants["embedding/bias"], 1),
-        "vlad": vlad(tf, tf.reshape(maps, [-1, LOCAL_DIMENSIONS]), tf.reshape(attention, [-1, 1]), constants["vlad/centroids"]),
-    }
-    whitened = [
-        tf.math.l2_normalize(frozen_graph.shrink_leading_axes(
-            tf, part, constants[f"{name}/mean"], constants[f"{name}/axes"], constants[f"{name}/loss"]), 1)
-        for name, part in parts.items()
-    ]
-    share = constants["share"]
-    return tf.concat([whitened[0] * np.sqrt(share), whitened[1] * np.sqrt(1 - share)], 1)
+    local_dimensions = sum(constants[f"{name}/projection"].shape[1] for name in ("rootsift", "learned"))
+    return frozen_graph.saved_model_bytes(level, local_dimensions, EMBEDDING_DIMENSIONS + constants["vlad/centroids"].size)
 
 
-def vlad(tf: Any, rows: Any, weights: Any, centroids: np.ndarray) -> Any:
-    """Weighted sums of residuals to the nearest centroid, each of unit length, signed square roots; float32 [1, K D], unit length.
+def resize(tf: Any, image: Any, scale: Any) -> tuple[Any, Any]:
+    """The level of an image [H, W, 3] (0 to 255) at a scale, as `forward` wants it, and its zoom [2]: sides over those of the image."""
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    new_size = tf.maximum(tf.cast(tf.round(size * scale / SIDE_MULTIPLE), tf.int32), 2) * SIDE_MULTIPLE
+    resized = tf.image.resize(image, new_size, antialias=True)
+    return (resized[None] - 128.0) / 64.0, tf.cast(new_size, tf.float32) / size
 
-    Args:
-      tf: the module tensorflow.
-      rows: float32 [N, D].
-      weights: float32 [N, 1].
-      centroids: float32 [K, D].
-    """
-    nearest = tf.argmax(tf.matmul(rows, centroids.T) - 0.5 * np.sum(centroids**2, 1), 1)
-    votes = tf.one_hot(nearest, len(centroids)) * weights
-    residuals = tf.matmul(votes, rows, transpose_a=True) - tf.reduce_sum(votes, 0)[:, None] * centroids
-    residuals /= tf.sqrt(tf.reduce_sum(residuals**2, 1, keepdims=True) + NOISE)
-    signed_roots = tf.reshape(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)), [1, -1])
-    return tf.math.l2_normalize(signed_roots, 1)
+
+def embed(tf: Any, pooled: Any, constants: dict[str, np.ndarray]) -> Any:
+    """The embedding [B, 512] of what `forward` pooled, unit length."""
+    return tf.math.l2_normalize(tf.matmul(pooled, constants["embedding"]) + constants["embedding/bias"], 1)
+
+
+def sample(tf: Any, maps: Any, points: Any) -> Any:
+    """Values of a map [h, w, D] of the network at points [N, 2] (y, x in px of the level), bilinear; float32 [N, D]."""
+    size = tf.shape(maps)[:2]
+    position = (points - (LOCAL_STRIDE - 0.5)) / LOCAL_STRIDE
+    position = tf.clip_by_value(position, 0.0, tf.cast(size, tf.float32) - 1.001)
+    low = tf.floor(position)
+    down, right = tf.unstack((position - low)[:, :, None], axis=1)
+    cell = tf.cast(low, tf.int32)
+    rows = [tf.gather_nd(maps, cell + [y, 0]) * (1 - right) + tf.gather_nd(maps, cell + [y, 1]) * right for y in (0, 1)]
+    return rows[0] * (1 - down) + rows[1] * down
+
+
+def project(tf: Any, rows: Any, constants: dict[str, np.ndarray], name: str) -> Any:
+    """Whitens local descriptors [N, 128] and keeps their leading dimensions."""
+    return tf.matmul(rows - constants[f"{name}/mean"], constants[f"{name}/projection"])
+
+
+def joined(tf: Any, first: Any, second: Any, share: float) -> Any:
+    """Two parts of descriptors, row by row, as one of unit length; the first part has `share` of its square."""
+    return tf.concat([tf.math.l2_normalize(first, 1) * share**0.5, tf.math.l2_normalize(second, 1) * (1 - share) ** 0.5], 1)
