@@ -25,14 +25,18 @@ MIN_LENGTH = 0.9  # of a dense descriptor in the vocabulary; flat areas have les
 
 
 def plain_weights(checkpoint: str) -> dict[str, np.ndarray]:
-    """The averaged weights of a checkpoint, without normalisation."""
+    """The averaged weights of a checkpoint, without normalisation, kernels rounded as they are stored."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     with np.load(checkpoint) as data:
         for key in data.files:
             group, _, name = key.partition(":")
             groups.setdefault(group, {})[name] = data[key]
     name, average = small_delg.EMBEDDING[0], groups["average"]
-    return {**folded(average, groups["moment"]), name: average[name], f"{name}/bias": average[f"{name}/bias"]}
+    plain = {**folded(average, groups["moment"]), name: average[name], f"{name}/bias": average[f"{name}/bias"]}
+    for kernel in [layer.name for layer in small_delg.layers()] + [name]:
+        rounded, step = small_delg.quantised(plain[kernel])
+        plain[kernel] = rounded * step
+    return plain
 
 
 def levels(weights: dict[str, np.ndarray]):
@@ -77,7 +81,9 @@ def fit(weights: dict[str, np.ndarray], images: list[np.ndarray]) -> dict[str, n
         constants |= {f"{name}/{key}": value for key, value in _shrinking(rows, AXES[name]).items()}
     for name, rows in local.items():
         constants |= {f"{name}/{key}": value for key, value in _projection(np.concatenate(rows), LOCAL_DIMENSIONS[name]).items()}
-    return {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in constants.items()}
+    for name in [layer.name for layer in small_delg.layers()] + [small_delg.EMBEDDING[0]]:
+        constants[name], constants[f"{name}/step"] = small_delg.quantised(constants[name])
+    return {name: value.astype(np.float16) if value.dtype == np.float32 and not name.endswith("/step") else value for name, value in constants.items()}
 
 
 def _shrinking(rows: np.ndarray, count: int) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", required=True, help="folder with photos.csv")
     parser.add_argument("--output", required=True, help="folder of correspondences and checkpoints")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default="train", help="parts of the split to train on, separated by commas")
     args = parser.parse_args()

@@ -12,17 +12,17 @@ from transforms.delg import import_tensorflow
 
 _control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 
-# One level of the pyramid: of (tf, image as float32 [H, W, 3], its scale [], max_features int32 [], threshold []) it makes
+# One level of the pyramid: of (image as float32 [H, W, 3], its scale [], max_features int32 [], threshold []) it makes
 # boxes [N, 4], features [N, L], scores [N], strongest first, N at most max_features, and a function that makes the level's global
 # descriptor [1, G], run only for the scales that it is asked of.
-Level = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any, Any, Callable[[], Any]]]
+Level = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Callable[[], Any]]]
 
 
-def saved_model_bytes(level: Level, local_dimensions: int, global_dimensions: int) -> bytes:
+def saved_model_bytes(prepare: Callable[[Any], Level], local_dimensions: int, global_dimensions: int) -> bytes:
     """Returns a serialised SavedModel without a variables folder, the same bytes every time.
 
     Args:
-      level: builds the graph of one level.
+      prepare: of the module tensorflow it makes what builds the graph of one level; what it builds itself is run once for all levels.
       local_dimensions, global_dimensions: L and G.
     """
     tf = import_tensorflow()
@@ -35,7 +35,7 @@ def saved_model_bytes(level: Level, local_dimensions: int, global_dimensions: in
         tf1.disable_control_flow_v2()
         try:
             with tf.Graph().as_default() as graph:
-                inputs, outputs = _contract(tf, level, local_dimensions, global_dimensions)
+                inputs, outputs = _contract(tf, prepare, local_dimensions, global_dimensions)
         finally:
             if was_v2:
                 tf1.enable_control_flow_v2()
@@ -53,7 +53,7 @@ def saved_model_bytes(level: Level, local_dimensions: int, global_dimensions: in
     return saved_model.SerializeToString(deterministic=True)
 
 
-def _contract(tf: Any, level: Level, local_dimensions: int, global_dimensions: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _contract(tf: Any, prepare: Callable[[Any], Level], local_dimensions: int, global_dimensions: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds the whole graph; returns its inputs and outputs by the names of the contract."""
     placeholder = tf.compat.v1.placeholder
     image = placeholder(tf.uint8, [None, None, 3], "input_image")
@@ -63,9 +63,10 @@ def _contract(tf: Any, level: Level, local_dimensions: int, global_dimensions: i
     global_scales = placeholder(tf.int32, [None], "input_global_scales_ind")
     inputs = {t.op.name: t for t in (image, scales, max_features, threshold, global_scales)}
     values = tf.cast(image, tf.float32)
+    level = prepare(tf)
 
     def one_scale(index: Any, *found: Any) -> tuple[Any, ...]:
-        boxes, features, scores, describe = level(tf, values, scales[index], max_features, threshold)
+        boxes, features, scores, describe = level(values, scales[index], max_features, threshold)
         descriptor = tf.cond(tf.reduce_any(tf.equal(global_scales, index)), describe, lambda: tf.zeros([1, global_dimensions]))
         scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
         new = (boxes, features, scale, scores[:, None], descriptor)

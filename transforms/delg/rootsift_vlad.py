@@ -64,18 +64,21 @@ def saved_model_bytes() -> bytes:
     """Returns the serialised SavedModel."""
     constants = load_constants()
 
-    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
-        boxes, root_sift, scores, cells = local_features(tf, image, scale, max_features, threshold)
-        features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
+    def prepare(tf: Any) -> frozen_graph.Level:
+        def level(image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
+            boxes, root_sift, scores, cells = local_features(tf, image, scale, max_features, threshold)
+            features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
 
-        def describe() -> Any:
-            rows = vlad(tf, dense_root_sift(tf, cells), constants["centroids"])
-            return frozen_graph.shrink_leading_axes(
-                tf, rows, constants["global_mean"], constants["global_axes"], constants["global_loss"])
+            def describe() -> Any:
+                rows = vlad(tf, dense_root_sift(tf, cells), constants["centroids"])
+                return frozen_graph.shrink_leading_axes(
+                    tf, rows, constants["global_mean"], constants["global_axes"], constants["global_loss"])
 
-        return boxes, features, scores, describe
+            return boxes, features, scores, describe
 
-    return frozen_graph.saved_model_bytes(level, DIMENSIONS, constants["centroids"].size)
+        return level
+
+    return frozen_graph.saved_model_bytes(prepare, DIMENSIONS, constants["centroids"].size)
 
 
 def local_features(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
@@ -155,11 +158,11 @@ def dense_root_sift(tf: Any, cells: Any) -> Any:
     return _root_sift(tf, tf.reshape(tf.concat(patches, 2), [-1, DIMENSIONS]))
 
 
-def vlad(tf: Any, dense: Any, centroids: np.ndarray) -> Any:
+def vlad(tf: Any, dense: Any, centroids: Any) -> Any:
     """Returns the VLAD of descriptors [N, 128] over centroids [K, 128], float32 [1, 128 K]; about 0 for a flat image."""
-    nearest = tf.argmax(tf.matmul(dense, centroids.T) - 0.5 * np.sum(centroids**2, 1), 1)
+    nearest = tf.argmax(tf.matmul(dense, centroids, transpose_b=True) - 0.5 * tf.reduce_sum(centroids**2, 1), 1)
     # A descriptor counts by its squared length: that is about 1, and 0 where there is no texture.
-    votes = tf.one_hot(nearest, len(centroids)) * tf.reduce_sum(dense * dense, 1, keepdims=True)
+    votes = tf.one_hot(nearest, centroids.shape[0]) * tf.reduce_sum(dense * dense, 1, keepdims=True)
     residuals = tf.matmul(votes, dense, transpose_a=True) - tf.reduce_sum(votes, 0)[:, None] * centroids
     residuals /= tf.sqrt(tf.reduce_sum(residuals**2, 1, keepdims=True) + NOISE)
     signed_roots = tf.reshape(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)), [1, -1])

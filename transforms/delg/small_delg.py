@@ -133,37 +133,58 @@ def load_constants() -> dict[str, np.ndarray]:
     For P in "embedding" and "vlad": "P/mean" [D]; "P/axes" [A, D], leading principal axes; "P/loss" [A], how much of its axis is taken away.
     For P in "rootsift" and "learned": "P/mean" [128]; "P/projection" [128, D'], principal axes over the fourth roots of their variances.
     """
+    constants, steps = _stored()
+    for name, step in steps.items():
+        constants[name] = constants[name] * step
+    return constants
+
+
+def quantised(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel [..., out] as int8 and the step [out] of each output, float32: kernel is about int8 * step."""
+    step = np.maximum(np.abs(kernel).max(tuple(range(kernel.ndim - 1))), 1e-9).astype(np.float16).astype(np.float32) / 127
+    return np.clip(np.round(kernel / step), -127, 127).astype(np.int8), step
+
+
+def _stored() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The constants, kernels as int8 and all others float32, and the steps of the kernels by name."""
     with np.load(CONSTANTS) as data:
-        constants = {name: data[name].astype(np.float32) for name in data.files}
+        constants = {name: data[name] for name in data.files}
+    steps = {name: constants.pop(f"{name}/step").astype(np.float32) for name in list(constants) if f"{name}/step" in constants}
+    constants = {name: value if name in steps else value.astype(np.float32) for name, value in constants.items()}
     for name in ("embedding/axes", "vlad/axes"):  # stored as int8
         constants[name] /= np.linalg.norm(constants[name], axis=1, keepdims=True)
-    return constants
+    return constants, steps
 
 
 def saved_model_bytes() -> bytes:
     """Returns the serialised SavedModel."""
-    constants = load_constants()
+    stored, steps = _stored()
 
-    def convolve(tf: Any, x: Any, layer: Layer) -> Any:
-        return tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
+    def prepare(tf: Any) -> frozen_graph.Level:
+        # As int8 a graph is a quarter as large: TensorFlow keeps more than ten copies of it when it loads and optimises one.
+        constants = {name: tf.cast(value, tf.float32) * steps.get(name, 1.0) for name, value in stored.items()}
 
-    def level(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
-        boxes, root_sift, scores, cells = rootsift_vlad.local_features(tf, image, scale, max_features, threshold)
-        resized, zoom = resize(tf, image, scale)
-        pooled, maps, _ = forward(tf, resized, functools.partial(convolve, tf))
-        learned = sample(tf, tf.math.l2_normalize(maps[0], 2), (boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)
-        features = joined(tf, project(tf, root_sift, constants, "rootsift"), project(tf, learned, constants, "learned"), ROOTSIFT_LOCAL_SHARE)
+        def convolve(x: Any, layer: Layer) -> Any:
+            return tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
 
-        def describe() -> Any:
-            embedding = embed(tf, pooled, constants)
-            vlad = rootsift_vlad.vlad(tf, rootsift_vlad.dense_root_sift(tf, cells), constants["vlad/centroids"])
-            return joined(tf, *(frozen_graph.shrink_leading_axes(tf, rows, *(constants[f"{name}/{key}"] for key in ("mean", "axes", "loss")))
-                                for name, rows in (("embedding", embedding), ("vlad", vlad))), EMBEDDING_SHARE)
+        def level(image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
+            boxes, root_sift, scores, cells = rootsift_vlad.local_features(tf, image, scale, max_features, threshold)
+            resized, zoom = resize(tf, image, scale)
+            pooled, maps, _ = forward(tf, resized, convolve)
+            learned = sample(tf, tf.math.l2_normalize(maps[0], 2), (boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)
+            parts = (project(tf, rows, constants, name) for name, rows in (("rootsift", root_sift), ("learned", learned)))
 
-        return boxes, features, scores, describe
+            def describe() -> Any:
+                vlad = rootsift_vlad.vlad(tf, rootsift_vlad.dense_root_sift(tf, cells), constants["vlad/centroids"])
+                rows = (("embedding", embed(tf, pooled, constants)), ("vlad", vlad))
+                return joined(tf, *(shrink(tf, row, constants, name) for name, row in rows), EMBEDDING_SHARE)
 
-    local_dimensions = sum(constants[f"{name}/projection"].shape[1] for name in ("rootsift", "learned"))
-    return frozen_graph.saved_model_bytes(level, local_dimensions, EMBEDDING_DIMENSIONS + constants["vlad/centroids"].size)
+            return boxes, joined(tf, *parts, ROOTSIFT_LOCAL_SHARE), scores, describe
+
+        return level
+
+    local_dimensions = sum(stored[f"{name}/projection"].shape[1] for name in ("rootsift", "learned"))
+    return frozen_graph.saved_model_bytes(prepare, local_dimensions, EMBEDDING_DIMENSIONS + stored["vlad/centroids"].size)
 
 
 def resize(tf: Any, image: Any, scale: Any) -> tuple[Any, Any]:
@@ -194,6 +215,11 @@ def sample(tf: Any, maps: Any, points: Any) -> Any:
 def project(tf: Any, rows: Any, constants: dict[str, np.ndarray], name: str) -> Any:
     """Whitens local descriptors [N, 128] and keeps their leading dimensions."""
     return tf.matmul(rows - constants[f"{name}/mean"], constants[f"{name}/projection"])
+
+
+def shrink(tf: Any, rows: Any, constants: dict[str, Any], name: str) -> Any:
+    """Whitens a part [B, D] of global descriptors, softly."""
+    return frozen_graph.shrink_leading_axes(tf, rows, *(constants[f"{name}/{key}"] for key in ("mean", "axes", "loss")))
 
 
 def joined(tf: Any, first: Any, second: Any, share: float) -> Any:
