@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(
         title="commands", metavar="COMMAND", required=True, help="what to look at")
     inspect = _add_command(model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image")
-    inspect.add_argument("model", metavar="MODEL", help="embedded, or the folder or URI of a SavedModel")
+    inspect.add_argument("model", metavar="MODEL", help="embedded, rootsift-vlad, or the folder or URI of a SavedModel")
 
     demo = _add_command(commands, "demo", _demo, "make a small data set to try everything on", beam_options=False)
     demo.add_argument("--output", required=True, metavar="DIR", help="folder to make")
@@ -72,7 +72,7 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
     index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
     index.add_argument(
-        "--model", metavar="MODEL", help="embedded, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
+        "--model", metavar="MODEL", help="embedded, rootsift-vlad, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
     index.add_argument("--append", action="store_true", help="add the images to a finished index, which stays readable meanwhile")
     config.add_output_flags(index)
     config.add_extraction_flags(index, of_index=True)

@@ -181,7 +181,7 @@ def measure(name: str, model: str, side: Optional[int], rows: list[tuple[str, st
     if bfloat16:
         cosine, kept, local = compare(features["float32"], features["bfloat16"])
         print(f"{name}: bfloat16 moves descriptors to a least cosine of {cosine:.5f}, keeps {kept:.1%} of keypoints, local cosine {local:.4f}")
-        if jobs.has_fast_bfloat16() and name != "embedded":  # whose time goes into gathers and sums, not into products
+        if jobs.has_fast_bfloat16() and name != "embedded":  # half of whose time goes into gathers and sums, not into products
             goals.at_least(f"{name}: index job in bfloat16 / notebook", rates["(d) index job, bfloat16"] * notebook / number, 2.8)
 
 
