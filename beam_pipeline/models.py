@@ -16,7 +16,7 @@ class ModelChoice:
     """A model with the settings that a job runs it with.
 
     Attributes:
-      model: as the user named it: "embedded", a folder or a URI.
+      model: as the user named it: a built-in one's name, a folder or a URI.
       name: for people.
       fingerprint: of its content.
       settings: of the extraction.

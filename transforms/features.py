@@ -32,7 +32,7 @@ ReadImages = Callable[[Sequence[ImageRef]], Iterator[Union[DecodedImage, Failure
 # sums depend on the number of threads; with one, features are the same to the bit on any number of cores and workers.
 _THREADS_PER_OPERATION = 1
 
-# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.0 to 1.2 GB with the embedded model, 1.4 GB
+# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.5 GB with the embedded model, 1.4 GB
 # with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
 MIN_RAM = "4GB"
 
@@ -160,7 +160,7 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
     of tens of megabytes.
 
     Args:
-      model: "embedded", or the folder or URI of a SavedModel.
+      model: the name of a built-in one, or the folder or URI of a SavedModel.
       settings: of the extraction.
       read_images: reads and decodes photographs in the order given; yields a Failure for each that gives no image.
       store: where the shards go.
