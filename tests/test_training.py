@@ -146,6 +146,27 @@ class TestLosses:
         np.testing.assert_array_equal(right, expected)
 
 
+class TestReport:
+    def test_a_perfect_model_has_a_gap_of_1_and_a_distractor_on_top_lowers_it(self):
+        from training import report
+        from training.features import Features
+        from transforms.types import LocalFeatures, VerificationSettings
+
+        def features(photo_id, label, descriptor):
+            rng = np.random.default_rng(len(label))
+            points = rng.uniform(0, 300, (40, 2)).astype(np.float32)
+            rows = rng.standard_normal((40, 16)).astype(np.float32)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            return Features(photo_id, label, np.array(descriptor, np.float32), LocalFeatures(points, rows))
+
+        index = [features("a", "x", [1, 0, 0]), features("b", "yy", [0, 1, 0])]
+        queries = [features("c", "x", [0.9, 0.1, 0]), features("d", "yy", [0.1, 0.9, 0])]
+        perfect = report.measure(index, queries, 1, True, VerificationSettings())
+        assert (perfect.gap, perfect.top1, perfect.true_inliers) == (1, 1, 40)
+        worse = report.measure(index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings())
+        assert worse.gap == pytest.approx((1 / 2 + 2 / 3) / 2) and worse.gap_landmarks == worse.top1 == 1
+
+
 @pytest.mark.extra
 def test_training_goes_on_where_it_stopped(batches, tmp_path, monkeypatch):
     from training import train

@@ -7,11 +7,13 @@ from typing import Iterator
 import cv2
 import numpy as np
 
-from training import photographs, report, split
+from training import photographs, split
+from training.features import Features
 from transforms.types import LocalFeatures
 
 NAME = "opencv-sift"
 MAX_DISTANCE = 0.9
+MAX_SIDE = 640  # px
 FEATURES = 1000
 CENTROIDS = 16
 LEARNED_FROM = 300  # photographs of the training part
@@ -28,14 +30,14 @@ class Extractor:
         cv2.setRNGSeed(0)
         self._centroids = cv2.kmeans(sample, CENTROIDS, None, criteria, 1, cv2.KMEANS_PP_CENTERS)[2]
 
-    def features(self, _: str, folder: str, chosen: list[split.Photograph]) -> Iterator[report.Features]:
+    def features(self, _: str, folder: str, chosen: list[split.Photograph]) -> Iterator[Features]:
         """Features of photographs."""
         for photograph in chosen:
             local = self._local(folder, photograph)
-            yield report.Features(photograph.id, photograph.label, self._vlad(local.descriptors), local)
+            yield Features(photograph.id, photograph.label, self._vlad(local.descriptors), local)
 
     def _local(self, folder: str, photograph: split.Photograph) -> LocalFeatures:
-        (pixels,) = photographs.load(folder, [photograph], report.MAX_SIDE)
+        (pixels,) = photographs.load(folder, [photograph], MAX_SIDE)
         keypoints, descriptors = self._sift.detectAndCompute(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), None)
         if not keypoints:
             return LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))

@@ -13,6 +13,7 @@ from typing import Callable, Iterator, Optional
 import numpy as np
 
 from training import opencv_sift, photographs, split
+from training.features import Features
 from transforms import gap
 from transforms.aggregation import aggregate
 from transforms.delg import catalog
@@ -21,27 +22,10 @@ from transforms.features import load_model
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 from transforms.verification import ranked, verify_pair
 
-MAX_SIDE = 640  # px
 TOP_K = 3
 NOWHERE = FeatureLocation("", 0, 0)
 # name: num_to_rerank, whether candidates are verified, mutual check
 RUNS = {"global alone": (3, False, False), "defaults": (3, True, False), "20 candidates, mutual check": (20, True, True)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """What a model says of a photograph.
-
-    Attributes:
-      id, label: of the photograph; the label is "" where there is no landmark.
-      descriptor: float32 [D], global, unit length.
-      local: its local features.
-    """
-
-    id: str
-    label: str
-    descriptor: np.ndarray
-    local: LocalFeatures
 
 
 def saved_model_features(model: str, folder: str, chosen: list[split.Photograph]) -> Iterator[Features]:
