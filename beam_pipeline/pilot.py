@@ -19,13 +19,12 @@ from typing import Any, Callable, Iterable, Optional, Sequence, TypeVar
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import budget, main, running
 from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
-from transforms import files, stores
+from transforms import files, object_stores, stores
 from transforms.delg.card import ExtractionSettings
 from transforms.features import ReadImages, UnitFeatures, extract_unit, load_model
 from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
@@ -109,7 +108,7 @@ def measure(sample: Sample) -> Measured:
     """
     started = time.monotonic()
     options = PipelineOptions.from_dictionary(sample.beam_flags)
-    FileSystems.set_options(options)
+    object_stores.use_options(options)
     workers = len(os.sched_getaffinity(0)) if sample.work.engine else sample.work.workers
     with tempfile.TemporaryDirectory(prefix="landmarks-pilot-") as scratch:
         found, extracted = _measure_extraction(sample, workers, scratch) if sample.images else ({}, [])

@@ -56,7 +56,7 @@ class TestLocalFeatures:
 
         maps = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
         points = np.array([[7.5, 7.5], [15.5, 31.5], [11.5, 7.5], [13.5, 21.5], [-5, 900]], np.float32)
-        found = small_delg.sample(tf, tf.constant(maps), tf.constant(points)).numpy()
+        found = small_delg.sample(tf, tf.constant(maps[None]), tf.constant(points[None]))[0].numpy()
         between = 0.25 * (0.25 * maps[0, 1] + 0.75 * maps[0, 2]) + 0.75 * (0.25 * maps[1, 1] + 0.75 * maps[1, 2])
         expected = [maps[0, 0], maps[1, 3], (maps[0, 0] + maps[1, 0]) / 2, between, maps[0, 4]]
         position = (points[3] - 7.5) / 8
@@ -68,9 +68,7 @@ class TestLocalFeatures:
 
         constants = small_delg.load_constants()
 
-        def convolve(x, layer):
-            return tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
-
+        convolve = small_delg.convolution(tf, constants)
         flat = np.full((256, 256, 3), 110, np.float32)
         marked = flat.copy()
         marked[112:144, 144:176] = textured(32, 32, seed=2)

@@ -120,11 +120,11 @@ class TestLosses:
     def test_sampling_reads_the_middle_of_a_cell(self):
         import tensorflow as tf
 
-        from training import losses
+        from transforms.delg import small_delg
 
         maps = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 1)
         points = np.array([[[7.5, 7.5], [15.5, 31.5]], [[11.5, 7.5], [31.5, 7.5]]], np.float32)
-        found = losses.sample(tf.constant(maps), tf.constant(points), 8)[..., 0]
+        found = small_delg.sample(tf, tf.constant(maps), tf.constant(points))[..., 0]
         np.testing.assert_allclose(found, [[0, 8], [22.5, 35]], atol=0.05)
 
     def test_matching_knows_right_from_wrong(self):
@@ -211,9 +211,6 @@ def test_folded_weights_give_what_normalisation_gives():
             y, *(net.moments[f"{layer.name}/{key}"] for key in ("mean", "variance")), net.weights[f"{layer.name}/offset"],
             net.weights[f"{layer.name}/scale"], network.BATCH_NORM_EPSILON)
 
-    def folded(x, layer):
-        return tf.nn.conv2d(x, plain[layer.name], layer.stride, "SAME") + plain[f"{layer.name}/bias"]
-
     image = rng.uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
-    for expected, found in zip(small_delg.forward(tf, image, normalised), small_delg.forward(tf, image, folded)):
+    for expected, found in zip(small_delg.forward(tf, image, normalised), small_delg.forward(tf, image, small_delg.convolution(tf, plain))):
         np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())

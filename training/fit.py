@@ -43,16 +43,11 @@ def levels(weights: dict[str, np.ndarray]):
     """A function of an image float32 [H, W, 3] and a scale: embedding [1, 512], dense RootSIFT [M, 128], and, at the corners, RootSIFT
     and learned descriptors [N, 128]."""
 
-    def convolve(x, layer):
-        return tf.nn.conv2d(x, weights[layer.name], layer.stride, "SAME") + weights[f"{layer.name}/bias"]
-
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.float32), tf.TensorSpec([], tf.float32)])
     def level(image, scale):
-        settings = small_delg.SETTINGS
-        boxes, root_sift, _, cells = rootsift_vlad.local_features(tf, image, scale, settings.max_local_features, settings.score_threshold)
-        resized, zoom = small_delg.resize(tf, image, scale)
-        pooled, maps, _ = small_delg.forward(tf, resized, convolve)
-        learned = small_delg.sample(tf, tf.math.l2_normalize(maps[0], 2), (boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)
+        settings, gray = small_delg.SETTINGS, rootsift_vlad.grayscale(tf, image)
+        boxes, root_sift, _, cells = rootsift_vlad.local_features(tf, gray, scale, settings.max_local_features, settings.score_threshold)
+        pooled, learned = small_delg.at_boxes(tf, image, scale, boxes, weights)
         return small_delg.embed(tf, pooled, weights), rootsift_vlad.dense_root_sift(tf, cells), root_sift, learned
 
     return level

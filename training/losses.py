@@ -29,23 +29,6 @@ def supervised_contrastive(descriptors: Any, classes: Any, places: Any) -> Any:
     return -tf.reduce_mean(tf.reduce_sum(positive * log_probability, 1) / tf.reduce_sum(positive, 1))
 
 
-def sample(maps: Any, points: Any, stride: int) -> Any:
-    """Values of maps [B, h, w, D] at points [B, P, 2] (y, x in px of the view), bilinear; float32 [B, P, D]."""
-    height, width = maps.shape[1], maps.shape[2]
-    position = (points - (stride - 0.5)) / stride  # the middle of cell 0 of a chain of strided 3 x 3 convolutions
-    position = tf.clip_by_value(position, 0.0, [height - 1.001, width - 1.001])
-    low = tf.floor(position)
-    fraction = position - low
-    row, column = tf.unstack(tf.cast(low, tf.int32), axis=-1)
-    value = 0.0
-    for down in (0, 1):
-        for right in (0, 1):
-            weight = tf.abs(1 - down - fraction[..., 0]) * tf.abs(1 - right - fraction[..., 1])
-            corner = tf.gather(tf.reshape(maps, [-1, height * width, maps.shape[3]]), (row + down) * width + column + right, batch_dims=1)
-            value += weight[..., None] * tf.cast(corner, tf.float32)
-    return value
-
-
 def matching(first: Any, second: Any, points: Any, valid: Any, places: Any) -> tuple[Any, Any]:
     """InfoNCE over the points of a pair of views, in both directions, with some points of all other pairs as wrong answers.
 

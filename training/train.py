@@ -78,7 +78,7 @@ class Trainer:
             global_loss = losses.supervised_contrastive(tf.math.l2_normalize(embedding, 1), classes, places)
             both = tf.concat([points[..., :2], points[..., 2:]], 0)
             maps = tf.concat([tf.cast(local, tf.float32), tf.cast(attention, tf.float32)], 3)
-            sampled = losses.sample(maps, both, small_delg.LOCAL_STRIDE)
+            sampled = small_delg.sample(tf, maps, both)
             descriptors = tf.math.l2_normalize(sampled[..., :-1], 2)
             local_loss, right = losses.matching(descriptors[:pairs], descriptors[pairs:], points, valid, places[:pairs])
             attention_loss = losses.matchability(sampled[..., -1], tf.concat([right, right], 0), tf.concat([valid, valid], 0))

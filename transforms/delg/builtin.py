@@ -55,9 +55,9 @@ def _build(model: ModuleType, directory: str) -> None:
 
 
 def _version(model: ModuleType) -> str:
-    """A short hash of what the model is built from."""
+    """A short hash of what the model is built from; both take parts of rootsift_vlad."""
     digest = hashlib.sha256()
-    for path in (frozen_graph.__file__, model.__file__, model.CONSTANTS):
+    for path in (frozen_graph.__file__, rootsift_vlad.__file__, model.__file__, model.CONSTANTS):
         with open(path, "rb") as source:
             digest.update(source.read())
     return digest.hexdigest()[:12]

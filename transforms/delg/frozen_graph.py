@@ -12,17 +12,18 @@ from transforms.delg import import_tensorflow
 
 _control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 
-# One level of the pyramid: of (image as float32 [H, W, 3], its scale [], max_features int32 [], threshold []) it makes
+# One level of the pyramid: of (its scale float32 [], max_features int32 [], threshold float32 []) it makes
 # boxes [N, 4], features [N, L], scores [N], strongest first, N at most max_features, and a function that makes the level's global
 # descriptor [1, G], run only for the scales that it is asked of.
-Level = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any, Callable[[], Any]]]
+Level = Callable[[Any, Any, Any], tuple[Any, Any, Any, Callable[[], Any]]]
 
 
-def saved_model_bytes(prepare: Callable[[Any], Level], local_dimensions: int, global_dimensions: int) -> bytes:
+def saved_model_bytes(prepare: Callable[[Any, Any], Level], local_dimensions: int, global_dimensions: int) -> bytes:
     """Returns a serialised SavedModel without a variables folder, the same bytes every time.
 
     Args:
-      prepare: of the module tensorflow it makes what builds the graph of one level; what it builds itself is run once for all levels.
+      prepare: of the module tensorflow and the image, float32 [H, W, 3], it makes what builds the graph of one level; what it builds itself
+        is run once for all levels.
       local_dimensions, global_dimensions: L and G.
     """
     tf = import_tensorflow()
@@ -53,7 +54,7 @@ def saved_model_bytes(prepare: Callable[[Any], Level], local_dimensions: int, gl
     return saved_model.SerializeToString(deterministic=True)
 
 
-def _contract(tf: Any, prepare: Callable[[Any], Level], local_dimensions: int, global_dimensions: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _contract(tf: Any, prepare: Callable[[Any, Any], Level], local_dimensions: int, global_dimensions: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds the whole graph; returns its inputs and outputs by the names of the contract."""
     placeholder = tf.compat.v1.placeholder
     image = placeholder(tf.uint8, [None, None, 3], "input_image")
@@ -62,11 +63,10 @@ def _contract(tf: Any, prepare: Callable[[Any], Level], local_dimensions: int, g
     threshold = placeholder(tf.float32, [], "input_abs_thres")
     global_scales = placeholder(tf.int32, [None], "input_global_scales_ind")
     inputs = {t.op.name: t for t in (image, scales, max_features, threshold, global_scales)}
-    values = tf.cast(image, tf.float32)
-    level = prepare(tf)
+    level = prepare(tf, tf.cast(image, tf.float32))
 
     def one_scale(index: Any, *found: Any) -> tuple[Any, ...]:
-        boxes, features, scores, describe = level(values, scales[index], max_features, threshold)
+        boxes, features, scores, describe = level(scales[index], max_features, threshold)
         descriptor = tf.cond(tf.reduce_any(tf.equal(global_scales, index)), describe, lambda: tf.zeros([1, global_dimensions]))
         scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
         new = (boxes, features, scale, scores[:, None], descriptor)

@@ -64,9 +64,11 @@ def saved_model_bytes() -> bytes:
     """Returns the serialised SavedModel."""
     constants = load_constants()
 
-    def prepare(tf: Any) -> frozen_graph.Level:
-        def level(image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
-            boxes, root_sift, scores, cells = local_features(tf, image, scale, max_features, threshold)
+    def prepare(tf: Any, image: Any) -> frozen_graph.Level:
+        gray = grayscale(tf, image)
+
+        def level(scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
+            boxes, root_sift, scores, cells = local_features(tf, gray, scale, max_features, threshold)
             features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
 
             def describe() -> Any:
@@ -81,12 +83,17 @@ def saved_model_bytes() -> bytes:
     return frozen_graph.saved_model_bytes(prepare, DIMENSIONS, constants["centroids"].size)
 
 
-def local_features(tf: Any, image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
+def grayscale(tf: Any, image: Any) -> Any:
+    """The luminance [H, W] of an image [H, W, 3], RGB (ITU-R BT.601)."""
+    return tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
+
+
+def local_features(tf: Any, gray: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
     """The local features of a level.
 
     Args:
       tf: the module tensorflow.
-      image: float32 [H, W, 3], RGB, 0 to 255.
+      gray: float32 [H, W], 0 to 255, of the image.
       scale: float32 [], of the level.
       max_features: int32 [], N at most.
       threshold: float32 [], least attention.
@@ -95,7 +102,6 @@ def local_features(tf: Any, image: Any, scale: Any, max_features: Any, threshold
       Boxes [N, 4] in px of the image, RootSIFT descriptors [N, 128], attention [N], strongest first; and the orientation
       histograms [R + 6, C + 6, 8] of all cells.
     """
-    gray = tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
     cells, attention, zoom = _level(tf, gray, scale)
     corners, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
     # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1, as gradients do.

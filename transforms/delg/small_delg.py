@@ -160,18 +160,14 @@ def saved_model_bytes() -> bytes:
     """Returns the serialised SavedModel."""
     stored, steps = _stored()
 
-    def prepare(tf: Any) -> frozen_graph.Level:
+    def prepare(tf: Any, image: Any) -> frozen_graph.Level:
         # As int8 a graph is a quarter as large: TensorFlow keeps more than ten copies of it when it loads and optimises one.
         constants = {name: tf.cast(value, tf.float32) * steps.get(name, 1.0) for name, value in stored.items()}
+        gray = rootsift_vlad.grayscale(tf, image)
 
-        def convolve(x: Any, layer: Layer) -> Any:
-            return tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
-
-        def level(image: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
-            boxes, root_sift, scores, cells = rootsift_vlad.local_features(tf, image, scale, max_features, threshold)
-            resized, zoom = resize(tf, image, scale)
-            pooled, maps, _ = forward(tf, resized, convolve)
-            learned = sample(tf, tf.math.l2_normalize(maps[0], 2), (boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)
+        def level(scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
+            boxes, root_sift, scores, cells = rootsift_vlad.local_features(tf, gray, scale, max_features, threshold)
+            pooled, learned = at_boxes(tf, image, scale, boxes, constants)
             parts = (project(tf, rows, constants, name) for name, rows in (("rootsift", root_sift), ("learned", learned)))
 
             def describe() -> Any:
@@ -200,15 +196,34 @@ def embed(tf: Any, pooled: Any, constants: dict[str, np.ndarray]) -> Any:
     return tf.math.l2_normalize(tf.matmul(pooled, constants["embedding"]) + constants["embedding/bias"], 1)
 
 
+def at_boxes(tf: Any, image: Any, scale: Any, boxes: Any, constants: dict[str, Any]) -> tuple[Any, Any]:
+    """Runs the network on a level of an image [H, W, 3].
+
+    Returns:
+      What `forward` pooled, [1, 576], and the learned descriptors [N, 128] at the centres of boxes [N, 4], in px of the image.
+    """
+    resized, zoom = resize(tf, image, scale)
+    pooled, maps, _ = forward(tf, resized, convolution(tf, constants))
+    return pooled, sample(tf, tf.math.l2_normalize(maps[0], 2)[None], ((boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)[None])[0]
+
+
+def convolution(tf: Any, constants: dict[str, Any]) -> Callable[[Any, Layer], Any]:
+    """What `forward` wants for a layer, with the normalisation in the constants."""
+    return lambda x, layer: tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
+
+
 def sample(tf: Any, maps: Any, points: Any) -> Any:
-    """Values of a map [h, w, D] of the network at points [N, 2] (y, x in px of the level), bilinear; float32 [N, D]."""
-    size = tf.shape(maps)[:2]
+    """Values of maps [B, h, w, D] of the network at points [B, N, 2] (y, x in px of the level), bilinear; float32 [B, N, D]."""
     position = (points - (LOCAL_STRIDE - 0.5)) / LOCAL_STRIDE
-    position = tf.clip_by_value(position, 0.0, tf.cast(size, tf.float32) - 1.001)
+    position = tf.clip_by_value(position, 0.0, tf.cast(tf.shape(maps)[1:3], tf.float32) - 1.001)
     low = tf.floor(position)
-    down, right = tf.unstack((position - low)[:, :, None], axis=1)
-    cell = tf.cast(low, tf.int32)
-    rows = [tf.gather_nd(maps, cell + [y, 0]) * (1 - right) + tf.gather_nd(maps, cell + [y, 1]) * right for y in (0, 1)]
+    down, right = tf.unstack((position - low)[..., None], axis=2)
+    corner = tf.cast(low, tf.int32)
+
+    def value(y: int, x: int) -> Any:
+        return tf.gather_nd(maps, corner + [y, x], batch_dims=1)
+
+    rows = [value(y, 0) * (1 - right) + value(y, 1) * right for y in (0, 1)]
     return rows[0] * (1 - down) + rows[1] * down
 
 
