@@ -66,6 +66,14 @@ make_environment() {
 
 landmarks() { "$venv/bin/landmarks" "$@"; }
 
+# go_tool NAME VERSION MODULE: builds a program of that module once; its path is then in $tool_path.
+go_tool() {
+  tool_path="$engines/$1-$2/$1"
+  [ -x "$tool_path" ] && return
+  say "building $1 $2 (up to some minutes, once)"
+  GOBIN="$(dirname "$tool_path")" go install "$3@$2"
+}
+
 # make_photographs IMAGES QUERIES: lists of photographs $work/index.txt and $work/queries.txt, $work/labels.csv and $work/truth.csv.
 make_photographs() {
   (cd "$work" && "$venv/bin/python" "$here/photographs.py" "$work" --images "$1" --queries "$2" --demo "$engines/demo")

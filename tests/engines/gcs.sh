@@ -4,14 +4,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$here/stores.sh"
 
-server_version=v1.56.1
-server="$engines/fake-gcs-server-$server_version/fake-gcs-server"
-
 make_environment gcp,test
-if [ ! -x "$server" ]; then
-  say "building fake-gcs-server $server_version (a minute, once)"
-  GOBIN="$(dirname "$server")" go install "github.com/fsouza/fake-gcs-server@$server_version"
-fi
+go_tool fake-gcs-server v1.56.1 github.com/fsouza/fake-gcs-server
+server="$tool_path"
 make_photographs "${IMAGES:-150}" "${QUERIES:-50}"
 
 port="$(free_port)"

@@ -5,11 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 make_environment
 beam="$("$venv/bin/python" -c 'from apache_beam.version import __version__; print(__version__)')"
-prism="$engines/prism-$beam/prism"
-if [ ! -x "$prism" ]; then
-  say "building prism of Beam $beam"
-  GOBIN="$(dirname "$prism")" go install "github.com/apache/beam/sdks/v2/go/cmd/prism@v$beam"
-fi
+go_tool prism "v$beam" github.com/apache/beam/sdks/v2/go/cmd/prism
+prism="$tool_path"
 make_photographs "${IMAGES:-200}" "${QUERIES:-100}"
 
 say "the local runner, one process"

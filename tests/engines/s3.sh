@@ -6,13 +6,10 @@ source "$here/stores.sh"
 
 # The last commit of the repository: the module proxy does not have the releases, whose names are no versions of Go.
 minio_version=v0.0.0-20260212201848-7aac2a2c5b7c
-minio="$engines/minio-$minio_version/minio"
 
 make_environment aws,test
-if [ ! -x "$minio" ]; then
-  say "building MinIO $minio_version (some minutes, once)"
-  GOBIN="$(dirname "$minio")" go install "github.com/minio/minio@$minio_version"
-fi
+go_tool minio "$minio_version" github.com/minio/minio
+minio="$tool_path"
 make_photographs "${IMAGES:-150}" "${QUERIES:-50}"
 
 port="$(free_port)"
