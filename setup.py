@@ -16,10 +16,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
     packages=["beam_pipeline", "transforms", "transforms.delg"],
-    package_data={"transforms.delg": ["*.npz"]},
+    package_data={"transforms": ["*.onnx"], "transforms.delg": ["*.npz"]},
     install_requires=[
         "apache-beam>=2.76,<3",
         "numpy>=2.0,<3",
+        "onnxruntime>=1.20,<2",
         "opencv-python-headless>=4.10,<6",
         "pandas>=2.2,<4",
         "pillow>=11.3,<14",
@@ -32,7 +33,7 @@ setup(
         "aws": ["apache-beam[aws]>=2.76,<3", "boto3>=1.36,<2"],
         "gcp": ["apache-beam[gcp]>=2.76,<3"],
         "test": [
-            "duckdb>=1.2,<3", "hypothesis>=6.100,<7", "pytest>=8,<10", "scipy>=1.13,<2",
+            "duckdb>=1.2,<3", "hypothesis>=6.100,<7", "onnx>=1.17,<2", "pytest>=8,<10", "scipy>=1.13,<2",
             # What of the extra gcp builds a Dataflow job; all of it takes a minute to install.
             "google-cloud-dataflow-client>=0.13,<1", "google-cloud-storage>=2.18,<4",
         ],

@@ -29,10 +29,11 @@ from transforms.delg.card import ExtractionSettings
 from transforms.features import ReadImages, UnitFeatures, extract_unit, load_model
 from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
 from transforms.products import NumpyProduct, fastest_product
+from transforms.quantization import quantized
 from transforms.retrieval import UNIT_QUERIES, read_index_block
 from transforms.stores import FeatureStore
 from transforms.types import (
-    Candidate, FeatureLocation, ImageFeatures, ImageRef, ImageUnit, LocalFeatures, Prediction, PredictionUnit, VerificationSettings)
+    Candidate, FeatureLocation, ImageFeatures, ImageRef, ImageUnit, Prediction, PredictionUnit, QuantizedFeatures, VerificationSettings)
 from transforms.verification import verify_pair
 
 SAMPLE_IMAGES = 16
@@ -194,8 +195,8 @@ def _measure_predictions(k: int, scratch: str) -> dict[str, float]:
 def _measure_pairs(search: Search, extracted: Sequence[ImageFeatures], index: IndexBlock, workers: int) -> dict[str, Any]:
     """Verifies queries of the sample with their best candidates in a part of the index."""
     index_store, query_store = FeatureStore(search.index_root), FeatureStore(search.query_root)
-    queries: list[tuple[str, np.ndarray, Callable[[], LocalFeatures]]]
-    queries = [(f.ref.image_id, f.global_descriptor, lambda local=f.local: local) for f in extracted]
+    queries: list[tuple[str, np.ndarray, Callable[[], QuantizedFeatures]]]
+    queries = [(f.ref.image_id, f.global_descriptor, functools.partial(quantized, f.local)) for f in extracted]
     for unit in search.query_units:
         if len(queries) >= SAMPLE_IMAGES:
             break

@@ -104,7 +104,7 @@ def opencv_inliers(query_points: np.ndarray, index_points: np.ndarray, settings:
     import cv2
 
     homography, mask = cv2.findHomography(
-        query_points, index_points, cv2.RANSAC, settings.max_reprojection_error, maxIters=settings.max_ransac_iterations,
+        query_points, index_points, cv2.RANSAC, 2**0.5 * settings.max_reprojection_error, maxIters=settings.max_ransac_iterations,
         confidence=settings.homography_confidence)
     return 0 if homography is None else int(mask.sum())
 

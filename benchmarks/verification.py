@@ -28,14 +28,23 @@ from scipy.spatial import cKDTree
 
 from benchmarks import jobs
 from benchmarks.goals import Goals
-from transforms.products import fastest_product
+from transforms.quantization import dequantized
 from transforms.stores import decode_local_features, encode_local_features
-from transforms.types import LocalFeatures
+from transforms.types import LocalFeatures, QuantizedFeatures
 from transforms.verification import MIN_MATCHES, VerificationSettings, pair_seed, verify_pair
 
 FAR = 1.1  # max_distance of the second table, at which most pairs have matches enough for RANSAC
 TRIALS = 1000  # of scikit-image's ransac, all of them, as in DELF's own example
-Counter = Callable[[str, LocalFeatures, str, LocalFeatures, VerificationSettings], int]
+
+
+class View(NamedTuple):
+    """The local features of one photograph, as the product takes them and as the others do."""
+
+    stored: QuantizedFeatures
+    local: LocalFeatures
+
+
+Counter = Callable[[str, View, str, View, VerificationSettings], int]
 
 
 class Result(NamedTuple):
@@ -78,7 +87,7 @@ def choose_pairs(photos: pathlib.Path, count: int) -> tuple[list[tuple[str, str]
     return list(true), list(false), {row["id"]: row["path"] for row in rows}
 
 
-def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> dict[str, LocalFeatures]:
+def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> dict[str, View]:
     """Local features of `images` by the embedded model, as they come back from a feature store."""
     from PIL import Image
 
@@ -96,13 +105,13 @@ def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> di
             photograph = opened.convert("RGB")
         photograph.thumbnail((settings.max_image_side, settings.max_image_side))
         extracted = model.extract(np.asarray(photograph))
-        local = LocalFeatures(extracted.keypoints, extracted.descriptors)
-        features[image] = decode_local_features(encode_local_features(local))
+        stored = decode_local_features(encode_local_features(LocalFeatures(extracted.keypoints, extracted.descriptors)))
+        features[image] = View(stored, dequantized(stored))
     return features
 
 
-def product(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
-    return verify_pair(a, query, b, candidate, settings, fastest_product()).inliers
+def product(a: str, query: View, b: str, candidate: View, settings: VerificationSettings) -> int:
+    return verify_pair(a, query.stored, b, candidate.stored, settings).inliers
 
 
 def tree_matches(query: LocalFeatures, candidate: LocalFeatures, settings: VerificationSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -114,15 +123,15 @@ def tree_matches(query: LocalFeatures, candidate: LocalFeatures, settings: Verif
     return query.keypoints[found][:, ::-1], candidate.keypoints[nearest[found]][:, ::-1]
 
 
-def tree(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
+def tree(a: str, query: View, b: str, candidate: View, settings: VerificationSettings) -> int:
     """Matches alone, to tell what a way spends on them."""
-    return len(tree_matches(query, candidate, settings)[0])
+    return len(tree_matches(query.local, candidate.local, settings)[0])
 
 
-def degensac(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
+def degensac(a: str, query: View, b: str, candidate: View, settings: VerificationSettings) -> int:
     import pydegensac
 
-    source, target = tree_matches(query, candidate, settings)
+    source, target = tree_matches(query.local, candidate.local, settings)
     if len(source) < MIN_MATCHES:
         return 0
     _, mask = pydegensac.findHomography(
@@ -131,10 +140,10 @@ def degensac(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, set
     return int(np.sum(mask))
 
 
-def ransac(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, settings: VerificationSettings) -> int:
+def ransac(a: str, query: View, b: str, candidate: View, settings: VerificationSettings) -> int:
     from skimage import measure, transform
 
-    source, target = tree_matches(query, candidate, settings)
+    source, target = tree_matches(query.local, candidate.local, settings)
     if len(source) < MIN_MATCHES:
         return 0
     _, mask = measure.ransac(
@@ -143,7 +152,7 @@ def ransac(a: str, query: LocalFeatures, b: str, candidate: LocalFeatures, setti
     return 0 if mask is None else int(mask.sum())
 
 
-def measure_way(count: Counter, true: list, false: list, features: dict[str, LocalFeatures], settings: VerificationSettings) -> Result:
+def measure_way(count: Counter, true: list, false: list, features: dict[str, View], settings: VerificationSettings) -> Result:
     """Counts the inliers of all pairs by one way, in CPU time of this process, which other work on the machine changes little."""
     count(true[0][0], features[true[0][0]], true[0][1], features[true[0][1]], settings)  # imports and first-time set-up
     started = time.process_time()
@@ -178,7 +187,6 @@ def main(argv: list[str]) -> int:
     features = extract(pathlib.Path(args.photos), paths, {image for pair in true + false for image in pair})
     ways = {"product": product, "degensac": degensac, "ransac": ransac, "cKDTree": tree}
     results = {name: measure_way(count, true, false, features, settings) for name, count in ways.items()}
-    print(f"fast pass {fastest_product().name}\n")
     show(results, settings)
     far = dataclasses.replace(settings, max_distance=FAR)
     part = slice(max(1, args.pairs // 10))

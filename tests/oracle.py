@@ -75,13 +75,16 @@ def putative_matches(query: OracleImage, candidate: OracleImage, p: OracleParame
 
 
 def count_inliers(query: OracleImage, candidate: OracleImage, matches: list[tuple[int, int]], p: OracleParameters) -> int:
-    """Matches that agree with the best homography from the candidate to the query: transfer error in the query image."""
+    """Matches that agree with the best homography from the candidate to the query.
+
+    Both points of a match may be off: for views of one size that is an error of sqrt(2) max_reprojection_error in the query image.
+    """
     if len(matches) < 5:
         return 0
     source = np.array([candidate.keypoints[c][::-1] for _, c in matches], np.float64)
     target = np.array([query.keypoints[q][::-1] for q, _ in matches], np.float64)
     _, inliers = ransac(
-        (source, target), ProjectiveTransform, min_samples=4, residual_threshold=p.max_reprojection_error,
+        (source, target), ProjectiveTransform, min_samples=4, residual_threshold=2**0.5 * p.max_reprojection_error,
         max_trials=p.trials, stop_probability=p.homography_confidence, rng=0)
     return 0 if inliers is None else int(inliers.sum())
 

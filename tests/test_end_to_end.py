@@ -15,6 +15,7 @@ from beam_pipeline import demo
 from beam_pipeline.index import Extraction
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
+from transforms.quantization import dequantized
 from transforms.stores import FeatureStore
 from transforms.types import FeatureLocation
 
@@ -257,7 +258,7 @@ def oracle_images(store, limit=None):
     images = []
     for unit in store.units():
         for row in store.read_images(unit).to_pylist():
-            local = store.read_local(FeatureLocation(unit, row["local_offset"], row["local_size"]))
+            local = dequantized(store.read_local(FeatureLocation(unit, row["local_offset"], row["local_size"])))
             images.append(oracle.OracleImage(
                 row["image_id"], row["landmark_id"], np.array(row["global_descriptor"]), local.keypoints, local.descriptors))
     return sorted(images, key=lambda image: image.image_id)[:limit]

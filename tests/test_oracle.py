@@ -13,16 +13,18 @@ from skimage.transform import ProjectiveTransform, resize, warp
 
 from tests import oracle
 from transforms.aggregation import aggregate
+from transforms.matching import putative_matches
 from transforms.nearest import DescriptorBlock, IndexBlock, nearest
-from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates
-from transforms.verification import VerificationSettings, putative_matches, ranked, verify_pair
+from transforms.quantization import dequantized, quantized
+from transforms.types import Candidate, FeatureLocation, LocalFeatures, QuantizedFeatures, QueryCandidates
+from transforms.verification import VerificationSettings, ranked, verify_pair
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
 VIEWS = 4  # of each photograph: three in the index, one is a query
 FEATURES, SIDE = 250, 300
 NOWHERE = FeatureLocation("", 0, 0)
 
-# Both count matches within max_reprojection_error of a homography from the candidate to the query, but RANSAC finds another
+# Both count matches that agree with a homography from the candidate to the query, but RANSAC finds another
 # one each time, and USAC polishes its own. Where most matches are right both see those; the wrong ones near enough to one
 # of the two homographies by chance make the difference: at most a tenth of the count, or 3.
 CLEAR = 30
@@ -53,7 +55,8 @@ def extract(image: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.nd
     np.add.at(vlad, (descriptors @ centroids.T).argmax(axis=1), descriptors)
     vlad = np.sqrt(vlad).ravel()
     points = np.array([k.pt[::-1] for k in keypoints[:FEATURES]], np.float32)
-    return (vlad / np.linalg.norm(vlad)).astype(np.float32), points, descriptors.astype(np.float32)
+    local = dequantized(quantized(LocalFeatures(points, descriptors.astype(np.float32))))
+    return (vlad / np.linalg.norm(vlad)).astype(np.float32), local.keypoints, local.descriptors
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,8 @@ def data() -> tuple[list[oracle.OracleImage], list[oracle.OracleImage]]:
     return [image for image in images if not image.image_id.endswith(f"-{VIEWS - 1}")], queries
 
 
-def local(image: oracle.OracleImage) -> LocalFeatures:
-    return LocalFeatures(image.keypoints, image.descriptors)
+def local(image: oracle.OracleImage) -> QuantizedFeatures:
+    return quantized(LocalFeatures(image.keypoints, image.descriptors))
 
 
 def product_nearest(index: list[oracle.OracleImage], queries: list[oracle.OracleImage], k: int) -> dict[str, list[tuple[str, float]]]:

@@ -150,6 +150,7 @@ class TestReport:
     def test_a_perfect_model_has_a_gap_of_1_and_a_distractor_on_top_lowers_it(self):
         from training import report
         from training.features import Features
+        from transforms.quantization import quantized
         from transforms.types import LocalFeatures, VerificationSettings
 
         def features(photo_id, label, descriptor):
@@ -157,7 +158,7 @@ class TestReport:
             points = rng.uniform(0, 300, (40, 2)).astype(np.float32)
             rows = rng.standard_normal((40, 16)).astype(np.float32)
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            return Features(photo_id, label, np.array(descriptor, np.float32), LocalFeatures(points, rows))
+            return Features(photo_id, label, np.array(descriptor, np.float32), quantized(LocalFeatures(points, rows)))
 
         index = [features("a", "x", [1, 0, 0]), features("b", "yy", [0, 1, 0])]
         queries = [features("c", "x", [0.9, 0.1, 0]), features("d", "yy", [0.1, 0.9, 0])]

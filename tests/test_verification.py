@@ -8,28 +8,15 @@ import pytest
 from apache_beam.testing.util import assert_that
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from tests import oracle
-from transforms.products import Bfloat16Product, NumpyProduct, Product, TensorFlowProduct
+from tests.local_features import features
+from transforms.quantization import quantized
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, CandidateUnit, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, QueryCandidates
+from transforms.types import Candidate, CandidateUnit, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, QuantizedFeatures, QueryCandidates
 from transforms.verification import (
-    MIN_MATCHES, VerificationSettings, VerifyCandidates, count_inliers, pair_seed, putative_matches, ranked, total_score, verify_pair)
+    MIN_MATCHES, VerificationSettings, VerifyCandidates, count_inliers, pair_seed, ranked, total_score, verify_pair)
 
 DEFAULT = VerificationSettings()
-PRODUCTS = {"numpy": NumpyProduct(), "tensorflow": TensorFlowProduct(), "bfloat16": Bfloat16Product()}
 HOMOGRAPHY = np.array([[1.1, 0.1, 20.0], [-0.05, 0.95, 10.0], [1e-4, -5e-5, 1.0]])  # on (x, y, 1)
-
-
-def features(descriptors, keypoints=None) -> LocalFeatures:
-    descriptors = np.asarray(descriptors, np.float32)
-    descriptors = descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)
-    keypoints = np.zeros((len(descriptors), 2)) if keypoints is None else keypoints
-    return LocalFeatures(np.asarray(keypoints, np.float32), descriptors)
-
-
-def at_angles(*degrees) -> LocalFeatures:
-    radians = np.radians(degrees)
-    return features(np.stack([np.cos(radians), np.sin(radians)], axis=1))
 
 
 def none() -> LocalFeatures:
@@ -52,6 +39,11 @@ def two_views(good: int, bad: int, seed: int = 0) -> tuple[LocalFeatures, LocalF
     return features(descriptors, points), features(descriptors[order], other[order])
 
 
+def quantized_views(good: int, bad: int) -> tuple[QuantizedFeatures, QuantizedFeatures]:
+    query, candidate = two_views(good, bad)
+    return quantized(query), quantized(candidate)
+
+
 @pytest.mark.parametrize("name, value, text", [
     ("max_distance", 0.0, r"max_distance must be in \(0, 2\], not 0.0"),
     ("max_distance", 2.1, "not 2.1"),
@@ -69,72 +61,8 @@ def test_settings_are_checked(name, value, text):
         VerificationSettings(**{name: value})
 
 
-@pytest.fixture(params=list(PRODUCTS))
-def product(request: pytest.FixtureRequest) -> Product:
-    return PRODUCTS[request.param]
-
-
-@pytest.mark.parametrize("query, candidate, changes, expected", [
-    pytest.param(at_angles(0, 90), at_angles(80, 10), {}, [(0, 1), (1, 0)], id="nearest"),
-    pytest.param(at_angles(0, 90), at_angles(60, 140), {}, [(1, 0)], id="too far"),
-    pytest.param(at_angles(0), at_angles(10, 90, 10), {}, [(0, 0)], id="of equally near ones the first"),
-    pytest.param(at_angles(0, 4), at_angles(5), {}, [(0, 0), (1, 0)], id="one candidate feature may match twice"),
-    pytest.param(at_angles(0, 4), at_angles(5), {"mutual_check": True}, [(1, 0)], id="mutual check"),
-    pytest.param(at_angles(4, 4), at_angles(5), {"mutual_check": True}, [(0, 0)], id="mutual check, equal query features"),
-    pytest.param(at_angles(0, 50), at_angles(10, -11, 52), {"ratio_test": 0.8}, [(1, 2)], id="ratio test"),
-    pytest.param(at_angles(0), at_angles(10), {"ratio_test": 0.8}, [(0, 0)], id="ratio test without a second neighbour"),
-    pytest.param(at_angles(0, 30), at_angles(90, 95), {"max_distance": 2.0}, [(0, 0), (1, 0)], id="any distance"),
-    pytest.param(at_angles(0), at_angles(100, 179), {"max_distance": 2.0}, [(0, 0)], id="negative cosines"),
-    pytest.param(at_angles(0), none(), {}, [], id="candidate without features"),
-    pytest.param(none(), at_angles(0), {}, [], id="query without features"),
-])
-def test_putative_matches(query, candidate, changes, expected, product):
-    matches = putative_matches(query, candidate, dataclasses.replace(DEFAULT, **changes), product)
-    assert matches.dtype == np.int32 and matches.shape == (len(expected), 2)
-    assert [tuple(map(int, match)) for match in matches] == expected
-
-
-def test_descriptors_of_two_models_are_refused():
-    with pytest.raises(ValueError, match="width 2 and 3 cannot be matched"):
-        putative_matches(at_angles(0), features(np.eye(3)), DEFAULT)
-
-
-@hypothesis_settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans(), st.sampled_from([None, 0.7, 0.9, 1.0]),
-    st.sampled_from([0.5, 0.9, 1.6]), st.sampled_from([1.0, 0.3]), st.sampled_from(list(PRODUCTS)))
-def test_putative_matches_agree_with_the_oracle(n, m, seed, mutual_check, ratio_test, max_distance, spread, product):
-    rng = np.random.default_rng(seed)
-    centre = rng.normal(size=6)
-    query, candidate = (features(centre * (spread < 1) + spread * rng.normal(size=(count, 6))) for count in (n, m))
-    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance)
-    expected = oracle.putative_matches(
-        oracle.OracleImage("q", None, np.ones(1), *dataclasses.astuple(query)),
-        oracle.OracleImage("c", "1", np.ones(1), *dataclasses.astuple(candidate)),
-        oracle.OracleParameters(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance))
-    assert [tuple(match) for match in putative_matches(query, candidate, settings, PRODUCTS[product]).tolist()] == expected
-
-
-@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 3e-2])
-@pytest.mark.parametrize("mutual_check, ratio_test", [(False, None), (True, 1.0)])
-def test_near_ties_are_matched_as_in_float64(product, spread, mutual_check, ratio_test):
-    rng = np.random.default_rng(3)
-    centre = rng.normal(size=32)  # differences that the fast product does not see
-    query, candidate = (features(centre + spread * rng.normal(size=(count, 32))) for count in (30, 50))
-    cosine = (query.descriptors.astype(np.float64) @ candidate.descriptors.T.astype(np.float64)).astype(np.float32)
-    nearest = cosine.argmax(axis=1)
-    expected = list(enumerate(nearest.tolist()))
-    if mutual_check:
-        best, second = np.sort(cosine, axis=1)[:, :-3:-1].T
-        apart = np.sqrt(np.maximum(2 - 2 * best, 0)) < np.sqrt(np.maximum(2 - 2 * second, 0))
-        mutual = [(q, c) for q, c in expected if cosine[q, c] == cosine[:, c].max() and apart[q]]
-        expected = [(q, c) for i, (q, c) in enumerate(mutual) if c not in [other for _, other in mutual[:i]]]
-    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test)
-    assert [tuple(match) for match in putative_matches(query, candidate, settings, product).tolist()] == expected
-
-
 def test_clear_homography_is_found():
-    query, candidate = two_views(good=60, bad=140)
+    query, candidate = quantized_views(good=60, bad=140)
     verified = verify_pair("q", query, "c", candidate, DEFAULT)
     assert len(verified.matches) == 200 and verified.inliers == verified.inlier_mask.sum()
     assert verified.inlier_mask[:60].all()  # query order: the good ones come first
@@ -142,7 +70,7 @@ def test_clear_homography_is_found():
 
 
 def test_inliers_lie_within_the_reprojection_error():
-    query, candidate = two_views(good=60, bad=0)
+    query, candidate = quantized_views(good=60, bad=0)
     strict = dataclasses.replace(DEFAULT, max_reprojection_error=0.01)
     assert verify_pair("q", query, "c", candidate, strict).inliers < 30 < verify_pair("q", query, "c", candidate, DEFAULT).inliers
 
@@ -171,7 +99,7 @@ def test_degenerate_points_are_no_crash(count, seed, side):
 
 
 def test_same_pair_same_answer():
-    query, candidate = two_views(good=12, bad=188)
+    query, candidate = quantized_views(good=12, bad=188)
     verified = [verify_pair("q", query, "c", candidate, DEFAULT) for _ in range(3)]
     assert len({v.inlier_mask.tobytes() for v in verified}) == 1
 

@@ -15,6 +15,7 @@ from training.split import Photograph, order
 from transforms.delg import catalog
 from transforms.delg.card import read_card, settings_from_card
 from transforms.features import load_model
+from transforms.quantization import quantized
 from transforms.types import LocalFeatures, VerificationSettings
 from transforms.verification import verify_pair
 
@@ -56,7 +57,7 @@ def find(folder: str, photographs: list[Photograph]) -> list[Correspondences]:
         for number in members:
             (pixels,) = load_photographs(folder, [photographs[number]], extraction.max_image_side)
             extracted = model.extract(pixels)
-            features.append(LocalFeatures(extracted.keypoints, extracted.descriptors))
+            features.append(quantized(LocalFeatures(extracted.keypoints, extracted.descriptors)))
             sizes.append(pixels.shape[:2])
             descriptors.append(extracted.global_descriptor)
         similarity = np.stack(descriptors) @ np.stack(descriptors).T

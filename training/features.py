@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from transforms.types import LocalFeatures
+from transforms.types import QuantizedFeatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Features:
     id: str
     label: str
     descriptor: np.ndarray
-    local: LocalFeatures
+    local: QuantizedFeatures

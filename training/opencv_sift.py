@@ -9,6 +9,7 @@ import numpy as np
 
 from training import photographs, split
 from training.features import Features
+from transforms.quantization import quantized
 from transforms.types import LocalFeatures
 
 NAME = "opencv-sift"
@@ -34,7 +35,7 @@ class Extractor:
         """Features of photographs."""
         for photograph in chosen:
             local = self._local(folder, photograph)
-            yield Features(photograph.id, photograph.label, self._vlad(local.descriptors), local)
+            yield Features(photograph.id, photograph.label, self._vlad(local.descriptors), quantized(local))
 
     def _local(self, folder: str, photograph: split.Photograph) -> LocalFeatures:
         (pixels,) = photographs.load(folder, [photograph], MAX_SIDE)

@@ -19,6 +19,7 @@ from transforms.aggregation import aggregate
 from transforms.delg import catalog
 from transforms.delg.card import read_card, settings_from_card
 from transforms.features import load_model
+from transforms.quantization import quantized
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 from transforms.verification import ranked, verify_pair
 
@@ -35,7 +36,7 @@ def saved_model_features(model: str, folder: str, chosen: list[split.Photograph]
     for photograph in chosen:
         (pixels,) = photographs.load(folder, [photograph], settings.max_image_side)
         found = loaded.extract(pixels)
-        yield Features(photograph.id, photograph.label, found.global_descriptor, LocalFeatures(found.keypoints, found.descriptors))
+        yield Features(photograph.id, photograph.label, found.global_descriptor, quantized(LocalFeatures(found.keypoints, found.descriptors)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from transforms import files
-from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction, PredictionUnit
+from transforms.quantization import quantized, with_lengths
+from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction, PredictionUnit, QuantizedFeatures
 
 MANIFEST = "manifest.json"
 
@@ -76,36 +77,30 @@ _BLOCK_HEADER = struct.Struct("<II")
 
 
 def encode_local_features(local: LocalFeatures) -> bytes:
-    """One image's block: count and width (uint32), keypoints (float32 [N, 2]), descriptors (int8 [N, D]), little endian.
+    """One image's block: count and width (uint32), keypoints (float32 [N, 2]), quantized descriptors (int8 [N, D]), little endian.
 
-    A descriptor is stored as round(127 x / max|x|): only its direction matters, and decoding normalises it again. No features
-    are no bytes.
+    No features are no bytes.
     """
     if not len(local):
         return b""
-    peak = np.abs(local.descriptors).max(axis=1, keepdims=True)
-    quantised = np.rint(local.descriptors * (127.0 / np.maximum(peak, 1e-30))).astype(np.int8)
-    header = _BLOCK_HEADER.pack(*quantised.shape)
-    return header + local.keypoints.astype("<f4").tobytes() + quantised.tobytes()
+    descriptors = quantized(local).descriptors
+    header = _BLOCK_HEADER.pack(*descriptors.shape)
+    return header + local.keypoints.astype("<f4").tobytes() + descriptors.tobytes()
 
 
-def decode_local_features(block: bytes) -> LocalFeatures:
-    """The inverse of `encode_local_features`, up to rounding; descriptors are float32 of unit length.
+def decode_local_features(block: bytes) -> QuantizedFeatures:
+    """The local features of an image's block.
 
     Raises:
       ValueError: the block's length does not fit its header.
     """
     if not block:
-        return LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32))
+        return with_lengths(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.int8))
     count, width = _BLOCK_HEADER.unpack_from(block.ljust(_BLOCK_HEADER.size, b"\0"))
     if len(block) != _BLOCK_HEADER.size + count * (8 + width):
         raise ValueError(f"a block of {len(block)} bytes cannot hold {count} local features of width {width}")
     keypoints = np.frombuffer(block, "<f4", count * 2, _BLOCK_HEADER.size).reshape(count, 2)
-    quantised = np.frombuffer(block, np.int8, count * width, _BLOCK_HEADER.size + count * 8).reshape(count, width)
-    descriptors = quantised.astype(np.float32)
-    norms = np.sqrt(np.einsum("nd,nd->n", descriptors, descriptors))
-    descriptors /= np.maximum(norms, 1.0)[:, None]
-    return LocalFeatures(keypoints, descriptors)
+    return with_lengths(keypoints, np.frombuffer(block, np.int8, count * width, _BLOCK_HEADER.size + count * 8).reshape(count, width))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +187,7 @@ class FeatureStore:
         """The image table of a shard (`image_schema`), or some of its columns."""
         return files.read_parquet(self._path("images", unit), columns)
 
-    def read_local(self, location: FeatureLocation) -> LocalFeatures:
+    def read_local(self, location: FeatureLocation) -> QuantizedFeatures:
         """Local features of one image, by one ranged read; empty for a location of size 0."""
         if not location.size:
             return decode_local_features(b"")

@@ -97,6 +97,24 @@ class LocalFeatures:
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantizedFeatures:
+    """Local features as they are stored and matched, see `transforms.quantization`; of a descriptor only the direction matters.
+
+    Attributes:
+      keypoints: float32 [N, 2], (y, x) in pixels of the image fed.
+      descriptors: int8 [N, D].
+      squared_lengths: float64 [N], of the descriptors; whole numbers.
+    """
+
+    keypoints: np.ndarray
+    descriptors: np.ndarray
+    squared_lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageFeatures:
     """What the model gave for one image.
 
@@ -205,7 +223,8 @@ class VerificationSettings:
     Attributes:
       max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit length.
       max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
-      max_reprojection_error: in pixels of the query image as fed to the model; a match below it is an inlier.
+      max_reprojection_error: in pixels of the image as fed to the model; a match is an inlier where both of its points need to move by
+        less than this together, see `transforms.verification.count_inliers`.
       max_ransac_iterations: homographies tried at most.
       homography_confidence: chance of having found the best one at which RANSAC stops; in (0, 1).
       mutual_check: whether each of two matched descriptors must be the nearest of the other.

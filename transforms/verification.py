@@ -23,17 +23,13 @@ from threadpoolctl import threadpool_limits
 
 from transforms import files
 from transforms.ahead import map_ahead
+from transforms.matching import putative_matches
 from transforms.object_stores import READS_IN_FLIGHT
-from transforms.products import ErrorBound, NumpyProduct, Product, error_bound_of_any, exact_scores, fastest_product
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, CandidateUnit, Failure, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
+from transforms.types import Candidate, CandidateUnit, Failure, FeatureLocation, QuantizedFeatures, QueryCandidates, VerificationSettings
 
 MIN_MATCHES = 5
 """Fewer putative matches than this are no evidence: four always fit a homography."""
-
-# Pairs after which a worker has lost as much time with NumPy's product as it takes to load TensorFlow and to see which is fastest.
-_PAIRS_BEFORE_FASTEST = 2000
-_EXACT_STEP = 2**16  # products at a time, 512 KB in float64
 
 # Of a worker with 2 cores: 1.3 GB were measured, the whole process after extraction in it.
 MIN_RAM = "2GB"
@@ -57,85 +53,6 @@ class Verified:
     inlier_mask: np.ndarray
 
 
-def putative_matches(
-    query: LocalFeatures, candidate: LocalFeatures, settings: VerificationSettings, product: Product = NumpyProduct()
-) -> np.ndarray:
-    """Pairs each local feature of the query with the candidate's nearest one, where that is near enough.
-
-    For rows of unit length |a - b|^2 = 2 - 2 a.b, and a.b is the exact score of `transforms.products`. One fast product of all with
-    all, whose error is bounded, tells which of the query's features can have a near one at all, and of those which ones can be
-    the nearest; only for these the exact score is computed. Among equally near ones the lowest index is taken.
-
-    Args:
-      query, candidate: descriptors float32 [N, D] and [M, D], rows of unit length.
-      settings: max_distance, ratio_test and mutual_check are used.
-      product: the fast one; the result does not depend on it.
-
-    Returns:
-      int32 [P, 2]: query index, candidate index; in ascending order of the query index.
-
-    Raises:
-      ValueError: the descriptors of the two differ in width.
-    """
-    if not len(query) or not len(candidate):
-        return np.zeros((0, 2), np.int32)
-    width = query.descriptors.shape[1]
-    if width != candidate.descriptors.shape[1]:
-        raise ValueError(f"local descriptors of width {width} and {candidate.descriptors.shape[1]} cannot be matched")
-    bound = error_bound_of_any(product, width)
-    # A cosine below this one, less what its own rounding makes of it, is of a pair too far apart.
-    least = product.keys(bound.least_fast(np.array([1 - settings.max_distance**2 / 2 - 1e-6])))[0]
-    fast = product.scores(product.operand(query.descriptors), product.operand(candidate.descriptors))
-    rows = np.flatnonzero(fast.max(axis=1) >= least) if least > 0 else np.arange(len(query))
-    if not len(rows):
-        return np.zeros((0, 2), np.int32)
-    best, nearest, second = _nearest(
-        product.ordered(fast[rows]), query.descriptors[rows], candidate.descriptors, product, bound, settings.ratio_test is not None)
-    distance = _distance(best)
-    keep = distance < settings.max_distance
-    if settings.ratio_test is not None:
-        keep &= distance < settings.ratio_test * _distance(second)
-    if settings.mutual_check:
-        columns, place = np.unique(nearest, return_inverse=True)
-        back = product.ordered(fast[:, columns].T)
-        keep &= best == _nearest(back, candidate.descriptors[columns], query.descriptors, product, bound)[0][place]
-    matches = np.stack([rows[keep], nearest[keep]], axis=1).astype(np.int32)
-    if settings.mutual_check:  # of equal query descriptors only the first is the candidate's nearest
-        matches = matches[np.sort(np.unique(matches[:, 1], return_index=True)[1])]
-    return matches
-
-
-def _nearest(
-    fast: np.ndarray, queries: np.ndarray, rows: np.ndarray, product: Product, bound: ErrorBound, two: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each query the highest exact score, float32 [Q], its row, int64 [Q], and with `two` the next score, float32 [Q], or -inf.
-
-    Args:
-      fast: keys [Q, N] of the fast scores, ordered.
-      queries, rows: float32 [Q, D] and [N, D], of unit length.
-    """
-    place = max(len(rows) - 2, 0)
-    limit = np.partition(fast, place, axis=1)[:, place] if two else fast.max(axis=1)
-    limit = product.keys(bound.least_fast(bound.least_exact(product.values(limit))))
-    query, row = np.divmod(np.flatnonzero(fast >= limit[:, None]), len(rows))
-    exact = np.empty(len(query), np.float32)
-    step = max(1, _EXACT_STEP // rows.shape[1])
-    for at in range(0, len(query), step):
-        a = queries[query[at : at + step]].astype(np.float64)
-        b = rows[row[at : at + step]].astype(np.float64)
-        exact[at : at + step] = exact_scores(np.vecdot(a, b), rows.shape[1], 0.0, lambda pair: (a[pair] * b[pair]).tolist())
-    start = np.searchsorted(query, np.arange(len(queries)))
-    best = np.maximum.reduceat(exact, start)
-    equal = np.flatnonzero(exact == best[query])
-    chosen = equal[np.searchsorted(query[equal], np.arange(len(queries)))]
-    exact[chosen] = -np.inf
-    return best, row[chosen], np.maximum.reduceat(exact, start)
-
-
-def _distance(cosine: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(2.0 - 2.0 * cosine, 0.0))
-
-
 def pair_seed(query_id: str, candidate_id: str) -> int:
     """Seed of RANSAC for a pair of images, in [0, 2^31): the same on every machine and in every order."""
     key = f"{len(query_id)}:{query_id}{candidate_id}".encode()
@@ -147,8 +64,12 @@ def count_inliers(
 ) -> tuple[int, np.ndarray]:
     """Fits a homography from the candidate to the query to matched points and counts the matches that agree with it.
 
-    A match agrees when its candidate point, mapped by the homography, lies less than max_reprojection_error pixels from its query
-    point. The direction matters: without a mutual check many query features share one candidate feature, and a homography from
+    A match agrees when its candidate point, mapped by the homography, lies less than sqrt(2) max_reprojection_error pixels from its
+    query point: both points are off, and between views of one size moving each by half of that distance d makes them fit, a
+    reprojection error of sqrt((d/2)^2 + (d/2)^2) (Hartley and Zisserman, Multiple View Geometry, section 4.2.3; pydegensac, which the
+    competition's notebook calls, measures it by the Sampson error, to first order).
+
+    The direction matters: without a mutual check many query features share one candidate feature, and a homography from
     the query that throws everything onto such a point would have them all as inliers; from the candidate it has one at most.
     Fewer than MIN_MATCHES matches have no inliers.
 
@@ -163,12 +84,12 @@ def count_inliers(
     if len(query_points) < MIN_MATCHES:
         return 0, np.zeros(len(query_points), bool)
     params = cv2.UsacParams()
-    params.threshold = settings.max_reprojection_error
+    params.threshold = math.sqrt(2) * settings.max_reprojection_error
     params.maxIterations = settings.max_ransac_iterations
     params.confidence = settings.homography_confidence
     params.randomGeneratorState = seed
     params.score = cv2.SCORE_METHOD_RANSAC  # seeks what is counted, the number of inliers
-    params.loMethod = cv2.LOCAL_OPTIM_INNER_AND_ITER_LO
+    params.loMethod = cv2.LOCAL_OPTIM_INNER_LO
     source = np.ascontiguousarray(candidate_points[:, ::-1], np.float32)
     target = np.ascontiguousarray(query_points[:, ::-1], np.float32)
     homography, mask = cv2.findHomography(source, target, params)
@@ -179,11 +100,10 @@ def count_inliers(
 
 
 def verify_pair(
-    query_id: str, query: LocalFeatures, candidate_id: str, candidate: LocalFeatures, settings: VerificationSettings,
-    product: Product = NumpyProduct()
+    query_id: str, query: QuantizedFeatures, candidate_id: str, candidate: QuantizedFeatures, settings: VerificationSettings
 ) -> Verified:
     """Verifies one candidate of a query; an image without local features has no matches and no inliers."""
-    matches = putative_matches(query, candidate, settings, product)
+    matches = putative_matches(query, candidate, settings)
     inliers, mask = count_inliers(
         query.keypoints[matches[:, 0]], candidate.keypoints[matches[:, 1]], settings, pair_seed(query_id, candidate_id))
     return Verified(inliers, matches, mask)
@@ -242,7 +162,6 @@ class _Verify(beam.DoFn):
     def __init__(self, index: FeatureStore, queries: FeatureStore, settings: VerificationSettings, enabled: bool, deadline: float):
         self._index, self._queries, self._settings, self._enabled, self._deadline = index, queries, settings, enabled, deadline
         self._waiting: list[CandidateUnit] = []
-        self._verified = 0  # pairs
         self._in = Metrics.counter("landmarks", "verify_in")
         self._out = Metrics.counter("landmarks", "verify_out")
         self._pairs = Metrics.counter("landmarks", "verify_pairs")
@@ -306,24 +225,22 @@ class _Verify(beam.DoFn):
             if isinstance(other, Failure):
                 failures.append(other)
             else:
-                product = fastest_product() if self._verified >= _PAIRS_BEFORE_FASTEST else NumpyProduct()
-                verified = verify_pair(query.image_id, local, candidate.image_id, other, self._settings, product)
-                self._verified += 1
+                verified = verify_pair(query.image_id, local, candidate.image_id, other, self._settings)
                 candidate = dataclasses.replace(candidate, inliers=verified.inliers)
                 self._pairs.inc()
             candidates.append(candidate)
         return candidates
 
 
-    def _read_all(self, candidates: Sequence[Candidate]) -> Iterator[LocalFeatures | Failure]:
-        def read(candidate: Candidate) -> LocalFeatures | Failure:
+    def _read_all(self, candidates: Sequence[Candidate]) -> Iterator[QuantizedFeatures | Failure]:
+        def read(candidate: Candidate) -> QuantizedFeatures | Failure:
             return _read(self._index, candidate.image_id, candidate.location)
 
         remote = not files.is_local(self._index.root)  # where an answer takes longer to begin than a pair to verify
         return map_ahead(self._readers, read, candidates, READS_IN_FLIGHT) if remote else map(read, candidates)
 
 
-def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> LocalFeatures | Failure:
+def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> QuantizedFeatures | Failure:
     try:
         return store.read_local(location)
     except ValueError as e:
