@@ -16,7 +16,8 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from typing import Any, Iterator, Optional
+from concurrent.futures import Future
+from typing import Any, Optional, Sequence
 
 import numpy as np
 
@@ -133,23 +134,36 @@ class Searcher:
             mine = (own_query >= start) & (own_query < start + TILE_QUERIES)
             part = queries.descriptors[start : start + TILE_QUERIES]
             scans.append(_Scan(part, index, self._rank, k, product, own_query[mine] - start, own_row[mine]))
-        # Scans take turns on the cores: while one selects, another multiplies.
         with concurrent.futures.ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
-            for low, operand in self._tiles(pool, product):
-                list(pool.map(lambda scan: scan.tile(low, operand), scans))
+            self._scan(scans, product, pool)
             query, row, score = zip(*pool.map(_Scan.finish, scans))
         query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
         return _table(index, query, np.concatenate(row), np.concatenate(score), len(queries), k)
 
-    def _tiles(self, pool: concurrent.futures.Executor, product: Product) -> Iterator[tuple[int, Any]]:
-        """Each tile's first row and operand; the next tile is made while this one is at work."""
+    def _scan(self, scans: Sequence[_Scan], product: Product, pool: concurrent.futures.Executor) -> None:
+        """Takes every scan through all tiles, in their order.
+
+        No scan waits for another: while one selects, another multiplies, on this tile or the next. The pool begins what it is given in
+        that order, so what a task waits for has begun before it.
+        """
+        def tile(scan: _Scan, low: int, operand: Future[Any], before: Optional[Future[None]]) -> None:
+            if before:
+                before.result()
+            scan.tile(low, operand.result())
+
         starts = range(0, len(self._index), TILE_ROWS)
         following = pool.submit(self._operand, 0, product)
+        before: list[Optional[Future[None]]] = [None] * len(scans)
         for low in starts:
-            operand = following.result()
+            operand = following
             if low != starts[-1]:
                 following = pool.submit(self._operand, low + TILE_ROWS, product)
-            yield low, operand
+            tasks = [pool.submit(tile, scan, low, operand, task) for scan, task in zip(scans, before)]
+            for task in filter(None, before):
+                task.result()  # so that there are no more than three tiles at a time
+            before = tasks
+        for task in before:
+            task.result()
 
     def _operand(self, low: int, product: Product) -> Any:
         operand = self._operands.get((product.name, low))

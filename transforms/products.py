@@ -119,7 +119,10 @@ class Bfloat16Product:
         self._tf, self._type = tf, tf.bfloat16.as_numpy_dtype
 
     def operand(self, rows: np.ndarray) -> Any:
-        return self._tf.constant(rows.astype(self._type))
+        # TensorFlow takes the memory as it is, without a copy; DLPack knows no bfloat16 of NumPy's.
+        bits = _aligned(rows.shape, np.uint16)
+        np.copyto(bits.view(self._type), rows, casting="unsafe")
+        return self._tf.bitcast(self._tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), self._tf.bfloat16)
 
     def rounded(self, rows: np.ndarray) -> np.ndarray:
         return rows.astype(self._type).astype(np.float32)
@@ -136,6 +139,14 @@ class Bfloat16Product:
 
     def values(self, keys: np.ndarray) -> np.ndarray:
         return (self.ordered(keys).astype(np.int32) << 16).view(np.float32)  # ordering twice undoes it
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An empty array whose memory begins where TensorFlow's begins: at a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def penalty_columns(penalty: np.ndarray) -> np.ndarray:
@@ -174,17 +185,8 @@ class ErrorBound:
 
 def error_bound(product: Product, queries: np.ndarray, penalty: float) -> ErrorBound:
     """The bound of the module's text for these queries (float32 [Q, D]) and penalties of at most `penalty` in size."""
-    moved = np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1) if product.roundoff else np.zeros(len(queries))
-    return _error_bound(product.roundoff, moved, queries.shape[1], penalty)
-
-
-def error_bound_of_any(product: Product, width: int) -> ErrorBound:
-    """The bound for whatever queries of this width, without penalties: `absolute` is one number, float64 []."""
-    return _error_bound(product.roundoff, np.float64(product.roundoff * (1 + UNIT_TOLERANCE)), width, 0.0)
-
-
-def _error_bound(v: float, moved: np.ndarray, width: int, penalty: float) -> ErrorBound:
-    t, u, m = UNIT_TOLERANCE, 2.0**-24, width + 3
+    v, t, u, m = product.roundoff, UNIT_TOLERANCE, 2.0**-24, queries.shape[1] + 3
+    moved = np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1) if v else np.zeros(len(queries))
     operands = moved * (1 + v) * (1 + t) + (1 + t) ** 2 * v
     accumulation = m * u / (1 - m * u) * ((1 + t) ** 2 * (1 + v) ** 2 + penalty) + m * 2.0**-125
     return ErrorBound(v / (1 - v), operands + accumulation + 2 * u * ((1 + t) ** 2 + penalty))
