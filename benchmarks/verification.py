@@ -1,9 +1,10 @@
 """Verification of pairs of real photographs: this product, and what a user would take instead.
 
 500 pairs with the same label and 500 with different ones, local features by the embedded model, the default settings. Each way
-matches the local features of a pair and counts the inliers of a homography: the product by one matrix product and USAC, "degensac" by
-cKDTree and pydegensac, "ransac" by cKDTree and scikit-image's ransac with 1,000 trials. ransac's homography goes from the candidate
-to the query, as the product's, so that both count the same thing; pydegensac checks both directions. CPU time of all threads counts.
+matches the local features of a pair and counts the inliers of a homography: the product by one matrix product of integers and USAC, "degensac" by
+cKDTree and pydegensac, "ransac" by cKDTree and scikit-image's ransac with 1,000 trials. All count the same thing: ransac's homography goes
+from the candidate to the query, with the product's tolerance there, and pydegensac's Sampson error is what that tolerance stands for, see
+`transforms.verification.count_inliers`. CPU time of all threads counts.
 
 How long scikit-image takes depends on how many matches there are, so a part of the pairs is done again with a larger max_distance
 for all: its own share in the time is shown for both, beside that of cKDTree.
@@ -147,7 +148,7 @@ def ransac(a: str, query: View, b: str, candidate: View, settings: VerificationS
     if len(source) < MIN_MATCHES:
         return 0
     _, mask = measure.ransac(
-        (target, source), transform.ProjectiveTransform, min_samples=4, residual_threshold=settings.max_reprojection_error,
+        (target, source), transform.ProjectiveTransform, min_samples=4, residual_threshold=2**0.5 * settings.max_reprojection_error,
         max_trials=TRIALS, rng=pair_seed(a, b))
     return 0 if mask is None else int(mask.sum())
 

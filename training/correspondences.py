@@ -44,7 +44,7 @@ def find(folder: str, photographs: list[Photograph]) -> list[Correspondences]:
     card = read_card(model_folder)
     extraction = settings_from_card(card)
     model = load_model(model_folder, extraction)
-    settings = VerificationSettings(max_distance=card["max_distance"], mutual_check=True, max_reprojection_error=8.0)
+    settings = VerificationSettings(max_distance=card["max_distance"], mutual_check=True, max_reprojection_error=5.7)
     by_label: dict[str, list[int]] = {}
     for number, photograph in enumerate(photographs):
         if photograph.label:

@@ -3,9 +3,8 @@
 Descriptors are compared as they are stored, in 8 bits, by one product of all with all in whole numbers, so that nothing depends on the
 machine. The cosine of two rows is q.c / sqrt(q.q c.c), in float64, and the distance of rows of unit length is sqrt(2 - 2 cos).
 
-Few pairs are near, and the product itself says which. With t the least cosine of a match, |q| the length of a row and s > 0 let
-u = floor(s |q|) and v = floor(s |c|). A match has q.c >= t |q| |c| >= (t / s^2) u v; for m = t / s^2 columns of -u beside q and of v beside c
-the product is q.c - m u v, which is not negative for a match. m is the least number for which u and v fit into 8 bits.
+Few pairs are near, and the product itself says which: a cosine of at least t means that q.c is at least t |q| |c|, so at least t |q| times the
+length of the candidate's shortest descriptor. `transforms.quantization` makes all of them about equally long.
 """
 
 from __future__ import annotations
@@ -66,24 +65,14 @@ def _near_pairs(
     if least <= 0:  # half of all pairs or more
         q, c = (i.ravel() for i in np.indices((len(query), len(candidate))))
         return np.arange(len(query)), q, c, _cosines(query, candidate).ravel()
-    lengths, other_lengths = np.sqrt(query.squared_lengths), np.sqrt(candidate.squared_lengths)
-    columns = max(1, math.ceil(least * max(lengths.max(), other_lengths.max()) ** 2 / 127**2))
-    scale = math.sqrt(least / columns)
-    u, v = (scale * lengths).astype(np.int8), (scale * other_lengths).astype(np.int8)
-    above = integer_product(_beside(query.descriptors, -u, columns), _beside(candidate.descriptors, v, columns))
-    rows = np.flatnonzero(above.max(axis=1) >= 0)
-    q, c = np.divmod(np.flatnonzero(above[rows] >= 0), len(candidate))
+    dots = integer_product(query.descriptors, candidate.descriptors)
+    lengths = candidate.squared_lengths
+    shortest = np.where(lengths > 0, lengths, lengths.max()).min()  # but 0, which is near to none
+    limit = np.maximum(np.floor(least * np.sqrt(query.squared_lengths * shortest)), 1).astype(np.int32)
+    rows = np.flatnonzero(dots.max(axis=1) >= limit)
+    q, c = np.divmod(np.flatnonzero(dots[rows] >= limit[rows, None]), len(candidate))
     row = rows[q]
-    dots = above[row, c] + columns * u[row].astype(np.int32) * v[c]
-    return rows, q, c, _cosine(dots, query.squared_lengths[row], candidate.squared_lengths[c])
-
-
-def _beside(descriptors: np.ndarray, column: np.ndarray, times: int) -> np.ndarray:
-    """Descriptors int8 [N, D] and a column int8 [N], that many times, as int8 [N, D + times]."""
-    count, width = descriptors.shape
-    joined = np.empty((count, width + times), np.int8)
-    joined[:, :width], joined[:, width:] = descriptors, column[:, None]
-    return joined
+    return rows, q, c, _cosine(dots[row, c], query.squared_lengths[row], lengths[c])
 
 
 def _cosines(query: QuantizedFeatures, candidate: QuantizedFeatures) -> np.ndarray:
