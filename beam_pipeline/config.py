@@ -252,7 +252,7 @@ def add_query_flags(parser: argparse.ArgumentParser) -> None:
     add("num_to_rerank", _number(int, 1, 1000), "N", "candidates retrieved and verified per query")
     add("top_k", _number(int, 1, 1000), "N", "best candidates summed per class")
     add("max_inlier_score", _number(int, 1), "N", "inliers beyond this count no more")
-    add("max_reprojection_error", _number(float, 0, open_low=True), "PX", "of an inlier, pixels of the image fed")
+    add("max_reprojection_error", _number(float, 0, open_low=True), "PX", "of an inlier, both points together, pixels of the image fed")
     add("max_ransac_iterations", _number(int, 1), "N", "tries for a homography")
     add("homography_confidence", _number(float, 0, 0.999999, open_low=True), "P", "stop trying at this confidence")
     add("max_distance", _number(float, 0, 2, open_low=True), "D", "Euclidean distance of matching descriptors")

@@ -12,8 +12,9 @@ import pathlib
 import platform
 import subprocess
 import sys
+import threading
 import time
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -65,6 +66,28 @@ def run(module: str, *arguments: str, cores: Optional[int] = None) -> Run:
 def landmarks(*arguments: str, cores: Optional[int] = None) -> Run:
     """Runs a command of the product; see `run`."""
     return run("beam_pipeline", *arguments, cores=cores)
+
+
+class Most:
+    """The most that `measure` says while the block runs, asked every 0.1 s, as `value`."""
+
+    def __init__(self, measure: Callable[[], int]):
+        self.value = 0
+        self._measure = measure
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Most":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            self.value = max(self.value, self._measure())
 
 
 def machine(*facts: str) -> str:

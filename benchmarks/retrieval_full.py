@@ -13,7 +13,6 @@ import functools
 import os
 import shutil
 import tempfile
-import threading
 import time
 from typing import Optional, Sequence
 
@@ -22,6 +21,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import running
+from benchmarks import jobs
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
 from transforms.delg import import_tensorflow
@@ -69,32 +69,17 @@ def matmul_peak(product: Product, width: int) -> float:
     return best
 
 
-class PeakMemory:
-    """The most memory that this process and its children hold together while the block runs, as `bytes`."""
+def memory_held() -> int:
+    """Bytes that this process and its children hold together."""
+    import psutil
 
-    def __enter__(self) -> "PeakMemory":
-        self.bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        import psutil
-
-        me = psutil.Process()
-        while not self._stop.wait(0.1):
-            held = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    held += process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    pass
-            self.bytes = max(self.bytes, held)
+    held, me = 0, psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            held += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            pass
+    return held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +102,7 @@ def retrieve(
         units_found = pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, plan_groups(units), k)
         units_found | beam.FlatMap(_lines).with_output_types(str) | beam.io.WriteToText(os.path.join(answers, "found"))
 
-    with PeakMemory() as memory:
+    with jobs.Most(memory_held) as memory:
         start = time.perf_counter()
         metrics = running.run_pipeline(build, options, [])
         seconds = time.perf_counter() - start
@@ -126,7 +111,7 @@ def retrieve(
         with open(os.path.join(answers, name)) as f:
             found.update((ids[0], ids[1:]) for ids in map(str.split, f))
     shutil.rmtree(answers)
-    return Run(seconds, metrics["retrieve_descriptor_bytes_read"], memory.bytes, found)
+    return Run(seconds, metrics["retrieve_descriptor_bytes_read"], memory.value, found)
 
 
 def _lines(unit: CandidateUnit) -> list[str]:

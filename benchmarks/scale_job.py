@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import sys
-import threading
 import time
 from typing import Any, Callable, Iterable
 
@@ -24,6 +23,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import index, main, models, running
 from beam_pipeline.config import ExtractionOverrides, IndexConfig
+from benchmarks import jobs
 from transforms import tables, units
 from transforms.delg.catalog import EMBEDDED
 from transforms.features import check_model
@@ -72,25 +72,11 @@ def peak_memory(process: int) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
-class WorkerMemory:
-    """The most bytes that any one worker process of the local runner holds while the block runs, as `bytes`."""
+def largest_worker() -> int:
+    """The most bytes that any one of the local runner's worker processes has held so far, of those that still run."""
+    import psutil
 
-    def __enter__(self) -> "WorkerMemory":
-        self.bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        import psutil
-
-        while not self._stop.wait(0.2):
-            self.bytes = max([self.bytes, *(peak_memory(child.pid) for child in psutil.Process().children(recursive=True))])
+    return max((peak_memory(child.pid) for child in psutil.Process().children(recursive=True)), default=0)
 
 
 class RecordingRunner(FnApiRunner):
@@ -116,12 +102,12 @@ def job(flags: list[str]) -> dict[str, Any]:
 
     running.FnApiRunner = functools.partial(RecordingRunner, record)
     units.unit_size = lambda images: _UNIT_IMAGES
-    with WorkerMemory() as memory:
+    with jobs.Most(largest_worker) as memory:
         started = time.monotonic()
         if main.main([*flags, "--direct_running_mode=multi_processing"]):
             raise SystemExit(f"{' '.join(flags)} failed")
         report["seconds"] = time.monotonic() - started
-    return {**report, "worker": memory.bytes, "launcher": peak_memory(os.getpid())}
+    return {**report, "worker": memory.value, "launcher": peak_memory(os.getpid())}
 
 
 def launch(names: str, labels: str, output: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from benchmarks import jobs
 from benchmarks.goals import Goals
 from transforms import files
 from transforms.ahead import map_ahead
-from transforms.object_stores import READS_IN_FLIGHT, store_of
+from transforms.object_stores import READS_IN_FLIGHT, store_of, use_options
 
 Reader = Callable[[], Iterator[tuple[str, int]]]  # gives name and size of each file read
 
@@ -40,7 +40,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="of which the median counts (default: %(default)s)")
     args, flags = parser.parse_known_args(argv)
     options = PipelineOptions(flags)
-    FileSystems.set_options(options)
+    use_options(options)
     paths = [path for _, path, _ in jobs.photographs(args.photos)[: args.number]]
     uris = [files.join(args.root, pathlib.Path(path).name) for path in paths]
     copy(paths, uris)

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
 from beam_pipeline import lock
 from beam_pipeline.config import ConfigError
+from tests.races import holders_of_lock
 from transforms import files
 
 
@@ -76,31 +76,10 @@ def test_a_killed_process_does_not_block_even_while_its_parent_has_not_noticed(t
 
 @pytest.mark.parametrize("left_behind", [False, True], ids=["free", "of the dead"])
 def test_of_many_at_once_only_one_gets_it(tmp_path, left_behind):
-    root, inside, won = str(tmp_path), [], []
-    start, end = threading.Barrier(8), threading.Event()
+    root = str(tmp_path)
     if left_behind:
         held_by_another(root, pid=2**22 + 1)
-
-    def run():
-        start.wait()
-        try:
-            with lock.held(root):
-                inside.append(1)
-                won.append(len(inside))
-                end.wait(60)
-                inside.pop()
-        except ConfigError:
-            pass
-
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while sum(thread.is_alive() for thread in threads) > 1:
-        time.sleep(0.01)
-    end.set()
-    for thread in threads:
-        thread.join()
-    assert won == [1] and os.listdir(root) == []
+    assert holders_of_lock(root) == [1] and os.listdir(root) == []
 
 
 def test_a_holder_renews_its_lock_and_clears_temporaries(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from PIL import Image
 
 from beam_pipeline import integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
+from tests.races import at_once, holders_of_lock
 from transforms import files, images, object_stores, tables
 from transforms.delg import saved_model
 from transforms.stores import FeatureStore
@@ -140,11 +141,14 @@ def test_of_many_swaps_at_once_one_succeeds(root):
     for old in (None, b"first"):
         if old:
             files.write_bytes(uri, old)
-        threads = [threading.Thread(target=lambda i=i: files.swap_remote(uri, old, b"%d" % i) and won.append(b"%d" % i)) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        values = iter(range(8))
+
+        def swap() -> None:
+            value = b"%d" % next(values)
+            if files.swap_remote(uri, old, value):
+                won.append(value)
+
+        at_once(swap)
         assert len(won) == 1 and files.read_bytes(uri) == won.pop()
     assert not files.swap_remote(uri, None, b"x") and not files.swap_remote(uri, b"another", b"x") and files.read_bytes(uri) != b"x"
     files.delete(uri)
@@ -153,28 +157,11 @@ def test_of_many_swaps_at_once_one_succeeds(root):
 
 @pytest.mark.parametrize("left_behind", [False, True], ids=["free", "of the dead"])
 def test_of_many_at_once_only_one_gets_the_lock(root, left_behind):
-    uri, won, end = files.join(root, lock.LOCK), [], threading.Event()
+    uri = files.join(root, lock.LOCK)
     if left_behind:
         dead = {**lock._identity(), "pid": 2**22 + 1, "token": "t", "since": 1e9, "renewed": time.time()}
         files.write_json(uri, dead)
-
-    def run():
-        try:
-            with lock.held(root):
-                won.append(1)
-                end.wait(60)
-        except ConfigError:
-            pass
-
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while sum(thread.is_alive() for thread in threads) > 1:
-        time.sleep(0.01)
-    end.set()
-    for thread in threads:
-        thread.join()
-    assert won == [1] and not files.exists(uri)
+    assert holders_of_lock(root) == [1] and not files.exists(uri)
 
 
 def test_a_holder_renews_its_lock_and_does_not_take_it_back(root, monkeypatch):
@@ -315,11 +302,7 @@ def test_an_output_is_locked_resumed_overwritten_and_verified(root, capsys):
 
 def test_threads_share_a_client_and_new_options_bring_a_new_one(root):
     found = []
-    threads = [threading.Thread(target=lambda: found.append(object_stores.store_of(root))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(lambda: found.append(object_stores.store_of(root)))
     assert len({id(store) for store in found}) == 1
     FileSystems.set_options(PipelineOptions([]))
     assert object_stores.store_of(root) is not found[0] and object_stores.store_of(root) is object_stores.store_of(root)

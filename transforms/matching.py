@@ -3,8 +3,9 @@
 Descriptors are compared as they are stored, in 8 bits, by one product of all with all in whole numbers, so that nothing depends on the
 machine. The cosine of two rows is q.c / sqrt(q.q c.c), in float64, and the distance of rows of unit length is sqrt(2 - 2 cos).
 
-Few pairs are near, and the product itself says which: a cosine of at least t means that q.c is at least t |q| |c|, so at least t |q| times the
-length of the candidate's shortest descriptor. `transforms.quantization` makes all of them about equally long.
+Few features have a near one, and the product itself says which: a cosine of at least t means that q.c is at least t |q| |c|, so at least
+t |q| times the length of the candidate's shortest descriptor. In the same way few can be the nearest: of two dot products the higher one
+belongs to the nearer descriptor unless that is longer. `transforms.quantization` makes all of an image about equally long.
 """
 
 from __future__ import annotations
@@ -35,72 +36,59 @@ def putative_matches(query: QuantizedFeatures, candidate: QuantizedFeatures, set
     if query.descriptors.shape[1] != candidate.descriptors.shape[1]:
         raise ValueError(
             f"local descriptors of width {query.descriptors.shape[1]} and {candidate.descriptors.shape[1]} cannot be matched")
-    rows, q, c, cosine = _near_pairs(query, candidate, settings.max_distance)
-    best = _first_of_highest(q, len(rows), cosine)
-    keep = _distance(cosine[best]) < settings.max_distance
+    dots = integer_product(query.descriptors, candidate.descriptors)
+    peak = dots.max(axis=1)
+    least = 1 - settings.max_distance**2 / 2 - 1e-12  # more than the rounding of cosines and distances
+    if least > 0:
+        shortest, _ = _shortest_and_longest(candidate.squared_lengths)
+        rows = np.flatnonzero(peak >= np.maximum(np.floor(least * shortest * np.sqrt(query.squared_lengths)), 1))
+    else:
+        rows = np.arange(len(query))
+    nearest, cosine = _nearest(dots[rows], peak[rows], query.squared_lengths[rows], candidate.squared_lengths)
+    keep = _distance(cosine) < settings.max_distance
     if settings.mutual_check:
-        # Whatever is nearer to a matched feature of the candidate is near enough to be among the pairs.
-        columns, column = np.unique(c, return_inverse=True)
-        order = np.argsort(column, kind="stable")
-        keep &= np.isin(best, order[_first_of_highest(column[order], len(columns), cosine[order])])
-    best = best[keep]
+        columns, place = np.unique(nearest, return_inverse=True)
+        back = dots[:, columns].T
+        keep &= rows == _nearest(back, back.max(axis=1), candidate.squared_lengths[columns], query.squared_lengths)[0][place]
     if settings.ratio_test is not None:
-        second = _second_nearest(query, candidate, rows[q[best]], c[best])
-        best = best[_distance(cosine[best]) < settings.ratio_test * second]
-    matches = np.empty((len(best), 2), np.int32)
-    matches[:, 0], matches[:, 1] = rows[q[best]], c[best]
+        cosines = _cosine(dots[rows], query.squared_lengths[rows, None], candidate.squared_lengths)
+        cosines[np.arange(len(rows)), nearest] = -np.inf
+        keep &= _distance(cosine) < settings.ratio_test * _distance(cosines.max(axis=1))
+    matches = np.empty((np.count_nonzero(keep), 2), np.int32)
+    matches[:, 0], matches[:, 1] = rows[keep], nearest[keep]
     return matches
 
 
-def _near_pairs(
-    query: QuantizedFeatures, candidate: QuantizedFeatures, max_distance: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs whose distance is below max_distance, and a few more.
+def _nearest(dots: np.ndarray, peak: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the column of the highest cosine, int64 [R], of several the first, and that cosine, float64 [R].
 
-    Returns:
-      The query features that have such pairs, int64 [R]; of each pair the place of its query feature among these and the
-      candidate's feature, int64 [P] each, in this order, and the cosine, float64 [P].
+    Args:
+      dots: int32 [R, C], with C > 0.
+      peak: int32 [R], the highest of each row.
+      squared_lengths, others: float64 [R] and [C], of the descriptors of rows and of columns.
     """
-    least = 1 - max_distance**2 / 2 - 1e-12  # more than the rounding of cosines and distances
-    if least <= 0:  # half of all pairs or more
-        q, c = (i.ravel() for i in np.indices((len(query), len(candidate))))
-        return np.arange(len(query)), q, c, _cosines(query, candidate).ravel()
-    dots = integer_product(query.descriptors, candidate.descriptors)
-    lengths = candidate.squared_lengths
-    shortest = np.where(lengths > 0, lengths, lengths.max()).min()  # but 0, which is near to none
-    limit = np.maximum(np.floor(least * np.sqrt(query.squared_lengths * shortest)), 1).astype(np.int32)
-    rows = np.flatnonzero(dots.max(axis=1) >= limit)
-    q, c = np.divmod(np.flatnonzero(dots[rows] >= limit[rows, None]), len(candidate))
-    row = rows[q]
-    return rows, q, c, _cosine(dots[row, c], query.squared_lengths[row], lengths[c])
+    if not len(dots):
+        return np.zeros(0, np.int64), np.zeros(0)
+    shortest, longest = _shortest_and_longest(others)
+    lag = np.where(peak > 0, shortest / longest, longest / shortest) - 1e-12
+    limit = np.maximum(np.floor(peak * lag), np.iinfo(np.int32).min).astype(np.int32)
+    row, column = np.divmod(np.flatnonzero(dots >= limit[:, None]), dots.shape[1])
+    cosine = _cosine(dots[row, column], squared_lengths[row], others[column])
+    rows = np.arange(len(dots))
+    highest = np.maximum.reduceat(cosine, np.searchsorted(row, rows))
+    best = np.flatnonzero(cosine == highest[row])
+    return column[best[np.searchsorted(row[best], rows)]], highest
 
 
-def _cosines(query: QuantizedFeatures, candidate: QuantizedFeatures) -> np.ndarray:
-    """float64 [N, M]."""
-    return _cosine(integer_product(query.descriptors, candidate.descriptors), query.squared_lengths[:, None], candidate.squared_lengths)
+def _shortest_and_longest(squared_lengths: np.ndarray) -> tuple[float, float]:
+    """Of those that are not 0; a descriptor of length 0 is near to none."""
+    longest = max(squared_lengths.max(), 1.0)
+    return math.sqrt(np.where(squared_lengths > 0, squared_lengths, longest).min()), math.sqrt(longest)
 
 
-def _cosine(dots: np.ndarray, squared_length: np.ndarray, other_squared_length: np.ndarray) -> np.ndarray:
-    return dots / np.sqrt(np.maximum(squared_length * other_squared_length, 1.0))
+def _cosine(dots: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray) -> np.ndarray:
+    return dots / np.sqrt(np.maximum(squared_lengths * others, 1.0))
 
 
 def _distance(cosine: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(2.0 - 2.0 * cosine, 0.0))
-
-
-def _first_of_highest(group: np.ndarray, groups: int, values: np.ndarray) -> np.ndarray:
-    """int64 [groups]: place of the first of the highest values of each group; int64 [P] in ascending order, none of them empty."""
-    if not groups:
-        return np.zeros(0, np.int64)
-    numbers = np.arange(groups)
-    highest = np.maximum.reduceat(values, np.searchsorted(group, numbers))
-    places = np.flatnonzero(values == highest[group])
-    return places[np.searchsorted(group[places], numbers)]
-
-
-def _second_nearest(query: QuantizedFeatures, candidate: QuantizedFeatures, q: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """float64 [P]: distance of query features q to their second nearest of the candidate; infinite where there is no second."""
-    part = QuantizedFeatures(query.keypoints[q], query.descriptors[q], query.squared_lengths[q])
-    cosines = _cosines(part, candidate)
-    cosines[np.arange(len(q)), nearest] = -np.inf
-    return _distance(cosines.max(axis=1, initial=-np.inf))

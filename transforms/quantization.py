@@ -1,6 +1,7 @@
 """Local features in 8 bits, as they are stored and matched.
 
-Measured on 1,000 pairs of photographs, the AUC of inliers of true against false pairs is 0.7213 in 8 bits and 0.7234 in 16 and in 32.
+Measured on 1,000 pairs of photographs with the embedded model, the AUC of inliers of true against false pairs is 0.8497 in 8 bits, 0.8497 in
+16 and 0.8498 in 32; in 8 bits with a scale of its own for each descriptor 0.8476.
 """
 
 from __future__ import annotations
