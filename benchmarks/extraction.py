@@ -79,6 +79,7 @@ def notebook_passes(model: str, paths: list[str], settings) -> tuple[float, list
 
 def stored(root: pathlib.Path, ids: list[str]) -> list[Features]:
     """Features of some photographs in an index."""
+    from transforms.quantization import dequantized
     from transforms.stores import FeatureStore, descriptors_of
     from transforms.types import FeatureLocation
 
@@ -87,7 +88,7 @@ def stored(root: pathlib.Path, ids: list[str]) -> list[Features]:
         table = store.read_images(unit)
         columns = (table.column(name).to_pylist() for name in ("image_id", "local_offset", "local_size"))
         for image_id, offset, size, descriptor in zip(*columns, descriptors_of(table)):
-            local = store.read_local(FeatureLocation(unit, offset, size))
+            local = dequantized(store.read_local(FeatureLocation(unit, offset, size)))
             found[image_id] = Features(descriptor, local.keypoints, local.descriptors)
     return [found[i] for i in ids]
 
