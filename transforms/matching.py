@@ -44,14 +44,15 @@ def putative_matches(query: QuantizedFeatures, candidate: QuantizedFeatures, set
         rows = np.flatnonzero(peak >= np.maximum(np.floor(least * shortest * np.sqrt(query.squared_lengths)), 1))
     else:
         rows = np.arange(len(query))
-    nearest, cosine = _nearest(dots[rows], peak[rows], query.squared_lengths[rows], candidate.squared_lengths)
+    near = dots[rows] if len(rows) < len(dots) else dots
+    nearest, cosine = _nearest(near, peak[rows], query.squared_lengths[rows], candidate.squared_lengths)
     keep = _distance(cosine) < settings.max_distance
     if settings.mutual_check:
         columns, place = np.unique(nearest, return_inverse=True)
         back = dots[:, columns].T
         keep &= rows == _nearest(back, back.max(axis=1), candidate.squared_lengths[columns], query.squared_lengths)[0][place]
     if settings.ratio_test is not None:
-        cosines = _cosine(dots[rows], query.squared_lengths[rows, None], candidate.squared_lengths)
+        cosines = _cosine(near, query.squared_lengths[rows, None], candidate.squared_lengths)
         cosines[np.arange(len(rows)), nearest] = -np.inf
         keep &= _distance(cosine) < settings.ratio_test * _distance(cosines.max(axis=1))
     matches = np.empty((np.count_nonzero(keep), 2), np.int32)
