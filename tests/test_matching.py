@@ -92,6 +92,9 @@ def test_every_near_pair_counts_whatever_the_lengths(product, largest, max_dista
     expected = [(q, c) for q, c in enumerate(cosine.argmax(axis=1).tolist()) if near[q]]
     settings = VerificationSettings(max_distance=max_distance)
     assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
+    distance = np.sort(np.sqrt(np.maximum(2 - 2 * cosine, 0)), axis=1)
+    apart = [(q, c) for q, c in expected if distance[q, 0] < distance[q, 1]]
+    assert [tuple(m) for m in putative_matches(query, candidate, dataclasses.replace(settings, ratio_test=1.0)).tolist()] == apart
     mutual = [(q, c) for q, c in expected if cosine[:, c].argmax() == q]
     assert [tuple(m) for m in putative_matches(query, candidate, dataclasses.replace(settings, mutual_check=True)).tolist()] == mutual
 

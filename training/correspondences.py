@@ -6,7 +6,6 @@ They give the network what no warp of a single photograph has: other light, othe
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import numpy as np
 

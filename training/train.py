@@ -9,7 +9,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from training import augment, correspondences, losses, photographs, split
+from training import correspondences, losses, photographs, split
 from training.batches import Batch, Batches
 from training.network import ATTENTION, BATCH_NORM_MOMENTUM, Network
 from transforms.delg import small_delg

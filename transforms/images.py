@@ -11,7 +11,7 @@ import re
 import stat
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from typing import Collection, Iterable, Iterator, Sequence, Union
+from typing import Collection, Iterator, Sequence, Union
 
 import numpy as np
 from apache_beam.io.filesystems import FileSystems

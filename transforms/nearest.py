@@ -13,10 +13,9 @@ fast pass, and however queries and index are cut into blocks.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Optional, Sequence
 
 import numpy as np
@@ -134,13 +133,13 @@ class Searcher:
             mine = (own_query >= start) & (own_query < start + TILE_QUERIES)
             part = queries.descriptors[start : start + TILE_QUERIES]
             scans.append(_Scan(part, index, self._rank, k, product, own_query[mine] - start, own_row[mine]))
-        with concurrent.futures.ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
+        with ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
             self._scan(scans, product, pool)
             query, row, score = zip(*pool.map(_Scan.finish, scans))
         query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
         return _table(index, query, np.concatenate(row), np.concatenate(score), len(queries), k)
 
-    def _scan(self, scans: Sequence[_Scan], product: Product, pool: concurrent.futures.Executor) -> None:
+    def _scan(self, scans: Sequence[_Scan], product: Product, pool: Executor) -> None:
         """Takes every scan through all tiles, in their order.
 
         No scan waits for another: while one selects, another multiplies, on this tile or the next. The pool begins what it is given in
