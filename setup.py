@@ -1,4 +1,6 @@
-"""Installs the distribution `landmarks`: packages beam_pipeline and transforms, console script `landmarks`."""
+"""Installs the distribution `landmarks`: packages beam_pipeline and transforms, console script
+`landmarks`.
+"""
 
 import pathlib
 import re
@@ -11,7 +13,8 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "beam_pipeline" / "__ini
 setup(
     name="landmarks",
     version=VERSION,
-    description="Landmark recognition for millions of photographs, without training: an Apache Beam batch job",
+    description="Landmark recognition for millions of photographs, without training: an Apache Beam batch "
+    "job",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
@@ -33,9 +36,14 @@ setup(
         "aws": ["apache-beam[aws]>=2.76,<3", "boto3>=1.36,<2"],
         "gcp": ["apache-beam[gcp]>=2.76,<3"],
         "test": [
-            "duckdb>=1.2,<3", "hypothesis>=6.100,<7", "onnx>=1.17,<2", "pytest>=8,<10", "scipy>=1.13,<2",
+            "duckdb>=1.2,<3",
+            "hypothesis>=6.100,<7",
+            "onnx>=1.17,<2",
+            "pytest>=8,<10",
+            "scipy>=1.13,<2",
             # What of the extra gcp builds a Dataflow job; all of it takes a minute to install.
-            "google-cloud-dataflow-client>=0.13,<1", "google-cloud-storage>=2.18,<4",
+            "google-cloud-dataflow-client>=0.13,<1",
+            "google-cloud-storage>=2.18,<4",
         ],
         "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
     },

@@ -1,28 +1,28 @@
 """The time budget of a job: its plan, by what a pilot measured, and until when each stage may work.
 
-Extraction comes first, then retrieval; verification has the time that is left. The deadlines are points in time that workers look
-at between two images or pairs, so that a stage overruns by one of them at most; what a stage did not reach is left for a later start
-of the same command. The last part of the budget is a reserve, in which the results are written.
+Extraction comes first, then retrieval; verification has the time that is left. The deadlines are points in
+time that workers look at between two images or pairs, so that a stage overruns by one of them at most; what a
+stage did not reach is left for a later start of the same command. The last part of the budget is a reserve,
+in which the results are written.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
 import time
-from typing import Any, Optional
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from beam_pipeline import running
 from beam_pipeline.config import TimeBudget
 
-# Pipelines without work that a job's shuffles take as long as, measured on the local runner, rounded up: before the first image,
-# between the last image and the first pair, and after the last pair.
+# Pipelines without work that a job's shuffles take as long as, measured on the local runner, rounded up:
+# before the first image, between the last image and the first pair, and after the last pair.
 _PIPELINES_BEFORE, _PIPELINES_BETWEEN, _PIPELINES_AFTER = 1.0, 2.0, 2.0
 # What an engine that is not this machine takes to start its workers, and to end; an assumption.
 _ENGINE_START, _ENGINE_END = 300.0, 120.0
-# The reserve covers this many times what is expected, for a machine that slows down, and a part of the budget.
+# The reserve covers this many times what is expected, for a machine that slows down, and a part of the
+# budget.
 _CAUTION, _PART = 1.5, 0.01
 # Without a forecast, since the pilot died, this part of the budget is the reserve.
 _BLIND_PART = 0.1
@@ -164,10 +164,14 @@ NO_TIME = Deadlines(0.0, 0.0, 0.0)
 def make_plan(work: Work, measured: Measured) -> Plan:
     """What `work` takes at the measured pace; an engine's machines share the items evenly."""
     share = 1 / work.workers if work.engine else 1.0  # on this machine all workers were measured together
-    stages = [Stage("extract", work.images, "images", measured.image * share, work.images * measured.image_bytes)]
+    stages = [
+        Stage("extract", work.images, "images", measured.image * share, work.images * measured.image_bytes)
+    ]
     if work.queries:
         stages.append(Stage("retrieve", work.queries, "queries", measured.search * work.index_images * share))
-        stages.append(Stage("verify", work.pairs, "pairs", measured.pair * share, work.shards * measured.shard_bytes))
+        stages.append(
+            Stage("verify", work.pairs, "pairs", measured.pair * share, work.shards * measured.shard_bytes)
+        )
     start = measured.load + _PIPELINES_BEFORE * measured.pipeline + work.engine * _ENGINE_START
     end = measured.process + _PIPELINES_AFTER * measured.pipeline + work.engine * _ENGINE_END
     end += work.shards * measured.shard * share + work.queries * _CSV_ROW
@@ -175,11 +179,17 @@ def make_plan(work: Work, measured: Measured) -> Plan:
     return Plan(work, measured, tuple(stages), start, between, end)
 
 
-def deadlines(budget: TimeBudget, plan: Optional[Plan], now: float) -> Deadlines:
-    """The deadlines that leave time for all that comes after each stage; `plan` is None where there is no forecast."""
+def deadlines(budget: TimeBudget, plan: Plan | None, now: float) -> Deadlines:
+    """The deadlines that leave time for all that comes after each stage; `plan` is None where there is no
+    forecast.
+    """
     if plan is None:
         reserve = _BLIND_PART * budget.seconds
-        return Deadlines(extract=budget.ends - 2 * reserve, retrieve=budget.ends - reserve / 2, verify=budget.ends - reserve)
+        return Deadlines(
+            extract=budget.ends - 2 * reserve,
+            retrieve=budget.ends - reserve / 2,
+            verify=budget.ends - reserve,
+        )
     verify = budget.ends - _PART * budget.seconds - _CAUTION * (plan.end + plan.stage("verify").each) - 1.0
     if now + plan.start - plan.measured.load >= verify:
         return NO_TIME
@@ -189,14 +199,26 @@ def deadlines(budget: TimeBudget, plan: Optional[Plan], now: float) -> Deadlines
     return Deadlines(extract, budget.ends - plan.end, verify)
 
 
-def format_plan(plan: Plan, budget: Optional[TimeBudget], now: float) -> str:
+def format_plan(plan: Plan, budget: TimeBudget | None, now: float) -> str:
     """The plan as a table, and what of it fits the budget."""
     work, measured = plan.work, plan.measured
-    where = f"{work.workers} workers{', each taken to be as fast as this machine' if work.engine else ' of this machine'}"
-    lines = [f"plan for {where}, by a pilot of {measured.images} images and {measured.pairs} pairs in {measured.process + measured.seconds:.1f} s:"]
+    machine = ", each taken to be as fast as this machine" if work.engine else " of this machine"
+    where = f"{work.workers} workers{machine}"
+    lines = [
+        f"plan for {where}, by a pilot of {measured.images} images and {measured.pairs} pairs in "
+        f"{measured.process + measured.seconds:.1f} s:"
+    ]
     for stage in plan.stages:
         units = f" in {work.units:,} units" if stage.name == "extract" and stage.number else ""
-        lines.append(_row(stage.name, f"{stage.number:,} {stage.item}{units}", f"{1000 * stage.each:,.3g} ms each", stage.seconds, stage.size))
+        lines.append(
+            _row(
+                stage.name,
+                f"{stage.number:,} {stage.item}{units}",
+                f"{1000 * stage.each:,.3g} ms each",
+                stage.seconds,
+                stage.size,
+            )
+        )
     lines.append(_row("overhead", "", "", plan.overhead))
     lines.append(_row("all", "", "", plan.seconds, sum(stage.size for stage in plan.stages)))
     lines.append(f"  memory per worker process: about {measured.memory / 1e9:.1f} GB")
@@ -216,16 +238,22 @@ def _fit(plan: Plan, budget: TimeBudget, now: float) -> str:
     at = now + plan.start
     if extract.number and at + extract.seconds > until.extract:
         done = max(0, int((until.extract - at) / extract.each)) if until.extract else 0
-        return f"too short; about {done:,} of {extract.number:,} images can be extracted" + (", no pair verified" if plan.work.queries else "")
+        return f"too short; about {done:,} of {extract.number:,} images can be extracted" + (
+            ", no pair verified" if plan.work.queries else ""
+        )
     at += extract.seconds + plan.between + plan.stage("retrieve").seconds
     if at + verify.seconds > until.verify:
         done = max(0, int((until.verify - at) / verify.each)) if verify.each else 0
-        return f"short; about {min(1.0, done / max(1, verify.number)):.0%} of the pairs can be verified, the most promising queries first"
+        return (
+            f"short; about {min(1.0, done / max(1, verify.number)):.0%} of the pairs can be verified, "
+            "the most promising queries first"
+        )
     return f"enough, with {running.time_text(until.verify - at - verify.seconds)} to spare"
 
 
 def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, dict[str, float]]:
-    """The forecast of what was done beside what happened, by stage and for "all": number, seconds expected for it, seconds it took.
+    """The forecast of what was done beside what happened, by stage and for "all": number, seconds expected
+    for it, seconds it took.
 
     Args:
       metrics: the job's counters; timers add up over workers, who are taken to have shared the work evenly.
@@ -240,7 +268,11 @@ def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, d
     for stage in plan.stages:
         number = done[stage.name]
         happened = metrics.get(f"{stage.name}_milliseconds", 0) / 1000 / plan.work.workers
-        result[stage.name] = {"number": number, "forecast": round(number * stage.each, 2), "happened": round(happened, 2)}
+        result[stage.name] = {
+            "number": number,
+            "forecast": round(number * stage.each, 2),
+            "happened": round(happened, 2),
+        }
     forecast = plan.overhead - plan.measured.process + sum(values["forecast"] for values in result.values())
     result["all"] = {"forecast": round(forecast, 2), "happened": round(seconds, 2)}
     return result
@@ -249,7 +281,8 @@ def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, d
 def format_compared(comparison: dict[str, dict[str, float]]) -> str:
     """`compared` as a line for people."""
     parts = [
-        f"{name} {values['forecast']:,.1f} s, was {values['happened']:,.1f} s" for name, values in comparison.items()
+        f"{name} {values['forecast']:,.1f} s, was {values['happened']:,.1f} s"
+        for name, values in comparison.items()
         if values["forecast"] or values["happened"]
     ]
     return "forecast: " + "; ".join(parts)
@@ -274,8 +307,8 @@ class Schedule:
       begun: when the pilot was over, as time.time() tells it.
     """
 
-    budget: Optional[TimeBudget] = None
-    plan: Optional[Plan] = None
+    budget: TimeBudget | None = None
+    plan: Plan | None = None
     deadlines: Deadlines = Deadlines()
     begun: float = 0.0
 
@@ -285,7 +318,9 @@ class Schedule:
         return self.deadlines == NO_TIME
 
     def report(self, metrics: dict[str, int]) -> dict[str, Any]:
-        """For the manifest: the budget, the time it took so far, and the forecast beside what happened; empty without a budget."""
+        """For the manifest: the budget, the time it took so far, and the forecast beside what happened; empty
+        without a budget.
+        """
         if self.budget is None:
             return {}
         now = time.time()

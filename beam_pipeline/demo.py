@@ -1,16 +1,16 @@
-"""A small data set to try everything on, made from the photographs that the scikit-image wheel carries; nothing is downloaded.
+"""A small data set to try everything on, made from the photographs that the scikit-image wheel carries;
+nothing is downloaded.
 
-Every "landmark" is an object in one of those photographs, or one of several separate regions where a photograph is large (star
-fields, rows of coins). Its views show it like a poster on a wall or on the ground: behind a random homography, at several sizes,
-in changing light, blurred, noisy, partly hidden, compressed. Queries are harder than the index images. Some regions and textures
-are no landmarks and appear among the queries only, as most photographs of a real query set do.
+Every "landmark" is an object in one of those photographs, or one of several separate regions where a
+photograph is large (star fields, rows of coins). Its views show it like a poster on a wall or on the ground:
+behind a random homography, at several sizes, in changing light, blurred, noisy, partly hidden, compressed.
+Queries are harder than the index images. Some regions and textures are no landmarks and appear among the
+queries only, as most photographs of a real query set do.
 
     OUTPUT/index/<landmark>/<id>.jpg    OUTPUT/labels.csv    id,landmark_id
     OUTPUT/queries/<id>.jpg             OUTPUT/truth.csv     id,landmarks,Usage
     OUTPUT/demo.json                    what the set was made with
 """
-
-from __future__ import annotations
 
 import csv
 import dataclasses
@@ -20,7 +20,6 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Mapping
-from typing import Optional
 
 import cv2
 import numpy as np
@@ -62,7 +61,7 @@ class _Region:
 
     name: str
     photographs: tuple[str, ...]
-    box: Optional[tuple[int, int, int, int]] = None
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +118,14 @@ _DISTRACTORS = (
     _Region("phantom", ("phantom.png",)),
 )
 _BACKGROUNDS = ("brick.png", "grass.png", "gravel.png")
-_OCCLUDERS = ("brick.png", "cell.png", "chessboard_RGB.png", "grass.png", "gravel.png", "horse.png")  # show no landmark
+_OCCLUDERS = (
+    "brick.png",
+    "cell.png",
+    "chessboard_RGB.png",
+    "grass.png",
+    "gravel.png",
+    "horse.png",
+)  # show no landmark
 
 
 def make_demo(output: str, seed: int = 0) -> DemoPaths:
@@ -128,7 +134,8 @@ def make_demo(output: str, seed: int = 0) -> DemoPaths:
     The folder appears complete or not at all.
 
     Args:
-      output: the folder to make; may exist empty, or as a demo set of the same seed, which is then left alone.
+      output: the folder to make; may exist empty, or as a demo set of the same seed, which is then left
+        alone.
       seed: of every random choice.
 
     Returns:
@@ -145,12 +152,16 @@ def make_demo(output: str, seed: int = 0) -> DemoPaths:
         raise ValueError(f"seed must be at least 0, got {seed}")
     root = pathlib.Path(output)
     recipe = {**_RECIPE, "seed": seed}
-    paths = DemoPaths(str(root / "index"), str(root / "queries"), str(root / "labels.csv"), str(root / "truth.csv"))
+    paths = DemoPaths(
+        str(root / "index"), str(root / "queries"), str(root / "labels.csv"), str(root / "truth.csv")
+    )
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         found = _read_marker(root)
         if found != recipe:
-            raise FileExistsError(f"{output} exists and holds {found or 'something else'}, not the demo set {recipe}; "
-                                  "name another folder or remove it")
+            raise FileExistsError(
+                f"{output} exists and holds {found or 'something else'}, not the demo set {recipe}; "
+                "name another folder or remove it"
+            )
         return dataclasses.replace(paths, already_there=True)
     photographs = _read_photographs()
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +173,7 @@ def make_demo(output: str, seed: int = 0) -> DemoPaths:
     return paths
 
 
-def _read_marker(root: pathlib.Path) -> Optional[dict]:
+def _read_marker(root: pathlib.Path) -> dict | None:
     try:
         return json.loads((root / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -173,13 +184,17 @@ def _read_photographs() -> dict[str, np.ndarray]:
     """Reads the photographs in use from the installed package: name to uint8 [H, W, 3], RGB."""
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
-        raise FileNotFoundError("the demo set needs the photographs of scikit-image; install it: pip install scikit-image")
+        raise FileNotFoundError(
+            "the demo set needs the photographs of scikit-image; install it: pip install scikit-image"
+        )
     folder = pathlib.Path(package.origin).parent / "data"
     names = {name for region in _LANDMARKS + _DISTRACTORS for name in region.photographs} | set(_BACKGROUNDS)
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        raise FileNotFoundError(f"scikit-image in {folder} lacks {', '.join(missing)}; reinstall it from its wheel: "
-                                "pip install --force-reinstall scikit-image")
+        raise FileNotFoundError(
+            f"scikit-image in {folder} lacks {', '.join(missing)}; reinstall it from its wheel: "
+            "pip install --force-reinstall scikit-image"
+        )
     return {name: _read_rgb(folder / name) for name in sorted(names)}
 
 
@@ -195,12 +210,16 @@ def _write_set(root: pathlib.Path, photographs: Mapping[str, np.ndarray], seed: 
     labels, truth = [], []
     for region in _LANDMARKS:
         for view in range(INDEX_VIEWS):
-            image_id = _write_view(root / "index" / region.name, f"{region.name}/index/{view}", region, _INDEX, photographs, seed)
+            image_id = _write_view(
+                root / "index" / region.name, f"{region.name}/index/{view}", region, _INDEX, photographs, seed
+            )
             labels.append((image_id, region.name))
     for regions, views in ((_LANDMARKS, QUERY_VIEWS), (_DISTRACTORS, DISTRACTOR_VIEWS)):
         for region in regions:
             for view in range(views):
-                image_id = _write_view(root / "queries", f"{region.name}/query/{view}", region, _QUERY, photographs, seed)
+                image_id = _write_view(
+                    root / "queries", f"{region.name}/query/{view}", region, _QUERY, photographs, seed
+                )
                 usage = "Public" if _digest(f"{seed}/usage/{image_id}")[0] < 256 // 3 else "Private"
                 truth.append((image_id, region.name if regions is _LANDMARKS else "", usage))
     _write_csv(root / "labels.csv", ("id", "landmark_id"), labels)
@@ -216,9 +235,17 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _write_view(folder: pathlib.Path, name: str, region: _Region, difficulty: _Difficulty,
-                photographs: Mapping[str, np.ndarray], seed: int) -> str:
-    """Writes one view of a region and returns its image id, 16 hex characters; both follow from `name` and `seed`."""
+def _write_view(
+    folder: pathlib.Path,
+    name: str,
+    region: _Region,
+    difficulty: _Difficulty,
+    photographs: Mapping[str, np.ndarray],
+    seed: int,
+) -> str:
+    """Writes one view of a region and returns its image id, 16 hex characters; both follow from `name` and
+    `seed`.
+    """
     digest = _digest(f"{seed}/{name}")
     rng = np.random.default_rng(list(digest))
     photograph = photographs[region.photographs[rng.integers(len(region.photographs))]]
@@ -235,12 +262,23 @@ def _write_view(folder: pathlib.Path, name: str, region: _Region, difficulty: _D
 
 def _shrink(pixels: np.ndarray) -> np.ndarray:
     factor = _REGION_SIDE / max(pixels.shape[:2])
-    return pixels if factor >= 1 else cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return (
+        pixels
+        if factor >= 1
+        else cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    )
 
 
-def _make_view(region: np.ndarray, background: np.ndarray, occluder: np.ndarray, difficulty: _Difficulty,
-               rng: np.random.Generator) -> np.ndarray:
-    """Photographs a region: uint8 [H, W, 3] arrays in and out, RGB; the longest side of the result is 320 to 480 pixels."""
+def _make_view(
+    region: np.ndarray,
+    background: np.ndarray,
+    occluder: np.ndarray,
+    difficulty: _Difficulty,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Photographs a region: uint8 [H, W, 3] arrays in and out, RGB; the longest side of the result is 320 to
+    480 pixels.
+    """
     long_side, aspect = int(rng.integers(320, 481)), rng.uniform(0.7, 0.8)
     sides = np.array([long_side, round(long_side * aspect)])
     width, height = (sides if region.shape[1] >= region.shape[0] else sides[::-1]).tolist()
@@ -248,7 +286,9 @@ def _make_view(region: np.ndarray, background: np.ndarray, occluder: np.ndarray,
     corners = _place(region, width, height, difficulty, rng)
     source = np.float32([[0, 0], [1, 0], [1, 1], [0, 1]]) * np.float32([region.shape[1], region.shape[0]])
     homography = cv2.getPerspectiveTransform(source, corners)
-    inside = cv2.warpPerspective(np.ones(region.shape[:2], np.float32), homography, (width, height))[:, :, None]
+    inside = cv2.warpPerspective(np.ones(region.shape[:2], np.float32), homography, (width, height))[
+        :, :, None
+    ]
     warped = cv2.warpPerspective(region, homography, (width, height), borderMode=cv2.BORDER_REPLICATE)
     view = warped * inside + view * (1 - inside)
     _occlude(view, occluder, difficulty, rng)
@@ -260,13 +300,19 @@ def _background(texture: np.ndarray, width: int, height: int, rng: np.random.Gen
     part = rng.uniform(0.4, 0.9)
     rows, columns = (int(part * side) for side in texture.shape[:2])
     y, x = rng.integers(texture.shape[0] - rows + 1), rng.integers(texture.shape[1] - columns + 1)
-    resized = cv2.resize(texture[y:y + rows, x:x + columns], (width, height), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(
+        texture[y : y + rows, x : x + columns], (width, height), interpolation=cv2.INTER_AREA
+    )
     resized = cv2.GaussianBlur(resized, (0, 0), rng.uniform(1, 4))
     return resized * (rng.uniform(0.5, 1.0) * rng.uniform(0.85, 1.0, size=3)).astype(np.float32)
 
 
-def _place(region: np.ndarray, width: int, height: int, difficulty: _Difficulty, rng: np.random.Generator) -> np.ndarray:
-    """Where the corners of the region fall in the frame: float32 [4, 2], (x, y), clockwise from the top left."""
+def _place(
+    region: np.ndarray, width: int, height: int, difficulty: _Difficulty, rng: np.random.Generator
+) -> np.ndarray:
+    """Where the corners of the region fall in the frame: float32 [4, 2], (x, y), clockwise from the top
+    left.
+    """
     fit = min(width / region.shape[1], height / region.shape[0])
     scale = fit * np.exp(rng.uniform(*np.log(difficulty.size)))
     size = scale * np.array([region.shape[1], region.shape[0]])
@@ -278,12 +324,23 @@ def _place(region: np.ndarray, width: int, height: int, difficulty: _Difficulty,
     return (corners @ rotation + centre).astype(np.float32)
 
 
-def _occlude(view: np.ndarray, occluder: np.ndarray, difficulty: _Difficulty, rng: np.random.Generator) -> None:
+def _occlude(
+    view: np.ndarray, occluder: np.ndarray, difficulty: _Difficulty, rng: np.random.Generator
+) -> None:
     """Puts an elliptic part of another photograph before the view, in place."""
     height, width = view.shape[:2]
     axes = np.maximum(1, rng.uniform(0, difficulty.hidden / 2, size=2) * (width, height)).astype(int)
     centre = (rng.uniform(0.1, 0.9, size=2) * (width, height)).astype(int)
-    mask = cv2.ellipse(np.zeros((height, width), np.uint8), centre.tolist(), axes.tolist(), rng.uniform(0, 180), 0, 360, 1, -1)
+    mask = cv2.ellipse(
+        np.zeros((height, width), np.uint8),
+        centre.tolist(),
+        axes.tolist(),
+        rng.uniform(0, 180),
+        0,
+        360,
+        1,
+        -1,
+    )
     hidden = mask.astype(bool)
     view[hidden] = cv2.resize(occluder, (width, height), interpolation=cv2.INTER_AREA)[hidden]
 
@@ -292,7 +349,10 @@ def _expose(view: np.ndarray, difficulty: _Difficulty, rng: np.random.Generator)
     """Light, gamma, tint, blur and noise: float32 [H, W, 3] in 0 to 255 to uint8."""
     height, width = view.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
-    ramp = np.cos(angle) * np.linspace(-1, 1, width)[None, :] + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
+    ramp = (
+        np.cos(angle) * np.linspace(-1, 1, width)[None, :]
+        + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
+    )
     shade = 1 - rng.uniform(0, difficulty.shade) * (ramp - ramp.min()) / np.ptp(ramp)
     exponent = difficulty.gamma ** rng.uniform(-1, 1)
     tint = rng.uniform(0.9, 1.1, size=3)

@@ -1,10 +1,8 @@
 """The evaluate job: predictions and the truth in, metrics out."""
 
-from __future__ import annotations
-
 import os
 import tempfile
-from typing import Any, Optional
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -25,7 +23,7 @@ def build(pipeline: beam.Pipeline, config: EvaluateConfig) -> beam.PCollection[d
     )
 
 
-def run(config: EvaluateConfig, options: Optional[PipelineOptions] = None) -> gap.Metrics:
+def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.Metrics:
     """Scores predictions, prints the metrics, writes them where there is a place, and returns them.
 
     The place is config.output, or metrics.json in the run's folder; a CSV alone has none.
@@ -72,8 +70,14 @@ def evaluate_run(run_dir: str, truth_uri: str) -> gap.Metrics:
 
 
 def format_metrics(metrics: gap.Metrics) -> str:
-    """The metrics as a table for people: a line for all, and for Public and Private where both have queries."""
-    splits = [s for s in gap.SPLITS if s == "all" or 0 < metrics[s]["counts"]["queries"] < metrics["all"]["counts"]["queries"]]
+    """The metrics as a table for people: a line for all, and for Public and Private where both have
+    queries.
+    """
+    splits = [
+        s
+        for s in gap.SPLITS
+        if s == "all" or 0 < metrics[s]["counts"]["queries"] < metrics["all"]["counts"]["queries"]
+    ]
     header = ("", "GAP", "GAP, landmarks only", "top-1", "queries", "with landmark", "predicted", "correct")
     lines = [header]
     for split in splits:
@@ -81,10 +85,14 @@ def format_metrics(metrics: gap.Metrics) -> str:
         shares = (_share(values[name]) for name in ("gap", "gap_landmark_queries", "top1"))
         lines.append((split, *shares, *(f"{values['counts'][name]:,}" for name in _COUNTS)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = ["  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]) for line in lines]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))])
+        for line in lines
+    ]
     counts = metrics["all"]["counts"]
     notes = {
-        "missing": "queries of the truth have no row", "ignored": "rows are on queries with Usage Ignored",
+        "missing": "queries of the truth have no row",
+        "ignored": "rows are on queries with Usage Ignored",
         "unknown": "empty rows are on images that the truth does not list",
     }
     return "\n".join([*text, *(f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name])])
@@ -99,5 +107,5 @@ def _write(metrics: dict[str, Any], uri: str) -> str:
     return uri
 
 
-def _share(value: Optional[float]) -> str:
+def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

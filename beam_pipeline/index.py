@@ -1,7 +1,5 @@
 """The index job: labelled photographs in, a feature store out."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -9,7 +7,8 @@ import math
 import sys
 import time
 from collections import Counter
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -30,17 +29,26 @@ _SLICE = 1 << 16  # landmarks as Python's text at a time
 
 
 def build(
-    pipeline: beam.Pipeline, config: IndexConfig, choice: models.ModelChoice, plan_root: str, planned: Sequence[PlannedUnit],
+    pipeline: beam.Pipeline,
+    config: IndexConfig,
+    choice: models.ModelChoice,
+    plan_root: str,
+    planned: Sequence[PlannedUnit],
     deadline: float = math.inf,
 ) -> beam.PCollection[str]:
-    """The graph of the index job: the planned units' features go to the store; gives the names of the finished units."""
+    """The graph of the index job: the planned units' features go to the store; gives the names of the
+    finished units.
+    """
     extraction = Extraction(plan_root, config.output, choice, config.reading, tuple(planned), deadline)
-    return pipeline | "Extract" >> extraction.with_resource_hints(**running.resource_hints(pipeline.options, features.MIN_RAM))
+    return pipeline | "Extract" >> extraction.with_resource_hints(
+        **running.resource_hints(pipeline.options, features.MIN_RAM)
+    )
 
 
 @dataclasses.dataclass
 class Extraction(beam.PTransform):
-    """Begins a pipeline: extracts the planned units that a feature store lacks; gives the names of all that it then has.
+    """Begins a pipeline: extracts the planned units that a feature store lacks; gives the names of all that
+    it then has.
 
     Attributes:
       plan_root: where the plan lies.
@@ -68,8 +76,13 @@ class Extraction(beam.PTransform):
         parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
         if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
             handler = DelgModelHandler(
-                self.choice.model, self.choice.settings, image_reader(self.choice, self.reading), FeatureStore(self.store_root),
-                running.images_in_flight(begin.pipeline.options), self.deadline)
+                self.choice.model,
+                self.choice.settings,
+                image_reader(self.choice, self.reading),
+                FeatureStore(self.store_root),
+                running.images_in_flight(begin.pipeline.options),
+                self.deadline,
+            )
             parts.append(
                 begin
                 | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
@@ -82,15 +95,20 @@ class Extraction(beam.PTransform):
 def image_reader(choice: models.ModelChoice, reading: ReadingConfig) -> ReadImages:
     """Reads and decodes photographs as the model's settings and the options want them."""
     return functools.partial(
-        read_images, max_side=choice.settings.max_image_side, exif_orientation=reading.exif_orientation,
-        max_pixels=reading.max_image_pixels, max_memory=1_000_000 * reading.max_image_memory,
+        read_images,
+        max_side=choice.settings.max_image_side,
+        exif_orientation=reading.exif_orientation,
+        max_pixels=reading.max_image_pixels,
+        max_memory=1_000_000 * reading.max_image_memory,
     )
 
 
 def extraction_phase(store_root: str, planned: Sequence[PlannedUnit]) -> running.Phase:
     """Progress of extraction in images."""
     store, images = FeatureStore(store_root), {unit.name: unit.images for unit in planned}
-    return running.Phase("extract", sum(images.values()), lambda: sum(images.get(unit, 0) for unit in store.units()))
+    return running.Phase(
+        "extract", sum(images.values()), lambda: sum(images.get(unit, 0) for unit in store.units())
+    )
 
 
 def match(patterns: Sequence[str]) -> list[ImageRef]:
@@ -106,7 +124,9 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
     ids = pa.array([ref.image_id for ref in images], pa.string())
     rows = pc.index_in(ids, value_set=labels.column("image_id").combine_chunks())
     landmarks = labels.column("landmark_id").take(rows)
-    texts = itertools.chain.from_iterable(landmarks.slice(at, _SLICE).to_pylist() for at in range(0, len(landmarks), _SLICE))
+    texts = itertools.chain.from_iterable(
+        landmarks.slice(at, _SLICE).to_pylist() for at in range(0, len(landmarks), _SLICE)
+    )
     known, unlabelled = [], []
     for ref, landmark in zip(images, texts):
         if landmark is None:
@@ -116,15 +136,32 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
     return known, unlabelled
 
 
-def _asked(config: IndexConfig, base: Optional[dict[str, Any]]) -> tuple[models.ModelChoice, list[ImageUnit], list[ImageRef]]:
-    """The model, the units of all labelled images matched, and the images without a label; `base` is the manifest to append to."""
+def _asked(
+    config: IndexConfig, base: dict[str, Any] | None
+) -> tuple[models.ModelChoice, list[ImageUnit], list[ImageRef]]:
+    """The model, the units of all labelled images matched, and the images without a label; `base` is the
+    manifest to append to.
+    """
     labels = tables.read_labels(config.labels)
     pa.default_memory_pool().release_unused()  # of a million labels 150 MB
     images, unlabelled = labelled(match(config.images), labels)
     if not images:
-        raise ConfigError(f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is {unlabelled[0].image_id!r})")
-    choice = models.choose_as_indexed(config.model, config.overrides, base) if base else models.choose(config.model or EMBEDDED, config.overrides)
-    return choice, make_units(images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)]), unlabelled
+        raise ConfigError(
+            f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is "
+            f"{unlabelled[0].image_id!r})"
+        )
+    choice = (
+        models.choose_as_indexed(config.model, config.overrides, base)
+        if base
+        else models.choose(config.model or EMBEDDED, config.overrides)
+    )
+    return (
+        choice,
+        make_units(
+            images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)]
+        ),
+        unlabelled,
+    )
 
 
 def plan(config: IndexConfig, options: PipelineOptions) -> int:
@@ -133,17 +170,23 @@ def plan(config: IndexConfig, options: PipelineOptions) -> int:
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong that would stop `run` too.
     """
-    choice, units, _ = _asked(config, outputs.read_manifest(config.output, "index") if config.append else None)
+    choice, units, _ = _asked(
+        config, outputs.read_manifest(config.output, "index") if config.append else None
+    )
     pilot.print_plan(config.budget, _sample(config, options, choice, units))
     return 0
 
 
-def _sample(config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, units: Sequence[ImageUnit]) -> pilot.Sample:
+def _sample(
+    config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, units: Sequence[ImageUnit]
+) -> pilot.Sample:
     there = set(FeatureStore(config.output).units())
     missing = [unit for unit in units if unit.name not in there]
     work = budget.work_of(options, images=sum(len(unit.images) for unit in missing), units=len(missing))
     reader = image_reader(choice, config.reading)
-    return pilot.Sample(choice.model, choice.settings, reader, pilot.sample_images(missing), work, pilot.beam_flags(options))
+    return pilot.Sample(
+        choice.model, choice.settings, reader, pilot.sample_images(missing), work, pilot.beam_flags(options)
+    )
 
 
 def run(config: IndexConfig, options: PipelineOptions) -> int:
@@ -176,16 +219,25 @@ def run(config: IndexConfig, options: PipelineOptions) -> int:
             outputs.finish(config.output, manifest)
             counts = manifest["counts"]
             _print_summary(config.output, counts, manifest["seconds"]["total"])
-    return outputs.exit_code(config.output, counts["failed"], counts["indexed"] + counts["failed"], config.max_failure_rate)
+    return outputs.exit_code(
+        config.output, counts["failed"], counts["indexed"] + counts["failed"], config.max_failure_rate
+    )
 
 
 def _append(
-    config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, units: list[ImageUnit], unlabelled: list[ImageRef],
-    settings: dict[str, Any], started: float,
+    config: IndexConfig,
+    options: PipelineOptions,
+    choice: models.ModelChoice,
+    units: list[ImageUnit],
+    unlabelled: list[ImageRef],
+    settings: dict[str, Any],
+    started: float,
 ) -> int:
-    """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the index as it was.
+    """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the
+    index as it was.
 
-    <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of their own.
+    <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of
+    their own.
     """
     name = settings["images_and_labels"]
     with lock.held(config.output):
@@ -195,7 +247,10 @@ def _append(
             counts = base["appended"][name]
         else:
             if not base.get("complete", True):
-                raise ConfigError(f"{config.output} was not finished in time: run the same `landmarks index` again before adding to it")
+                raise ConfigError(
+                    f"{config.output} was not finished in time: run the same `landmarks index` again before "
+                    "adding to it"
+                )
             integrity.check_sizes(config.output, base)
             differing = list(outputs.differences(base["reading"], settings["reading"]))
             if differing:
@@ -206,54 +261,86 @@ def _append(
             manifest = _extract(config, options, choice, root, units, unlabelled, started)
             counts = manifest["counts"]
             if not manifest["complete"]:
-                print(f"{config.output} stays as it was: {counts['out_of_time']:,} images were not reached in time; "
-                      "the same command goes on from here")
+                print(
+                    f"{config.output} stays as it was: {counts['out_of_time']:,} images were not reached in "
+                    "time; the same command goes on from here"
+                )
                 return 0
             manifest["shards"] = base["shards"] + manifest["shards"]
             manifest["appended"] = {**base["appended"], name: counts}
             manifest["counts"] = {key: value + counts[key] for key, value in base["counts"].items()}
-            manifest["failures"] = dict(sorted((Counter(base["failures"]) + Counter(manifest["failures"])).items()))
+            manifest["failures"] = dict(
+                sorted((Counter(base["failures"]) + Counter(manifest["failures"])).items())
+            )
             manifest["model"] = base["model"]
             outputs.finish(config.output, manifest)
             _print_summary(config.output, counts, manifest["seconds"]["total"])
-    return outputs.exit_code(config.output, counts["failed"], counts["indexed"] + counts["failed"], config.max_failure_rate)
+    return outputs.exit_code(
+        config.output, counts["failed"], counts["indexed"] + counts["failed"], config.max_failure_rate
+    )
 
 
 def _refuse_known(index: str, manifest: dict[str, Any], units: Sequence[ImageUnit]) -> None:
     store, new = FeatureStore(index), {ref.image_id for unit in units for ref in unit.images}
     known: list[str] = []
     for shard in manifest["shards"]:
-        known += new.intersection(store.read_images(shard["unit"], ["image_id"]).column("image_id").to_pylist())
+        known += new.intersection(
+            store.read_images(shard["unit"], ["image_id"]).column("image_id").to_pylist()
+        )
     if known:
         more = ", ..." if len(known) > 10 else ""
-        raise ConfigError(f"{len(known):,} of {len(new):,} images are in {index} already: {', '.join(sorted(known)[:10])}{more}")
+        raise ConfigError(
+            f"{len(known):,} of {len(new):,} images are in {index} already: "
+            f"{', '.join(sorted(known)[:10])}{more}"
+        )
 
 
 def _extract(
-    config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, root: str, units: list[ImageUnit],
-    unlabelled: Sequence[ImageRef], started: float,
+    config: IndexConfig,
+    options: PipelineOptions,
+    choice: models.ModelChoice,
+    root: str,
+    units: list[ImageUnit],
+    unlabelled: Sequence[ImageRef],
+    started: float,
 ) -> dict[str, Any]:
-    """Extracts what the index lacks of `units`, whose plan lies below `root`; returns a manifest of them alone."""
+    """Extracts what the index lacks of `units`, whose plan lies below `root`; returns a manifest of them
+    alone.
+    """
     planned = write_plan(root, units)
     names = [unit.name for unit in planned]
     store = FeatureStore(config.output)
     if unlabelled:
         matched = len(unlabelled) + sum(unit.images for unit in planned)
-        print(f"{len(unlabelled)} of {matched} images have no label and are left out, see {config.output}/failures", file=sys.stderr)
-        rows = [Failure("match", ref.image_id, ref.uri, "no_label", f"not in {config.labels}") for ref in unlabelled]
-        files.write_parquet(files.join(config.output, "failures", f"no_label-{names[0]}.parquet"), failure_table(rows))
+        print(
+            f"{len(unlabelled)} of {matched} images have no label and are left out, see "
+            f"{config.output}/failures",
+            file=sys.stderr,
+        )
+        rows = [
+            Failure("match", ref.image_id, ref.uri, "no_label", f"not in {config.labels}")
+            for ref in unlabelled
+        ]
+        files.write_parquet(
+            files.join(config.output, "failures", f"no_label-{names[0]}.parquet"), failure_table(rows)
+        )
     for line in integrity.discard_damaged(store, names):
         print(f"{line}: its unit is extracted again", file=sys.stderr)
     schedule = pilot.schedule(config.budget, lambda: _sample(config, options, choice, units))
     if not schedule.deadlines.extract:
-        raise budget.OutOfTimeError("no image can be extracted in time: the same `landmarks index` goes on from here, given more of it")
+        raise budget.OutOfTimeError(
+            "no image can be extracted in time: the same `landmarks index` goes on from here, given more of "
+            "it"
+        )
     if schedule.plan is not None and schedule.plan.measured.dimensions:  # the pilot has loaded the model
         dimensions, has_local = schedule.plan.measured.dimensions, schedule.plan.measured.has_local
     else:
         dimensions, has_local = check_model(choice.model, choice.settings)
     metrics = running.run_pipeline(
-        lambda pipeline: build(pipeline, config, choice, root, planned, schedule.deadlines.extract), options,
-        [extraction_phase(config.output, planned)])
+        lambda pipeline: build(pipeline, config, choice, root, planned, schedule.deadlines.extract),
+        options,
+        [extraction_phase(config.output, planned)],
+    )
     late = record_out_of_time(config.output, root, planned, store)
     shards = store.summaries([unit.name for unit in planned if unit not in late])
     indexed, out_of_time = sum(shard["images"] for shard in shards), sum(unit.images for unit in late)
@@ -267,8 +354,11 @@ def _extract(
         "has_local_features": has_local,
         "complete": not late,
         "counts": {
-            "matched": images + len(unlabelled), "indexed": indexed, "failed": images - out_of_time - indexed,
-            "out_of_time": out_of_time, "without_label": len(unlabelled),
+            "matched": images + len(unlabelled),
+            "indexed": indexed,
+            "failed": images - out_of_time - indexed,
+            "out_of_time": out_of_time,
+            "without_label": len(unlabelled),
         },
         "failures": dict(sorted(Counter(store.failures(names).column("kind").to_pylist()).items())),
         "shards": shards,
@@ -278,14 +368,25 @@ def _extract(
     }
 
 
-def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUnit], store: FeatureStore) -> set[PlannedUnit]:
-    """The units that a store still lacks after extraction; failures/out_of_time.parquet of the output names their images."""
+def record_out_of_time(
+    output: str, plan_root: str, planned: Sequence[PlannedUnit], store: FeatureStore
+) -> set[PlannedUnit]:
+    """The units that a store still lacks after extraction; failures/out_of_time.parquet of the output names
+    their images.
+    """
     there = set(store.units())
     late = [unit for unit in planned if unit.name not in there]
     uri = files.join(output, "failures", "out_of_time.parquet")
     rows = [
-        Failure("extract", ref.image_id, ref.uri, "out_of_time", "the time budget ended before its turn; started again, the command goes on")
-        for unit in late for ref in read_unit(plan_root, unit).images
+        Failure(
+            "extract",
+            ref.image_id,
+            ref.uri,
+            "out_of_time",
+            "the time budget ended before its turn; started again, the command goes on",
+        )
+        for unit in late
+        for ref in read_unit(plan_root, unit).images
     ]
     if rows:
         files.write_parquet(uri, failure_table(rows))
@@ -295,6 +396,13 @@ def record_out_of_time(output: str, plan_root: str, planned: Sequence[PlannedUni
 
 
 def _print_summary(output: str, counts: dict[str, int], seconds: float) -> None:
-    late = f", {counts['out_of_time']:,} not reached in time: the same command goes on from here" if counts["out_of_time"] else ""
+    late = (
+        f", {counts['out_of_time']:,} not reached in time: the same command goes on from here"
+        if counts["out_of_time"]
+        else ""
+    )
     rate = counts["indexed"] / seconds
-    print(f"{output}: {counts['indexed']:,} images indexed, {counts['failed']:,} failed, in {seconds:,.1f} s ({rate:,.1f}/s){late}")
+    print(
+        f"{output}: {counts['indexed']:,} images indexed, {counts['failed']:,} failed, in {seconds:,.1f} s "
+        f"({rate:,.1f}/s){late}"
+    )

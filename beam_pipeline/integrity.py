@@ -1,13 +1,13 @@
 """Is a store as it was written? Sizes are checked before a store is used, contents by `landmarks verify`.
 
-Whoever writes a shard records the size and SHA-256 of its files beside it; a finished output's manifest holds these records.
+Whoever writes a shard records the size and SHA-256 of its files beside it; a finished output's manifest holds
+these records.
 """
 
-from __future__ import annotations
-
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from beam_pipeline import outputs
 from transforms import files
@@ -23,7 +23,11 @@ class DamagedError(ValueError):
 def recorded(root: str, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The record (`bytes`, `sha256`) by URI of every file that a manifest vouches for."""
     store = manifest.get("query_store", root)  # of a run, the shards are those of its queries
-    records = {files.join(store, name): record for shard in manifest["shards"] for name, record in shard.get("files", {}).items()}
+    records = {
+        files.join(store, name): record
+        for shard in manifest["shards"]
+        for name, record in shard.get("files", {}).items()
+    }
     records.update({files.join(root, name): record for name, record in manifest.get("files", {}).items()})
     return records
 
@@ -63,7 +67,8 @@ def check_sizes(root: str, manifest: Mapping[str, Any]) -> None:
 
 
 def discard_damaged(store: FeatureStore, units: Sequence[str]) -> list[str]:
-    """Makes those of the finished shards unfinished again whose files are missing or of another size than recorded.
+    """Makes those of the finished shards unfinished again whose files are missing or of another size than
+    recorded.
 
     Returns:
       What was wrong, a line per file.
@@ -71,9 +76,13 @@ def discard_damaged(store: FeatureStore, units: Sequence[str]) -> list[str]:
     lines, wanted = [], set(units)
     there = [unit for unit in store.units() if unit in wanted]
     summaries = store.summaries(there)
-    problems = wrong_sizes({files.join(store.root, name): record for s in summaries for name, record in s["files"].items()})
+    problems = wrong_sizes(
+        {files.join(store.root, name): record for s in summaries for name, record in s["files"].items()}
+    )
     for summary in summaries:
-        found = [uri for uri in (files.join(store.root, name) for name in summary["files"]) if uri in problems]
+        found = [
+            uri for uri in (files.join(store.root, name) for name in summary["files"]) if uri in problems
+        ]
         if found:
             store.discard(summary["unit"])
             lines += [f"{uri} is {problems[uri]}" for uri in found]
@@ -90,7 +99,9 @@ def find_problems(root: str, manifest: Mapping[str, Any]) -> tuple[int, dict[str
     problems = wrong_sizes(records)
     whole = [uri for uri in records if uri not in problems]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for uri, problem in zip(whole, pool.map(lambda uri: _wrong_content(uri, records[uri]["sha256"]), whole)):
+        for uri, problem in zip(
+            whole, pool.map(lambda uri: _wrong_content(uri, records[uri]["sha256"]), whole)
+        ):
             if problem:
                 problems[uri] = problem
     return len(records), problems
@@ -105,7 +116,8 @@ def _wrong_content(uri: str, checksum: str) -> str | None:
 
 
 def run(root: str) -> int:
-    """Verifies the finished output of `index` or `recognize`; prints what is wrong, file by file, and returns the exit code.
+    """Verifies the finished output of `index` or `recognize`; prints what is wrong, file by file, and returns
+    the exit code.
 
     Raises:
       ConfigError: there is no finished output.
@@ -115,7 +127,10 @@ def run(root: str) -> int:
     for uri in sorted(problems):
         print(f"{uri}: {problems[uri]}")
     if problems:
-        print(f"landmarks: error: {root}: {len(problems):,} of {count:,} files are not as they were written", file=sys.stderr)
+        print(
+            f"landmarks: error: {root}: {len(problems):,} of {count:,} files are not as they were written",
+            file=sys.stderr,
+        )
         return 1
     print(f"{root}: {count:,} files, all as they were written")
     return 0

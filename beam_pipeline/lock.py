@@ -1,14 +1,13 @@
 """One run at a time on an output: a lock file that says who holds it, and that the dead do not keep.
 
-A holder renews its lock every _HEARTBEAT seconds. A lock is dead when its process is gone (seen from the same machine), or when
-it has not been renewed for _PATIENCE seconds (seen from anywhere). Locally and on NFS a lock is taken by a hard link, which only
-one of several can make. In an object store it is taken, taken over from the dead and renewed by a write on the condition that nothing
-was written meanwhile (If-None-Match and If-Match of S3, generations of GCS), which only one of several can do. Other file systems of Beam
-have nothing alike: there a lock is written, read back and believed. Should two runs with the same arguments get past it, they write the
-same shards, each whole: the lock saves their work, it does not guard correctness.
+A holder renews its lock every _HEARTBEAT seconds. A lock is dead when its process is gone (seen from the same
+machine), or when it has not been renewed for _PATIENCE seconds (seen from anywhere). Locally and on NFS a
+lock is taken by a hard link, which only one of several can make. In an object store it is taken, taken over
+from the dead and renewed by a write on the condition that nothing was written meanwhile (If-None-Match and
+If-Match of S3, generations of GCS), which only one of several can do. Other file systems of Beam have nothing
+alike: there a lock is written, read back and believed. Should two runs with the same arguments get past it,
+they write the same shards, each whole: the lock saves their work, it does not guard correctness.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
@@ -17,7 +16,8 @@ import socket
 import threading
 import time
 import uuid
-from typing import Any, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any
 
 from beam_pipeline.config import ConfigError
 from transforms import files
@@ -30,13 +30,14 @@ _PATIENCE = 300.0
 
 @contextlib.contextmanager
 def held(root: str) -> Iterator[None]:
-    """Holds the lock of `root`, a folder that is made as needed, as long as the block runs; first clears what killed writers left.
+    """Holds the lock of `root`, a folder that is made as needed, as long as the block runs; first clears what
+    killed writers left.
 
     Raises:
       ConfigError: another run holds it; the text says which.
     """
     uri, mine = files.join(root, LOCK), {**_identity(), "token": uuid.uuid4().hex, "since": time.time()}
-    dead: Optional[dict[str, Any]] = None
+    dead: dict[str, Any] | None = None
     while not _take(uri, mine, dead):
         dead, holder = None, _read(uri)
         if holder is None:
@@ -44,8 +45,12 @@ def held(root: str) -> Iterator[None]:
         if _alive(holder):
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(holder["since"]))
             raise ConfigError(
-                f"{root} is being written by process {holder['pid']} on {holder['host']} since {since} UTC; wait for it to end, or stop it")
-        logging.warning("%s: process %d on %s left its lock behind; going on", root, holder["pid"], holder["host"])
+                f"{root} is being written by process {holder['pid']} on {holder['host']} since {since} UTC; "
+                "wait for it to end, or stop it"
+            )
+        logging.warning(
+            "%s: process %d on %s left its lock behind; going on", root, holder["pid"], holder["host"]
+        )
         dead = holder
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
@@ -60,11 +65,18 @@ def held(root: str) -> Iterator[None]:
 
 
 def _identity() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
 
 
-def _machine() -> Optional[str]:
-    """Names where a process id means something: one boot of one kernel, and a namespace of it; None where that cannot be told."""
+def _machine() -> str | None:
+    """Names where a process id means something: one boot of one kernel, and a namespace of it; None where
+    that cannot be told.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
             return f"{f.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -72,8 +84,10 @@ def _machine() -> Optional[str]:
         return None
 
 
-def _started(pid: int) -> Optional[int]:
-    """When process `pid` began, in clock ticks after the boot; None for one that is gone or only waits for its parent."""
+def _started(pid: int) -> int | None:
+    """When process `pid` began, in clock ticks after the boot; None for one that is gone or only waits for
+    its parent.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
             fields = f.read().rpartition(")")[2].split()  # the name before may hold anything
@@ -88,7 +102,7 @@ def _alive(holder: dict[str, Any]) -> bool:
     return time.time() - holder["renewed"] < _PATIENCE
 
 
-def _take(uri: str, mine: dict[str, Any], dead: Optional[dict[str, Any]]) -> bool:
+def _take(uri: str, mine: dict[str, Any], dead: dict[str, Any] | None) -> bool:
     """Whether the lock is now ours; False where another lock stands than the `dead` one."""
     mine["renewed"] = time.time()
     if not files.is_local(uri):
@@ -108,11 +122,11 @@ def _take(uri: str, mine: dict[str, Any], dead: Optional[dict[str, Any]]) -> boo
         files.delete(draft)
 
 
-def _swap(uri: str, old: Optional[dict[str, Any]], new: dict[str, Any]) -> bool:
+def _swap(uri: str, old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
     return files.swap_remote(uri, None if old is None else files.json_bytes(old), files.json_bytes(new))
 
 
-def _read(uri: str) -> Optional[dict[str, Any]]:
+def _read(uri: str) -> dict[str, Any] | None:
     try:
         return files.read_json(uri)
     except OSError:
@@ -126,7 +140,8 @@ def _remove(uri: str, holder: dict[str, Any]) -> None:
     if not files.is_local(uri):
         files.delete(uri)
         return
-    # Of two who find the same dead lock, the slower may get hold of the quicker one's new lock: it is put back.
+    # Of two who find the same dead lock, the slower may get hold of the quicker one's new lock: it is put
+    # back.
     grave = f"{uri}.{uuid.uuid4().hex}.tmp"
     with contextlib.suppress(FileNotFoundError, FileExistsError):
         os.rename(uri, grave)

@@ -3,15 +3,14 @@
 Parses and calls; the work is in the modules of the commands, imported when they are needed.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import logging
 import os
 import sys
 import time
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from beam_pipeline import __version__, config
 
@@ -24,56 +23,105 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command; each sets `command` to the function that runs it."""
     parser = argparse.ArgumentParser(
         prog="landmarks",
-        description="Recognises landmarks in photographs without training: index labelled photographs, recognize others, evaluate.",
-        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of any command but demo.",
+        description="Recognises landmarks in photographs without training: index labelled photographs, "
+        "recognize others, evaluate.",
+        epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of "
+        "any command but demo.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"landmarks {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="`landmarks COMMAND --help` explains each")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, help="`landmarks COMMAND --help` explains each"
+    )
 
     _add_index(commands, _index, "extract the features of labelled photographs, once")
     _add_recognize(commands, _recognize, "predict the landmark of each query photograph")
 
     plan = commands.add_parser(
-        "plan", help="how long index or recognize will take, by a pilot", allow_abbrev=False,
-        description="Tries a sample of the work of index or recognize, and prints how long all of it will take; nothing is written.")
-    planned = plan.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to plan; with the options of the command itself")
+        "plan",
+        help="how long index or recognize will take, by a pilot",
+        allow_abbrev=False,
+        description="Tries a sample of the work of index or recognize, and prints how long all of it will "
+        "take; nothing is written.",
+    )
+    planned = plan.add_subparsers(
+        title="commands",
+        metavar="COMMAND",
+        required=True,
+        help="what to plan; with the options of the command itself",
+    )
     _add_index(planned, _plan_index, "plan `landmarks index`")
     _add_recognize(planned, _plan_recognize, "plan `landmarks recognize`")
 
     evaluate = _add_command(commands, "evaluate", _evaluate, "score predictions: GAP@1, top-1")
-    evaluate.add_argument("--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV")
+    evaluate.add_argument(
+        "--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV"
+    )
     evaluate.add_argument("--truth", required=True, metavar="CSV", help="id,landmarks,Usage")
-    evaluate.add_argument("--output", metavar="JSON", help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)")
+    evaluate.add_argument(
+        "--output",
+        metavar="JSON",
+        help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)",
+    )
 
-    verify = _add_command(commands, "verify", _verify, "check that every shard of a finished output is as it was written")
+    verify = _add_command(
+        commands, "verify", _verify, "check that every shard of a finished output is as it was written"
+    )
     verify.add_argument("store", metavar="STORE", help="made by `landmarks index` or `landmarks recognize`")
 
     model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(
-        title="commands", metavar="COMMAND", required=True, help="what to look at")
-    inspect = _add_command(model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image")
-    inspect.add_argument("model", metavar="MODEL", help="embedded, rootsift-vlad, or the folder or URI of a SavedModel")
+        title="commands", metavar="COMMAND", required=True, help="what to look at"
+    )
+    inspect = _add_command(
+        model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image"
+    )
+    inspect.add_argument(
+        "model", metavar="MODEL", help="embedded, rootsift-vlad, or the folder or URI of a SavedModel"
+    )
 
-    demo = _add_command(commands, "demo", _demo, "make a small data set to try everything on", beam_options=False)
+    demo = _add_command(
+        commands, "demo", _demo, "make a small data set to try everything on", beam_options=False
+    )
     demo.add_argument("--output", required=True, metavar="DIR", help="folder to make")
 
-    matches = _add_command(commands, "matches", _matches, "draw a query, its best candidates and their inliers")
+    matches = _add_command(
+        commands, "matches", _matches, "draw a query, its best candidates and their inliers"
+    )
     matches.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
     matches.add_argument("--image_id", required=True, metavar="ID", help="the query")
     matches.add_argument("--output", required=True, metavar="PNG", help="picture to write")
     matches.add_argument("--truth", metavar="CSV", help="frame right candidates green and wrong ones red")
-    matches.add_argument("--max_candidates", type=config._number(int, 1), default=3, metavar="N", help="candidates drawn (default: %(default)s)")
+    matches.add_argument(
+        "--max_candidates",
+        type=config._number(int, 1),
+        default=3,
+        metavar="N",
+        help="candidates drawn (default: %(default)s)",
+    )
     return parser
 
 
 def _add_index(commands: Any, run: Any, text: str) -> None:
     index = _add_command(commands, "index", run, text)
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
-    index.add_argument("--labels", required=True, metavar="CSV", help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)")
+    index.add_argument(
+        "--labels",
+        required=True,
+        metavar="CSV",
+        help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)",
+    )
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
     index.add_argument(
-        "--model", metavar="MODEL", help="embedded, rootsift-vlad, or the folder or URI of a DELG SavedModel (default: embedded; with --append the index's)")
-    index.add_argument("--append", action="store_true", help="add the images to a finished index, which stays readable meanwhile")
+        "--model",
+        metavar="MODEL",
+        help="embedded, rootsift-vlad, or the folder or URI of a DELG SavedModel (default: embedded; with "
+        "--append the index's)",
+    )
+    index.add_argument(
+        "--append",
+        action="store_true",
+        help="add the images to a finished index, which stays readable meanwhile",
+    )
     config.add_output_flags(index)
     config.add_extraction_flags(index, of_index=True)
 
@@ -84,15 +132,25 @@ def _add_recognize(commands: Any, run: Any, text: str) -> None:
     recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
     recognize.add_argument("--output", required=True, metavar="RUN", help="folder to make")
     recognize.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
-    recognize.add_argument("--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)")
-    recognize.add_argument("--query_store", metavar="DIR", help="keep the queries' features here, to share them between runs (default: RUN/queries)")
+    recognize.add_argument(
+        "--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)"
+    )
+    recognize.add_argument(
+        "--query_store",
+        metavar="DIR",
+        help="keep the queries' features here, to share them between runs (default: RUN/queries)",
+    )
     config.add_output_flags(recognize)
     config.add_query_flags(recognize)
     config.add_extraction_flags(recognize, of_index=False)
 
 
-def _add_command(commands: Any, name: str, run: Any, text: str, beam_options: bool = True) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+def _add_command(
+    commands: Any, name: str, run: Any, text: str, beam_options: bool = True
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
     command.set_defaults(command=run, beam_options=beam_options)
     return command
 
@@ -121,9 +179,13 @@ def beam_options(flags: Sequence[str]) -> Any:
         raise config.ConfigError(f"wrong value for an option of Beam in: {' '.join(flags)}") from None
     if unknown:
         known = [o for action in [*build_parser()._actions, *parser._actions] for o in action.option_strings]
-        known += [o for name in ("index", "recognize", "evaluate", "verify", "matches") for o in _own_flags(name)]
+        known += [
+            o for name in ("index", "recognize", "evaluate", "verify", "matches") for o in _own_flags(name)
+        ]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        raise config.ConfigError(f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise config.ConfigError(
+            f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else "")
+        )
     options = pipeline_options.PipelineOptions(list(flags))
     object_stores.use_options(options)
     return options
@@ -182,7 +244,10 @@ def _demo(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import demo
 
     paths = demo.make_demo(args.output)
-    print(f"{args.output}: {'already there' if paths.already_there else 'made'}; labels {paths.labels}, truth {paths.truth}")
+    print(
+        f"{args.output}: {'already there' if paths.already_there else 'made'}; labels {paths.labels}, truth "
+        f"{paths.truth}"
+    )
     return EXIT_DONE
 
 
@@ -194,9 +259,13 @@ def _matches(args: argparse.Namespace, options: Any) -> int:
 
 
 def _quiet() -> None:
-    """Leaves out what Beam and TensorFlow say at every start and no user can act on; the settings reach worker processes too."""
+    """Leaves out what Beam and TensorFlow say at every start and no user can act on; the settings reach
+    worker processes too.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # the default, said so that TensorFlow does not remark on it
+    os.environ.setdefault(
+        "TF_ENABLE_ONEDNN_OPTS", "1"
+    )  # the default, said so that TensorFlow does not remark on it
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     noise = ("apitools not found", "Resource module is not available", "Error getting client info")
     for handler in logging.getLogger().handlers:
@@ -211,8 +280,10 @@ def pilot_process(connection: Any) -> None:
     pilot.answer(connection)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard error."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard
+    error.
+    """
     started = time.time()  # a time budget begins here
     parser = build_parser()
     try:
@@ -224,11 +295,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if argv is None and args.command in (_index, _recognize) and _runner(rest) in config.LOCAL_RUNNERS:
         from beam_pipeline import supervisor
 
-        return supervisor.run(lambda: _run(args, rest), [args.output, getattr(args, "query_store", None) or args.output])
+        return supervisor.run(
+            lambda: _run(args, rest), [args.output, getattr(args, "query_store", None) or args.output]
+        )
     return _run(args, rest)
 
 
-def _runner(flags: Sequence[str]) -> Optional[str]:
+def _runner(flags: Sequence[str]) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--runner", nargs="?")
     return parser.parse_known_args(flags)[0].runner
@@ -237,7 +310,7 @@ def _runner(flags: Sequence[str]) -> Optional[str]:
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
         for name, value in vars(args).items():
-            if value == "" or isinstance(value, list) and "" in value:
+            if value == "" or (isinstance(value, list) and "" in value):
                 raise config.ConfigError(f"--{name} is empty")
         if rest and not args.beam_options:
             raise config.ConfigError(f"unknown option {rest[0]!r}")

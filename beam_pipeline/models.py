@@ -1,7 +1,5 @@
 """Which model a job uses, with which settings, and that it is the one it should be."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -31,12 +29,16 @@ class ModelChoice:
         """For the manifest."""
         return {
             "model": {"uri": self.model, "name": self.name, "fingerprint": self.fingerprint},
-            "extraction": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.settings).items()},
+            "extraction": {
+                k: list(v) if isinstance(v, tuple) else v
+                for k, v in dataclasses.asdict(self.settings).items()
+            },
         }
 
 
 def choose(model: str, overrides: ExtractionOverrides) -> ModelChoice:
-    """Finds the model and settles its settings: a flag, else the model's card, else the preset, else the official DELG ones.
+    """Finds the model and settles its settings: a flag, else the model's card, else the preset, else the
+    official DELG ones.
 
     Raises:
       ModelError: no SavedModel there.
@@ -49,15 +51,24 @@ def choose(model: str, overrides: ExtractionOverrides) -> ModelChoice:
     values.update({k: tuple(v) if isinstance(v, list) else v for k, v in card.items() if k in values})
     values.update(overrides.given())
     # Where the scales were chosen anew, the global descriptor takes its own of them, or all.
-    values["global_scales"] = tuple(s for s in values["global_scales"] if s in values["image_scales"]) or values["image_scales"]
+    values["global_scales"] = (
+        tuple(s for s in values["global_scales"] if s in values["image_scales"]) or values["image_scales"]
+    )
     try:
         settings = ExtractionSettings(**values)
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    return ModelChoice(model, card.get("name") or folder.rstrip("/").rsplit("/", 1)[-1], saved_model.fingerprint(folder), settings)
+    return ModelChoice(
+        model,
+        card.get("name") or folder.rstrip("/").rsplit("/", 1)[-1],
+        saved_model.fingerprint(folder),
+        settings,
+    )
 
 
-def choose_as_indexed(model: str | None, overrides: ExtractionOverrides, manifest: dict[str, Any]) -> ModelChoice:
+def choose_as_indexed(
+    model: str | None, overrides: ExtractionOverrides, manifest: dict[str, Any]
+) -> ModelChoice:
     """The model and settings that an index was made with.
 
     Args:
@@ -67,16 +78,22 @@ def choose_as_indexed(model: str | None, overrides: ExtractionOverrides, manifes
       ConfigError: the model's content or a given setting is another than the index's.
     """
     indexed = manifest["model"]
-    settings = ExtractionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["extraction"].items()})
+    settings = ExtractionSettings(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["extraction"].items()}
+    )
     for name, value in overrides.given().items():
         if value != getattr(settings, name):
-            raise ConfigError(f"--{name} {value} differs from the index's {getattr(settings, name)}: both sides need the same features")
+            raise ConfigError(
+                f"--{name} {value} differs from the index's {getattr(settings, name)}: both sides need the "
+                "same features"
+            )
     uri = model or indexed["uri"]
     fingerprint = saved_model.fingerprint(model_folder(uri))
     if fingerprint != indexed["fingerprint"]:
         raise ConfigError(
             f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with "
-            f"({indexed['uri']}, {indexed['fingerprint'][:12]})")
+            f"({indexed['uri']}, {indexed['fingerprint'][:12]})"
+        )
     return ModelChoice(uri, indexed["name"], fingerprint, settings)
 
 

@@ -1,16 +1,16 @@
 """An output folder and its state: new, unfinished, or finished, and made with which settings.
 
-<root>/settings.json is written before the work, <root>/manifest.json after it. What lies between them are shards that are written
-once, so a job that finds its own settings goes on where the last one stopped. While it works it holds the lock (lock.py).
+<root>/settings.json is written before the work, <root>/manifest.json after it. What lies between them are
+shards that are written once, so a job that finds its own settings goes on where the last one stopped. While
+it works it holds the lock (lock.py).
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
 import sys
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from beam_pipeline import lock
 from beam_pipeline.config import ConfigError
@@ -31,13 +31,14 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def opened(root: str, settings: dict[str, Any], overwrite: bool = False) -> Iterator[bool]:
-    """Readies `root` for a job with `settings` and holds its lock during the block; gives whether there is anything to do.
+    """Readies `root` for a job with `settings` and holds its lock during the block; gives whether there is
+    anything to do.
 
     A finished output is neither locked nor written to.
 
     Raises:
-      ConfigError: the folder holds something else, or the output of other settings (each difference is named) and `overwrite` is
-        off; or another run works on it.
+      ConfigError: the folder holds something else, or the output of other settings (each difference is named)
+        and `overwrite` is off; or another run works on it.
     """
     settings = json.loads(json.dumps(settings))  # tuples and lists compare alike
     if _is_finished(root, settings, overwrite):
@@ -62,12 +63,16 @@ def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
         return False
     differing = list(differences(found, settings))
     if differing:
-        raise ConfigError(f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew")
+        raise ConfigError(
+            f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew"
+        )
     return _is_complete(root)
 
 
 def _is_complete(root: str) -> bool:
-    """Whether a manifest says that all is done; one that was written when time ran out says `"complete": false`."""
+    """Whether a manifest says that all is done; one that was written when time ran out says `"complete":
+    false`.
+    """
     uri = files.join(root, MANIFEST)
     return files.exists(uri) and files.read_json(uri).get("complete", True)
 
@@ -77,7 +82,8 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
     uri = files.join(root, _SETTINGS)
     if _read_settings(root) == settings and not _is_complete(root):
         return
-    # In this order: whenever the job is killed meanwhile, nothing half deleted is taken for whole, or for somebody else's.
+    # In this order: whenever the job is killed meanwhile, nothing half deleted is taken for whole, or for
+    # somebody else's.
     files.delete(files.join(root, MANIFEST))
     if files.exists(uri):
         files.write_json(uri, _CLEARING)
@@ -101,11 +107,16 @@ def read_manifest(root: str, *commands: str) -> dict[str, Any]:
         found = (_read_settings(root) or {}).get("command")
         if found in commands:
             raise ConfigError(f"{root} is not finished: run the same `landmarks {found}` again")
-        raise ConfigError(f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: it has no {MANIFEST}")
+        raise ConfigError(
+            f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: it has no {MANIFEST}"
+        )
     manifest = files.read_json(uri)
     if manifest.get("command") not in commands or manifest.get("format") != FORMAT:
         expected = " or ".join(map(repr, commands))
-        raise ConfigError(f"{uri}: command {manifest.get('command')!r} format {manifest.get('format')!r}, expected {expected} format {FORMAT}")
+        raise ConfigError(
+            f"{uri}: command {manifest.get('command')!r} format {manifest.get('format')!r}, expected "
+            f"{expected} format {FORMAT}"
+        )
     return manifest
 
 
@@ -114,8 +125,11 @@ def exit_code(root: str, failed: int, images: int, max_failure_rate: float) -> i
     if failed <= max_failure_rate * images:
         return 0
     print(
-        f"landmarks: error: {failed:,} of {images:,} images failed ({failed / images:.1%}), more than --max_failure_rate "
-        f"{max_failure_rate:g}; everything else is written, why they failed stands in {files.join(root, 'failures')}", file=sys.stderr)
+        f"landmarks: error: {failed:,} of {images:,} images failed ({failed / images:.1%}), more than "
+        f"--max_failure_rate {max_failure_rate:g}; everything else is written, why they failed stands in "
+        f"{files.join(root, 'failures')}",
+        file=sys.stderr,
+    )
     return 1
 
 
@@ -125,7 +139,9 @@ def _read_settings(root: str) -> dict[str, Any] | None:
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Says of every value that differs between two JSON-able values where it stands and what it is in each."""
+    """Says of every value that differs between two JSON-able values where it stands and what it is in
+    each.
+    """
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}):
             yield from differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)

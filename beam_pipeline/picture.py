@@ -1,12 +1,12 @@
-"""A picture of a query beside its candidates, with lines between the features that agree with the homography."""
-
-from __future__ import annotations
+"""A picture of a query beside its candidates, with lines between the features that agree with the
+homography.
+"""
 
 import dataclasses
 import io
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,7 +46,8 @@ class Panel:
     Attributes:
       pixels: uint8 [H, W, 3], RGB.
       query_points: float32 [M, 2], (y, x) in pixels of the query.
-      candidate_points: float32 [M, 2], (y, x) in pixels of the candidate; row m matches row m of `query_points`.
+      candidate_points: float32 [M, 2], (y, x) in pixels of the candidate; row m matches row m of
+        `query_points`.
       caption: text under the images; may have several lines.
       correct: frames the candidate green or red; None is grey, where the truth is not known.
     """
@@ -55,20 +56,23 @@ class Panel:
     query_points: np.ndarray
     candidate_points: np.ndarray
     caption: str
-    correct: Optional[bool] = None
+    correct: bool | None = None
 
     def __post_init__(self) -> None:
         _check_pixels("pixels", self.pixels)
         shapes = np.shape(self.query_points), np.shape(self.candidate_points)
         if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 2:
-            raise ValueError(f"query_points and candidate_points must both be [M, 2], got {shapes[0]} and {shapes[1]}")
+            raise ValueError(
+                f"query_points and candidate_points must both be [M, 2], got {shapes[0]} and {shapes[1]}"
+            )
 
 
 def draw_matches(query_pixels: np.ndarray, panels: Sequence[Panel], title: str = "") -> np.ndarray:
-    """Draws the query at the left and a candidate at the right, one row for each panel, and lines between their matches.
+    """Draws the query at the left and a candidate at the right, one row for each panel, and lines between
+    their matches.
 
-    A line is green where the match fits the homography of its panel well, and turns orange with the residual. At most
-    MAX_LINES of a panel are drawn, evenly chosen. Points outside their image are drawn at its edge.
+    A line is green where the match fits the homography of its panel well, and turns orange with the residual.
+    At most MAX_LINES of a panel are drawn, evenly chosen. Points outside their image are drawn at its edge.
 
     Args:
       query_pixels: uint8 [H, W, 3], RGB.
@@ -103,7 +107,9 @@ def _draw_row(query_pixels: np.ndarray, panel: Panel) -> np.ndarray:
     lines = panel.caption.splitlines()
     row = np.full((image_height + len(lines) * _LINE_HEIGHT + _MARGIN, _CANVAS_WIDTH, 3), _PAPER, np.uint8)
     query_corner = _paste(row, query, image_height, _MARGIN, _FRAME_COLOURS[None])
-    candidate_corner = _paste(row, candidate, image_height, _MARGIN + _BOX_WIDTH + _GAP, _FRAME_COLOURS[panel.correct])
+    candidate_corner = _paste(
+        row, candidate, image_height, _MARGIN + _BOX_WIDTH + _GAP, _FRAME_COLOURS[panel.correct]
+    )
     chosen = _choose(len(panel.query_points))
     starts = _on_canvas(panel.query_points[chosen], query_pixels, query_scale, query_corner)
     ends = _on_canvas(panel.candidate_points[chosen], panel.pixels, candidate_scale, candidate_corner)
@@ -120,11 +126,13 @@ def _fit(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), scale
 
 
-def _paste(row: np.ndarray, image: np.ndarray, height: int, left: int, colour: tuple[int, int, int]) -> tuple[int, int]:
+def _paste(
+    row: np.ndarray, image: np.ndarray, height: int, left: int, colour: tuple[int, int, int]
+) -> tuple[int, int]:
     """Puts a framed image into the middle of its box; returns its top left corner, (y, x)."""
     y, x = (height - image.shape[0]) // 2, left + (_BOX_WIDTH - image.shape[1]) // 2
     bottom, right = y + image.shape[0], x + image.shape[1]
-    row[y - _FRAME:bottom + _FRAME, x - _FRAME:right + _FRAME] = colour
+    row[y - _FRAME : bottom + _FRAME, x - _FRAME : right + _FRAME] = colour
     row[y:bottom, x:right] = image
     return y, x
 
@@ -155,13 +163,20 @@ def _residuals(query_points: np.ndarray, candidate_points: np.ndarray) -> np.nda
 def _colours(residuals: np.ndarray, loose: float) -> list[tuple[int, int, int]]:
     """Green at a residual of 0, orange from `loose` on."""
     part = np.clip(residuals / loose, 0, 1)[:, None]
-    return [tuple(colour) for colour in (_CONSISTENT + part * (_INCONSISTENT - _CONSISTENT)).astype(int).tolist()]
+    return [
+        tuple(colour) for colour in (_CONSISTENT + part * (_INCONSISTENT - _CONSISTENT)).astype(int).tolist()
+    ]
 
 
-def _draw_lines(row: np.ndarray, starts: np.ndarray, ends: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> None:
+def _draw_lines(
+    row: np.ndarray, starts: np.ndarray, ends: np.ndarray, colours: Sequence[tuple[int, int, int]]
+) -> None:
     """Draws thin lines over a dark shadow, and dots at their ends, in place."""
     overlay = row.copy()
-    fixed = [[tuple(point) for point in np.rint(points[:, ::-1] * 2**_SHIFT).astype(int).tolist()] for points in (starts, ends)]
+    fixed = [
+        [tuple(point) for point in np.rint(points[:, ::-1] * 2**_SHIFT).astype(int).tolist()]
+        for points in (starts, ends)
+    ]
     for start, end, colour in zip(*fixed, colours):
         cv2.line(overlay, start, end, (30, 30, 30), 2, cv2.LINE_AA, _SHIFT)
         cv2.line(overlay, start, end, colour, 1, cv2.LINE_AA, _SHIFT)
@@ -172,7 +187,9 @@ def _draw_lines(row: np.ndarray, starts: np.ndarray, ends: np.ndarray, colours: 
 
 
 def _write(row: np.ndarray, lines: Sequence[str], top: int) -> np.ndarray:
-    """Writes lines of text from `top` down, and returns the row; what is too long for it ends in an ellipsis."""
+    """Writes lines of text from `top` down, and returns the row; what is too long for it ends in an
+    ellipsis.
+    """
     image = PIL.Image.fromarray(row)
     drawing = PIL.ImageDraw.Draw(image)
     font = PIL.ImageFont.load_default(_TEXT_SIZE)
@@ -192,7 +209,9 @@ class _StoredImage:
     location: FeatureLocation
 
 
-def write_match_picture(run: str, image_id: str, output: str, max_candidates: int = 3, truth: Optional[str] = None) -> None:
+def write_match_picture(
+    run: str, image_id: str, output: str, max_candidates: int = 3, truth: str | None = None
+) -> None:
     """Draws a query of a finished run with its best candidates and writes the picture.
 
     The photographs are read again and the pairs verified again, by the run's settings and seeds.
@@ -220,7 +239,9 @@ def write_match_picture(run: str, image_id: str, output: str, max_candidates: in
     right = _read_landmarks(truth, image_id) if truth else None
     query_store, index_store = FeatureStore(manifest["query_store"]), FeatureStore(manifest["index"])
     query = _find_images(query_store, query_store.units(), {image_id})[image_id]
-    found = _find_images(index_store, (shard["unit"] for shard in index["shards"]), {c["image_id"] for c in candidates})
+    found = _find_images(
+        index_store, (shard["unit"] for shard in index["shards"]), {c["image_id"] for c in candidates}
+    )
     names = {field.name for field in dataclasses.fields(VerificationSettings)}
     settings = VerificationSettings(**{k: v for k, v in manifest["hyperparameters"].items() if k in names})
     query_local = query_store.read_local(query.location)
@@ -230,25 +251,38 @@ def write_match_picture(run: str, image_id: str, output: str, max_candidates: in
         local = index_store.read_local(stored.location)
         verified = verification.verify_pair(image_id, query_local, candidate["image_id"], local, settings)
         agreeing = verified.matches[verified.inlier_mask]
-        panels.append(Panel(
-            _read_pixels(stored.ref, index), query_local.keypoints[agreeing[:, 0]], local.keypoints[agreeing[:, 1]],
-            _candidate_caption(rank, candidate), None if right is None else candidate["landmark_id"] in right))
+        panels.append(
+            Panel(
+                _read_pixels(stored.ref, index),
+                query_local.keypoints[agreeing[:, 0]],
+                local.keypoints[agreeing[:, 1]],
+                _candidate_caption(rank, candidate),
+                None if right is None else candidate["landmark_id"] in right,
+            )
+        )
     drawn = draw_matches(_read_pixels(query.ref, manifest), panels, _title(prediction, right))
     encoded = io.BytesIO()
     PIL.Image.fromarray(drawn).save(encoded, "PNG" if output.lower().endswith(".png") else "JPEG", quality=92)
     files.write_bytes(output, encoded.getvalue())
 
 
-def _title(prediction: Mapping[str, Any], right: Optional[Collection[str]]) -> str:
-    predicted = "nothing" if prediction["landmark_id"] is None else f"{prediction['landmark_id']} (score {prediction['score']:.3f})"
+def _title(prediction: Mapping[str, Any], right: Collection[str] | None) -> str:
+    predicted = (
+        "nothing"
+        if prediction["landmark_id"] is None
+        else f"{prediction['landmark_id']} (score {prediction['score']:.3f})"
+    )
     truth = "" if right is None else f", shows {' or '.join(right) or 'no landmark'}"
     return f"Query {prediction['image_id']}: predicted {predicted}{truth}"
 
 
 def _candidate_caption(rank: int, candidate: Mapping[str, Any]) -> str:
     inliers = "not verified" if candidate["inliers"] is None else f"{candidate['inliers']} inliers"
-    return (f"{rank}. {candidate['landmark_id']}, image {candidate['image_id']}: similarity {candidate['similarity']:.3f}, {inliers}, "
-            f"score {candidate['score']:.3f}")
+    return (
+        f"{rank}. {candidate['landmark_id']}, image {candidate['image_id']}: similarity "
+        f"{candidate['similarity']:.3f}, {inliers}, "
+        f"score {candidate['score']:.3f}"
+    )
 
 
 def _find_prediction(run: str, image_id: str) -> dict[str, Any]:
@@ -260,7 +294,7 @@ def _find_prediction(run: str, image_id: str) -> dict[str, Any]:
     raise ConfigError(f"{run} has no prediction for a query {image_id!r}")
 
 
-def _read_landmarks(truth: str, image_id: str) -> Optional[list[str]]:
+def _read_landmarks(truth: str, image_id: str) -> list[str] | None:
     """What a query shows; None where the table does not say."""
     table = tables.read_truth(truth)
     rows = table.filter(pc.equal(table["image_id"], image_id)).to_pylist()
@@ -284,8 +318,12 @@ def _read_pixels(ref: ImageRef, manifest: Mapping[str, Any]) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
     reading = manifest["reading"]
     image = images.read_image(
-        ref, manifest["extraction"]["max_image_side"], reading["exif_orientation"], reading["max_image_pixels"],
-        1_000_000 * reading["max_image_memory"])
+        ref,
+        manifest["extraction"]["max_image_side"],
+        reading["exif_orientation"],
+        reading["max_image_pixels"],
+        1_000_000 * reading["max_image_memory"],
+    )
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
     return image.pixels

@@ -1,10 +1,9 @@
-"""The pilot: before a job with a time budget, a sample of its work shows how fast this machine is at each stage.
+"""The pilot: before a job with a time budget, a sample of its work shows how fast this machine is at each
+stage.
 
-It runs in a process of its own: a model that takes too long to load can be stopped, and the memory it takes is that of a worker.
-Nothing is written to the output.
+It runs in a process of its own: a model that takes too long to load can be stopped, and the memory it takes
+is that of a worker. Nothing is written to the output.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
@@ -14,8 +13,9 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Iterable, Optional, Sequence, TypeVar
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import numpy as np
@@ -33,7 +33,16 @@ from transforms.quantization import quantized
 from transforms.retrieval import UNIT_QUERIES, read_index_block
 from transforms.stores import FeatureStore
 from transforms.types import (
-    Candidate, FeatureLocation, ImageFeatures, ImageRef, ImageUnit, Prediction, PredictionUnit, QuantizedFeatures, VerificationSettings)
+    Candidate,
+    FeatureLocation,
+    ImageFeatures,
+    ImageRef,
+    ImageUnit,
+    Prediction,
+    PredictionUnit,
+    QuantizedFeatures,
+    VerificationSettings,
+)
 from transforms.verification import verify_pair
 
 SAMPLE_IMAGES = 16
@@ -65,7 +74,7 @@ class Search:
     query_root: str
     query_units: tuple[str, ...]
     k: int
-    verification: Optional[VerificationSettings]
+    verification: VerificationSettings | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +96,21 @@ class Sample:
     images: tuple[ImageRef, ...]
     work: Work
     beam_flags: dict[str, Any]
-    search: Optional[Search] = None
+    search: Search | None = None
 
 
 def sample_images(units: Iterable[ImageUnit], number: int = SAMPLE_IMAGES) -> tuple[ImageRef, ...]:
-    """`number` images, or all, that stand for the images of `units`: evenly spaced in the order of their file sizes."""
-    images = sorted((ref for unit in units for ref in unit.images), key=lambda ref: (ref.size_bytes, ref.image_id))
-    return tuple(images[(2 * i + 1) * len(images) // (2 * number)] for i in range(number)) if len(images) > number else tuple(images)
+    """`number` images, or all, that stand for the images of `units`: evenly spaced in the order of their file
+    sizes.
+    """
+    images = sorted(
+        (ref for unit in units for ref in unit.images), key=lambda ref: (ref.size_bytes, ref.image_id)
+    )
+    return (
+        tuple(images[(2 * i + 1) * len(images) // (2 * number)] for i in range(number))
+        if len(images) > number
+        else tuple(images)
+    )
 
 
 def beam_flags(options: PipelineOptions) -> dict[str, Any]:
@@ -126,7 +143,9 @@ def _empty(pipeline: beam.Pipeline) -> None:
     pipeline | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(str)
 
 
-def _measure_extraction(sample: Sample, workers: int, scratch: str) -> tuple[dict[str, Any], list[ImageFeatures]]:
+def _measure_extraction(
+    sample: Sample, workers: int, scratch: str
+) -> tuple[dict[str, Any], list[ImageFeatures]]:
     begun = time.monotonic()
     model = load_model(sample.model, sample.settings)
     load = time.monotonic() - begun
@@ -138,20 +157,34 @@ def _measure_extraction(sample: Sample, workers: int, scratch: str) -> tuple[dic
 
     extract(sample.images[0])  # a model's first image takes longer
     extracted, each = _each(extract, sample.images, workers)
-    features, failures = [f for unit in extracted for f in unit.features], [f for unit in extracted for f in unit.failures]
-    writing = _seconds(lambda: FeatureStore(scratch).write_unit("pilot", features, failures, model.global_width))
-    size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(scratch) for name in names)
+    features, failures = (
+        [f for unit in extracted for f in unit.features],
+        [f for unit in extracted for f in unit.failures],
+    )
+    writing = _seconds(
+        lambda: FeatureStore(scratch).write_unit("pilot", features, failures, model.global_width)
+    )
+    size = sum(
+        os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(scratch) for name in names
+    )
     found = dict(
-        load=load, image=each + writing / len(extracted), images=len(extracted), image_bytes=size / len(extracted),
-        dimensions=model.global_width, has_local=model.contract.has_local)
+        load=load,
+        image=each + writing / len(extracted),
+        images=len(extracted),
+        image_bytes=size / len(extracted),
+        dimensions=model.global_width,
+        has_local=model.contract.has_local,
+    )
     return found, features
 
 
 def _each(function: Callable[[T], R], items: Sequence[T], workers: int) -> tuple[list[R], float]:
-    """Results for the first items, as many as _SECONDS are enough for, and the seconds per item with all workers busy."""
+    """Results for the first items, as many as _SECONDS are enough for, and the seconds per item with all
+    workers busy.
+    """
     begun = time.monotonic()
 
-    def work(item: T) -> Optional[R]:
+    def work(item: T) -> R | None:
         return function(item) if time.monotonic() - begun < _SECONDS else None
 
     with ThreadPoolExecutor(workers) as pool:
@@ -159,7 +192,9 @@ def _each(function: Callable[[T], R], items: Sequence[T], workers: int) -> tuple
     return results, (time.monotonic() - begun) / max(1, len(results))
 
 
-def _measure_search(search: Search, work: Work, extracted: Sequence[ImageFeatures], workers: int, scratch: str) -> dict[str, Any]:
+def _measure_search(
+    search: Search, work: Work, extracted: Sequence[ImageFeatures], workers: int, scratch: str
+) -> dict[str, Any]:
     found: dict[str, Any] = _measure_predictions(search.k, scratch)
     store, rows = FeatureStore(search.index_root), 0
     units = [name for name, count in search.units if (rows := rows + count) <= _SAMPLE_ROWS or rows == count]
@@ -169,7 +204,9 @@ def _measure_search(search: Search, work: Work, extracted: Sequence[ImageFeature
     index = read_index_block(store, units)
     reading = (time.monotonic() - begun) / max(1, len(index))
     width = index.descriptors.shape[1]
-    product = fastest_product() if work.queries * work.index_images * width >= SMALL_PRODUCT else NumpyProduct()
+    product = (
+        fastest_product() if work.queries * work.index_images * width >= SMALL_PRODUCT else NumpyProduct()
+    )
     queries = np.random.default_rng(0).standard_normal((_SAMPLE_QUERIES, width), np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     block = DescriptorBlock(np.array([b"%d" % q for q in range(len(queries))]), queries)
@@ -181,41 +218,63 @@ def _measure_search(search: Search, work: Work, extracted: Sequence[ImageFeature
 
 
 def _measure_predictions(k: int, scratch: str) -> dict[str, float]:
-    candidates = tuple(Candidate("f" * 16, "landmark", 0.5, FeatureLocation("", 0, 0), 10, 1.0) for _ in range(k))
-    predictions = tuple(Prediction(f"{i:016d}", "landmark", 1.0, candidates, True) for i in range(UNIT_QUERIES))
+    candidates = tuple(
+        Candidate("f" * 16, "landmark", 0.5, FeatureLocation("", 0, 0), 10, 1.0) for _ in range(k)
+    )
+    predictions = tuple(
+        Prediction(f"{i:016d}", "landmark", 1.0, candidates, True) for i in range(UNIT_QUERIES)
+    )
 
     def write_and_read() -> None:
         stores.write_predictions(scratch, PredictionUnit("pilot", predictions))
         list(stores.read_predictions(scratch, ["image_id", "landmark_id", "score"]))
 
     seconds = min(_seconds(write_and_read) for _ in range(3))
-    return dict(shard=seconds, shard_bytes=os.path.getsize(files.join(scratch, "predictions", "pilot.parquet")))
+    return dict(
+        shard=seconds, shard_bytes=os.path.getsize(files.join(scratch, "predictions", "pilot.parquet"))
+    )
 
 
-def _measure_pairs(search: Search, extracted: Sequence[ImageFeatures], index: IndexBlock, workers: int) -> dict[str, Any]:
+def _measure_pairs(
+    search: Search, extracted: Sequence[ImageFeatures], index: IndexBlock, workers: int
+) -> dict[str, Any]:
     """Verifies queries of the sample with their best candidates in a part of the index."""
     index_store, query_store = FeatureStore(search.index_root), FeatureStore(search.query_root)
     queries: list[tuple[str, np.ndarray, Callable[[], QuantizedFeatures]]]
-    queries = [(f.ref.image_id, f.global_descriptor, functools.partial(quantized, f.local)) for f in extracted]
+    queries = [
+        (f.ref.image_id, f.global_descriptor, functools.partial(quantized, f.local)) for f in extracted
+    ]
     for unit in search.query_units:
         if len(queries) >= SAMPLE_IMAGES:
             break
         table = query_store.read_images(unit)
         places = zip(*(table.column(name).to_pylist() for name in ("image_id", "local_offset", "local_size")))
         for (image_id, offset, size), descriptor in zip(places, stores.descriptors_of(table)):
-            queries.append((image_id, descriptor, functools.partial(query_store.read_local, FeatureLocation(unit, offset, size))))
+            queries.append(
+                (
+                    image_id,
+                    descriptor,
+                    functools.partial(query_store.read_local, FeatureLocation(unit, offset, size)),
+                )
+            )
     if not queries:
         return {}
     queries = queries[:SAMPLE_IMAGES]
-    block = DescriptorBlock(np.array([image_id.encode() for image_id, _, _ in queries]), np.stack([d for _, d, _ in queries]))
+    block = DescriptorBlock(
+        np.array([image_id.encode() for image_id, _, _ in queries]), np.stack([d for _, d, _ in queries])
+    )
     neighbors = nearest(block, index, max(1, _SAMPLE_PAIRS // len(queries)))
 
     def verify(pair: tuple[int, int]) -> int:
-        q, c = pair
+        q, _ = pair
         image_id, _, read = queries[q]
-        place = FeatureLocation(neighbors.unit[pair].decode(), int(neighbors.local_offset[pair]), int(neighbors.local_size[pair]))
+        place = FeatureLocation(
+            neighbors.unit[pair].decode(), int(neighbors.local_offset[pair]), int(neighbors.local_size[pair])
+        )
         candidate = index_store.read_local(place)
-        return verify_pair(image_id, read(), neighbors.image_id[pair].decode(), candidate, search.verification).inliers
+        return verify_pair(
+            image_id, read(), neighbors.image_id[pair].decode(), candidate, search.verification
+        ).inliers
 
     pairs = [(int(q), int(c)) for q, c in np.argwhere(neighbors.similarity > -np.inf)]
     verified, each = _each(verify, pairs, workers)
@@ -236,7 +295,7 @@ def answer(connection: multiprocessing.connection.Connection) -> None:
         connection.send(str(e))
 
 
-def run(sample: Sample, timeout: Optional[float] = None) -> Optional[Measured]:
+def run(sample: Sample, timeout: float | None = None) -> Measured | None:
     """Tries a sample in a process of its own; None where that dies.
 
     Raises:
@@ -245,7 +304,9 @@ def run(sample: Sample, timeout: Optional[float] = None) -> Optional[Measured]:
     """
     begun = time.monotonic()
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=main.pilot_process, args=(there,), name="pilot", daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=main.pilot_process, args=(there,), name="pilot", daemon=True
+    )
     process.start()
     there.close()
     try:
@@ -264,7 +325,7 @@ def run(sample: Sample, timeout: Optional[float] = None) -> Optional[Measured]:
     return dataclasses.replace(result, process=time.monotonic() - begun - result.seconds)
 
 
-def schedule(time_budget: Optional[TimeBudget], sample: Callable[[], Sample]) -> Schedule:
+def schedule(time_budget: TimeBudget | None, sample: Callable[[], Sample]) -> Schedule:
     """Runs the pilot of a job that has a time budget, prints the plan, and sets the deadlines.
 
     Raises:
@@ -276,7 +337,9 @@ def schedule(time_budget: Optional[TimeBudget], sample: Callable[[], Sample]) ->
         asked = sample()
         measured = run(asked, max(0.0, time_budget.ends - time.time()) * _PART_OF_BUDGET)
     except TimeoutError as e:
-        print(f"{e}: a time budget of {running.time_text(time_budget.seconds)} is too short for any work here")
+        print(
+            f"{e}: a time budget of {running.time_text(time_budget.seconds)} is too short for any work here"
+        )
         return Schedule(time_budget, None, budget.NO_TIME, time.time())
     now = time.time()
     if measured is None:
@@ -287,7 +350,7 @@ def schedule(time_budget: Optional[TimeBudget], sample: Callable[[], Sample]) ->
     return Schedule(time_budget, plan, budget.deadlines(time_budget, plan, now), now)
 
 
-def print_plan(time_budget: Optional[TimeBudget], sample: Sample) -> None:
+def print_plan(time_budget: TimeBudget | None, sample: Sample) -> None:
     """What `landmarks plan` does: the pilot and the plan, and nothing else.
 
     Raises:

@@ -1,14 +1,13 @@
 """The recognize job: query photographs in, predictions out."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses
 import functools
 import sys
 import time
-from typing import Any, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -16,8 +15,8 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import budget, evaluate, integrity, lock, models, outputs, pilot, running
-from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.budget import Deadlines
+from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.index import Extraction, extraction_phase, image_reader, match, record_out_of_time
 from transforms import candidates, features, files, retrieval, stores, tables, verification
 from transforms.aggregation import AggregatePredictions
@@ -59,27 +58,46 @@ def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) 
     hints = functools.partial(running.resource_hints, pipeline.options)
     blocks = (
         pipeline
-        | "Extract" >> Extraction(
-            config.output, prepared.query_store, prepared.choice, config.reading, prepared.planned, until.extract
+        | "Extract"
+        >> Extraction(
+            config.output,
+            prepared.query_store,
+            prepared.choice,
+            config.reading,
+            prepared.planned,
+            until.extract,
         ).with_resource_hints(**hints(features.MIN_RAM))
         | "Blocks" >> GroupIntoBlocks({unit.name: block for unit, block in _blocks(prepared.planned)})
     )
     units = (
         blocks
-        | "Retrieve" >> RetrieveNearest(
-            config.index, prepared.query_store, prepared.groups, config.num_to_rerank, until.retrieve, config.output
+        | "Retrieve"
+        >> RetrieveNearest(
+            config.index,
+            prepared.query_store,
+            prepared.groups,
+            config.num_to_rerank,
+            until.retrieve,
+            config.output,
         ).with_resource_hints(**hints(retrieval.MIN_RAM))
         | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
-        | "Verify" >> VerifyCandidates(
+        | "Verify"
+        >> VerifyCandidates(
             config.index, prepared.query_store, config.verification, prepared.rerank, until.verify
         ).with_resource_hints(**hints(verification.MIN_RAM))
         | "Aggregate" >> AggregatePredictions(config.top_k)
     )
-    return units | "WritePredictions" >> beam.ParDo(_WritePredictions(config.output)) | "Submission" >> WriteSubmission(config.output)
+    return (
+        units
+        | "WritePredictions" >> beam.ParDo(_WritePredictions(config.output))
+        | "Submission" >> WriteSubmission(config.output)
+    )
 
 
 def _blocks(planned: Sequence[PlannedUnit]) -> Iterable[tuple[PlannedUnit, str]]:
-    """Each unit with the name of its query block: consecutive units, IMAGES_PER_BLOCK images or a little more."""
+    """Each unit with the name of its query block: consecutive units, IMAGES_PER_BLOCK images or a little
+    more.
+    """
     block, images = 0, 0
     for unit in planned:
         if images >= IMAGES_PER_BLOCK:
@@ -92,7 +110,8 @@ def _blocks(planned: Sequence[PlannedUnit]) -> Iterable[tuple[PlannedUnit, str]]
 class GroupIntoBlocks(beam.PTransform):
     """Names of finished units (str) -> QueryBlocks, each as soon as all of its units are there.
 
-    A block that lacks units, since time ran out, is PROVISIONAL by name, and so are the prediction shards made from it.
+    A block that lacks units, since time ran out, is PROVISIONAL by name, and so are the prediction shards
+    made from it.
 
     Attributes:
       block_of: name of the block by name of the unit.
@@ -138,7 +157,13 @@ def _asked(config: RecognizeConfig) -> tuple[dict[str, Any], models.ModelChoice,
         _check_truth(config.truth, images)
     choice = models.choose_as_indexed(config.model, config.overrides, index)
     try_suspects(choice.model, choice.settings, image_reader(choice, config.reading))
-    return index, choice, make_units(images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)])
+    return (
+        index,
+        choice,
+        make_units(
+            images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)]
+        ),
+    )
 
 
 def _check_truth(uri: str, images: Sequence[ImageRef]) -> None:
@@ -147,8 +172,10 @@ def _check_truth(uri: str, images: Sequence[ImageRef]) -> None:
     there = pc.is_in(pa.array([ref.image_id for ref in images], pa.string()), value_set=known).to_pylist()
     if not all(there):
         raise ConfigError(
-            f"{there.count(False)} of {len(images)} query images are not in {uri}, the first is {images[there.index(False)].image_id!r}; "
-            "a query without a landmark needs a row with empty landmarks")
+            f"{there.count(False)} of {len(images)} query images are not in {uri}, the first is "
+            f"{images[there.index(False)].image_id!r}; "
+            "a query without a landmark needs a row with empty landmarks"
+        )
 
 
 def plan(config: RecognizeConfig, options: PipelineOptions) -> int:
@@ -162,7 +189,11 @@ def plan(config: RecognizeConfig, options: PipelineOptions) -> int:
 
 
 def _sample(
-    config: RecognizeConfig, options: PipelineOptions, index: dict[str, Any], choice: models.ModelChoice, units: Sequence[ImageUnit]
+    config: RecognizeConfig,
+    options: PipelineOptions,
+    index: dict[str, Any],
+    choice: models.ModelChoice,
+    units: Sequence[ImageUnit],
 ) -> pilot.Sample:
     there = set(FeatureStore(query_store(config)).units())
     missing = [unit for unit in units if unit.name not in there]
@@ -170,15 +201,31 @@ def _sample(
     queries = sum(len(unit.images) for unit in units)
     pending = queries - stores.final_predictions(config.output)
     work = budget.work_of(
-        options, images=sum(len(unit.images) for unit in missing), units=len(missing), queries=queries,
-        index_images=sum(shard["images"] for shard in index["shards"]), pairs=pending * config.num_to_rerank if rerank else 0,
-        shards=-(-pending // UNIT_QUERIES))
+        options,
+        images=sum(len(unit.images) for unit in missing),
+        units=len(missing),
+        queries=queries,
+        index_images=sum(shard["images"] for shard in index["shards"]),
+        pairs=pending * config.num_to_rerank if rerank else 0,
+        shards=-(-pending // UNIT_QUERIES),
+    )
     search = pilot.Search(
-        config.index, tuple((shard["unit"], shard["images"]) for shard in index["shards"]), query_store(config),
-        tuple(unit.name for unit in units if unit.name in there), config.num_to_rerank, config.verification if rerank else None)
+        config.index,
+        tuple((shard["unit"], shard["images"]) for shard in index["shards"]),
+        query_store(config),
+        tuple(unit.name for unit in units if unit.name in there),
+        config.num_to_rerank,
+        config.verification if rerank else None,
+    )
     return pilot.Sample(
-        choice.model, choice.settings, image_reader(choice, config.reading), pilot.sample_images(missing), work,
-        pilot.beam_flags(options), search)
+        choice.model,
+        choice.settings,
+        image_reader(choice, config.reading),
+        pilot.sample_images(missing),
+        work,
+        pilot.beam_flags(options),
+        search,
+    )
 
 
 def query_store(config: RecognizeConfig) -> str:
@@ -219,33 +266,55 @@ def run(config: RecognizeConfig, options: PipelineOptions) -> int:
 
 @contextlib.contextmanager
 def _extracting(config: RecognizeConfig, units: Sequence[ImageUnit]) -> Iterator[None]:
-    """Holds the lock of a query store of its own where units have to be extracted; one that lacks none is read by many at once."""
+    """Holds the lock of a query store of its own where units have to be extracted; one that lacks none is
+    read by many at once.
+    """
     store, names = FeatureStore(query_store(config)), [unit.name for unit in units]
     for line in integrity.discard_damaged(store, names):
         print(f"{line}: its unit is extracted again", file=sys.stderr)
-    with lock.held(store.root) if config.query_store and not {*names} <= {*store.units()} else contextlib.nullcontext():
+    with (
+        lock.held(store.root)
+        if config.query_store and not {*names} <= {*store.units()}
+        else contextlib.nullcontext()
+    ):
         yield
 
 
 def hyperparameters(config: RecognizeConfig) -> dict[str, Any]:
     """What predictions depend on beside the features."""
-    return {"num_to_rerank": config.num_to_rerank, "top_k": config.top_k, **dataclasses.asdict(config.verification)}
+    return {
+        "num_to_rerank": config.num_to_rerank,
+        "top_k": config.top_k,
+        **dataclasses.asdict(config.verification),
+    }
 
 
 def _recognize(
-    config: RecognizeConfig, options: PipelineOptions, index: dict[str, Any], choice: models.ModelChoice,
-    units: Sequence[ImageUnit], started: float,
+    config: RecognizeConfig,
+    options: PipelineOptions,
+    index: dict[str, Any],
+    choice: models.ModelChoice,
+    units: Sequence[ImageUnit],
+    started: float,
 ) -> None:
     planned, store = write_plan(config.output, units), FeatureStore(query_store(config))
     if config.budget is not None and not files.exists(files.join(config.output, SUBMISSION)):
         write_submission(config.output)  # whatever happens from now on, there is a complete one
     schedule = pilot.schedule(config.budget, lambda: _sample(config, options, index, choice, units))
     if not index.get("complete", True):
-        print(f"{config.index} was not finished in time: what it has is searched, {index['counts']['out_of_time']:,} images are missing")
+        print(
+            f"{config.index} was not finished in time: what it has is searched, "
+            f"{index['counts']['out_of_time']:,} images are missing"
+        )
     if not index["has_local_features"]:
-        print(f"the model {choice.name} has no local features: no re-ranking, candidates keep their global scores")
+        print(
+            f"the model {choice.name} has no local features: no re-ranking, candidates keep their global "
+            "scores"
+        )
     groups = plan_groups([(shard["unit"], shard["images"]) for shard in index["shards"]])
-    prepared = Prepared(choice, tuple(planned), tuple(groups), store.root, index["has_local_features"], schedule.deadlines)
+    prepared = Prepared(
+        choice, tuple(planned), tuple(groups), store.root, index["has_local_features"], schedule.deadlines
+    )
     queries = sum(unit.images for unit in planned)
     phases = [
         extraction_phase(store.root, planned),
@@ -272,7 +341,11 @@ def _recognize(
         "out_of_time": sum(unit.images for unit in late),
     }
     written = [files.join(config.output, SUBMISSION)]
-    written += [uri for part in ("predictions", "failures") for uri in files.list_files(files.join(config.output, part), ".parquet")]
+    written += [
+        uri
+        for part in ("predictions", "failures")
+        for uri in files.list_files(files.join(config.output, part), ".parquet")
+    ]
     shards = store.summaries([unit.name for unit in planned if unit not in late])
     manifest = {
         "command": "recognize",
@@ -283,7 +356,8 @@ def _recognize(
         "query_store": store.root,
         "hyperparameters": hyperparameters(config),
         "reranked": prepared.rerank,
-        "complete": not late and stores.final_predictions(config.output) == sum(shard["images"] for shard in shards),
+        "complete": not late
+        and stores.final_predictions(config.output) == sum(shard["images"] for shard in shards),
         "counts": counts,
         "shards": shards,
         "files": integrity.record_files(config.output, written),
@@ -306,4 +380,7 @@ def _print_summary(output: str, manifest: dict[str, Any]) -> None:
         parts.append(f"{counts['out_of_time']:,} not extracted in time")
     if not manifest["complete"]:
         parts.append("the same command goes on from here")
-    print(f"{output}: {', '.join(parts)}; {manifest['seconds']['total']:,.1f} s; see {files.join(output, SUBMISSION)}")
+    print(
+        f"{output}: {', '.join(parts)}; {manifest['seconds']['total']:,.1f} s; see "
+        f"{files.join(output, SUBMISSION)}"
+    )

@@ -1,23 +1,26 @@
 """Running a pipeline: the choice of runner, visible progress, and what the metrics say afterwards."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys
 import threading
 import time
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import (
-    DirectOptions, GoogleCloudOptions, PipelineOptions, SetupOptions, StandardOptions, TestOptions)
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    TestOptions,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
 from transforms import files
-
 
 # One `landmarks` line at least this often where standard error is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -51,20 +54,22 @@ def row_counter(folder: str) -> Callable[[], int]:
     return count
 
 
-def local_workers(options: PipelineOptions) -> Optional[int]:
+def local_workers(options: PipelineOptions) -> int | None:
     """Worker threads or processes of the local runner under `options`; None for another runner."""
     if options.view_as(StandardOptions).runner not in LOCAL_RUNNERS:
         return None
     # Beam's own default is 1 too; only the flags tell whether somebody asked for it.
     given = any(flag.partition("=")[0] == "--direct_num_workers" for flag in options._flags)
-    return given and options.view_as(DirectOptions).direct_num_workers or len(os.sched_getaffinity(0))
+    return (given and options.view_as(DirectOptions).direct_num_workers) or len(os.sched_getaffinity(0))
 
 
-def images_in_flight(options: PipelineOptions) -> Optional[int]:
-    """Photographs that a process has in the model at a time under the `options` of a pipeline as `run_pipeline` sets them.
+def images_in_flight(options: PipelineOptions) -> int | None:
+    """Photographs that a process has in the model at a time under the `options` of a pipeline as
+    `run_pipeline` sets them.
 
-    As many as the local runner has worker threads, which by default are the cores: all work though one has the last unit. None, which is one
-    per unit at work, for its worker processes and for other engines, which run a process on each core.
+    As many as the local runner has worker threads, which by default are the cores: all work though one has
+    the last unit. None, which is one per unit at work, for its worker processes and for other engines, which
+    run a process on each core.
     """
     direct = options.view_as(DirectOptions)
     in_threads = local_workers(options) is not None and direct.direct_running_mode != "multi_processing"
@@ -72,19 +77,24 @@ def images_in_flight(options: PipelineOptions) -> Optional[int]:
 
 
 def resource_hints(options: PipelineOptions, min_ram: str) -> dict[str, str]:
-    """What `PTransform.with_resource_hints` takes for a step whose workers need `min_ram`, such as "4GB", each, all their processes together.
+    """What `PTransform.with_resource_hints` takes for a step whose workers need `min_ram`, such as "4GB",
+    each, all their processes together.
 
-    Empty but for Dataflow, which sizes workers by it. Other engines only keep steps with different hints in processes of their own, and
-    memory would be taken for each.
+    Empty but for Dataflow, which sizes workers by it. Other engines only keep steps with different hints in
+    processes of their own, and memory would be taken for each.
     """
     return {"min_ram": min_ram} if _on_dataflow(options) else {}
 
 
 def _on_dataflow(options: PipelineOptions) -> bool:
-    return "dataflow" in (options.view_as(StandardOptions).runner or "").lower()  # DataflowRunner, or by its module's name
+    return (
+        "dataflow" in (options.view_as(StandardOptions).runner or "").lower()
+    )  # DataflowRunner, or by its module's name
 
 
-def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]) -> dict[str, int]:
+def run_pipeline(
+    build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]
+) -> dict[str, int]:
     """Builds a pipeline, runs it to its end and shows progress meanwhile.
 
     On the local runner all cores work, as threads of one process, unless options say otherwise.
@@ -97,7 +107,9 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
       NotAwaited: it was built, and that is all that the options ask for.
     """
     workers = local_workers(options)
-    options = PipelineOptions.from_dictionary(options.get_all_options(drop_default=True, retain_unknown_options=False))
+    options = PipelineOptions.from_dictionary(
+        options.get_all_options(drop_default=True, retain_unknown_options=False)
+    )
     runner = None
     if workers is not None:
         runner = FnApiRunner()
@@ -117,7 +129,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
             if not not_awaited:
                 result.wait_until_finish()
         except Exception as e:
-            # A worker's error comes as itself, or as the text of its traceback, where what was raised stands in the last line.
+            # A worker's error comes as itself, or as the text of its traceback, where what was raised stands
+            # in the last line.
             text = str(e).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
             raise PipelineError(text if isinstance(e, RuntimeError) else f"{type(e).__name__}: {text}") from e
     if not_awaited:
@@ -125,14 +138,19 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     return _metrics(result)
 
 
-def _not_awaited(options: PipelineOptions) -> Optional[str]:
-    """Why the pipeline's end is not waited for, where it is not; other engines than Dataflow do not know these options and run it."""
+def _not_awaited(options: PipelineOptions) -> str | None:
+    """Why the pipeline's end is not waited for, where it is not; other engines than Dataflow do not know
+    these options and run it.
+    """
     if not _on_dataflow(options):
         return None
     if options.view_as(TestOptions).dry_run:
         return "dry run: the job was built, nothing was submitted"
     if template := options.view_as(GoogleCloudOptions).template_location:
-        return f"{template} was made; once a job made from it has ended, the same command with the local runner completes the output"
+        return (
+            f"{template} was made; once a job made from it has ended, the same command with the local "
+            "runner completes the output"
+        )
     return None
 
 
@@ -151,7 +169,9 @@ def _metrics(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
 
 
 def stage_seconds(metrics: dict[str, int]) -> dict[str, float]:
-    """Worker seconds per step, from the distributions named <step>_milliseconds; they add up over parallel workers."""
+    """Worker seconds per step, from the distributions named <step>_milliseconds; they add up over parallel
+    workers.
+    """
     suffix = "_milliseconds"
     return {k[: -len(suffix)]: round(v / 1000, 1) for k, v in sorted(metrics.items()) if k.endswith(suffix)}
 
@@ -181,7 +201,9 @@ class _Progress:
                 asked = time.monotonic()
                 done = phase.done()
                 now = time.monotonic()
-                pause = max(0.5, 10 * (now - asked))  # to list a large folder of an object store takes seconds
+                pause = max(
+                    0.5, 10 * (now - asked)
+                )  # to list a large folder of an object store takes seconds
                 if now - printed > (0.5 if self._terminal else _SECONDS_BETWEEN_LINES):
                     self._show(phase, done, first, now - begun, end="")
                     printed = now
@@ -194,7 +216,12 @@ class _Progress:
         rate = (done - first) / seconds if seconds > 0 else 0.0
         left = f", {time_text((phase.total - done) / rate)} left" if rate and done < phase.total else ""
         line = f"{phase.label:<8} {done:>8,} of {phase.total:,}  {rate:,.1f}/s{left}"
-        print(f"\r\033[K{line}" if self._terminal else line, end=end if self._terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{line}" if self._terminal else line,
+            end=end if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def time_text(seconds: float) -> str:

@@ -1,14 +1,14 @@
 """Keeps a job going when native code takes its process down, on the local runner.
 
-A decoder or a model can die of SIGSEGV, SIGFPE or an abort, and no exception tells of which photograph. So the job runs in a child
-process that leaves a note of each photograph at work (transforms/in_flight.py). When it dies so, it is started again with the same
-arguments and goes on where it stopped, since units are written once. Photographs noted at the death are first tried alone, one after
-the other; one that kills the process again becomes a failure row of kind "crashed", and the rest of its unit goes on.
+A decoder or a model can die of SIGSEGV, SIGFPE or an abort, and no exception tells of which photograph. So
+the job runs in a child process that leaves a note of each photograph at work (transforms/in_flight.py). When
+it dies so, it is started again with the same arguments and goes on where it stopped, since units are written
+once. Photographs noted at the death are first tried alone, one after the other; one that kills the process
+again becomes a failure row of kind "crashed", and the rest of its unit goes on.
 
-The supervisor loads neither Beam nor TensorFlow before it forks. Other engines start a dead worker again by themselves.
+The supervisor loads neither Beam nor TensorFlow before it forks. Other engines start a dead worker again by
+themselves.
 """
-
-from __future__ import annotations
 
 import ctypes
 import hashlib
@@ -18,7 +18,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from transforms.in_flight import IN_FLIGHT
 
@@ -30,7 +31,8 @@ _MAX_FRUITLESS_DEATHS = 3
 
 
 def run(job: Callable[[], int], outputs: Sequence[str]) -> int:
-    """Runs `job` in a child process until it ends by itself, and returns its exit code; SystemExit, in the child.
+    """Runs `job` in a child process until it ends by itself, and returns its exit code; SystemExit, in the
+    child.
 
     A signal that ends this process ends the child, and the other way round.
 
@@ -65,9 +67,14 @@ def _supervise(job: Callable[[], int], outputs: Sequence[str], folder: str) -> i
         before, progress = progress, _progress(folder, outputs)
         fruitless = 1 if progress > before else fruitless + 1
         if culprit:
-            print(f"landmarks: {death} over {culprit!r}, which becomes a failure row; going on", file=sys.stderr)
+            print(
+                f"landmarks: {death} over {culprit!r}, which becomes a failure row; going on", file=sys.stderr
+            )
         elif fruitless < _MAX_FRUITLESS_DEATHS:
-            print(f"landmarks: {death}; going on, first with the photographs it was at, one by one", file=sys.stderr)
+            print(
+                f"landmarks: {death}; going on, first with the photographs it was at, one by one",
+                file=sys.stderr,
+            )
         else:
             print(f"landmarks: error: {death}, {fruitless} times without getting on", file=sys.stderr)
             return 1
@@ -96,12 +103,16 @@ def _run_child(job: Callable[[], int], folder: str) -> tuple[int, int]:
 
 
 def _worker_died(folder: str, child: int) -> bool:
-    """Whether another process than the child left a note: with `multi_processing` its workers, whose death fails the pipeline."""
+    """Whether another process than the child left a note: with `multi_processing` its workers, whose death
+    fails the pipeline.
+    """
     return any(not note.startswith(f"{child}-") for note in os.listdir(os.path.join(folder, "notes")))
 
 
 def _find_culprit(folder: str) -> str:
-    """Sorts out the notes of a dead child; the image_id of a photograph that it died of alone, "" for none."""
+    """Sorts out the notes of a dead child; the image_id of a photograph that it died of alone, "" for
+    none.
+    """
     notes, suspects, crashed = (os.path.join(folder, name) for name in ("notes", "suspects", "crashed"))
     trying = os.listdir(suspects)  # some are left only where the child died in trying them
     culprit = ""
@@ -129,4 +140,6 @@ def _image_id(path: str) -> str:
 def _progress(folder: str, outputs: Sequence[str]) -> tuple[int, int]:
     """Culprits found, and files finished; grows with each."""
     crashed = len(os.listdir(os.path.join(folder, "crashed")))
-    return crashed, sum(not name.startswith(".") for root in outputs for _, _, names in os.walk(root) for name in names)
+    return crashed, sum(
+        not name.startswith(".") for root in outputs for _, _, names in os.walk(root) for name in names
+    )

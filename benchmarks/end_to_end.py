@@ -1,36 +1,44 @@
-"""The whole: index and recognize against the notebook's procedure on the same ResNet-50 model and photographs.
+"""The whole: index and recognize against the notebook's procedure on the same ResNet-50 model and
+photographs.
 
-First run: `landmarks index` and `landmarks recognize`, from start to exit, against the notebook script. Second run: recognize with other
-verification parameters and the first one's --query_store, where nothing is extracted again, against the same script, which has to do
-everything again. Then Beam's own overhead (recognize against its stages' pure functions in threads, both whole processes on the same
-photographs), and all cores against one, each net of start-up: extraction is the index of a part of the photographs less one of 8,
-verification a run with many candidates less one with few.
+First run: `landmarks index` and `landmarks recognize`, from start to exit, against the notebook script.
+Second run: recognize with other verification parameters and the first one's --query_store, where nothing is
+extracted again, against the same script, which has to do everything again. Then Beam's own overhead
+(recognize against its stages' pure functions in threads, both whole processes on the same photographs), and
+all cores against one, each net of start-up: extraction is the index of a part of the photographs less one of
+8, verification a run with many candidates less one with few.
 
-Predictions are compared where the notebook's are clear, the best landmark ahead of the next by at least half of what one candidate's
-geometry can give, since RANSAC differs; 97 % of those have to be the same landmark. Among random features many are not clear.
+Predictions are compared where the notebook's are clear, the best landmark ahead of the next by at least half
+of what one candidate's geometry can give, since RANSAC differs; 97 % of those have to be the same landmark.
+Among random features many are not clear.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
 import json
 import pathlib
 import tempfile
-from typing import Optional
 
 from benchmarks import jobs, resnet_delg
 from benchmarks.goals import Goals
 from benchmarks.notebook import inlier_counter
 
 FEW = 8  # photographs of the index whose time is the start-up
-CLEAR = 0.5  # of the confidence, between the best and the next landmark: half of what one candidate's geometry can give
+# of the confidence, between the best and the next landmark: half of what one candidate's geometry can give
+CLEAR = 0.5
 SCALES = (0.7071, 1.0, 1.4142)
 
 
 def write_lists(rows: list[tuple[str, str, str]], index: int, part: int, folder: pathlib.Path) -> None:
-    """Writes what the jobs and the notebook read: the first `index` photographs are the index, the others the queries."""
-    for name, chosen in (("index", rows[:index]), ("part", rows[:part]), ("few", rows[:FEW]), ("queries", rows[index:])):
+    """Writes what the jobs and the notebook read: the first `index` photographs are the index, the others the
+    queries.
+    """
+    for name, chosen in (
+        ("index", rows[:index]),
+        ("part", rows[:part]),
+        ("few", rows[:FEW]),
+        ("queries", rows[index:]),
+    ):
         (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
     with open(folder / "labels.csv", "w", newline="") as f:
         csv.writer(f).writerows([("id", "landmark_id"), *((i, label) for i, _, label in rows[:index])])
@@ -45,26 +53,56 @@ def submission(run: pathlib.Path) -> dict[str, str]:
 
 
 def agreement(predicted: dict[str, str], ids: list[str], answers: list[list]) -> tuple[float, float, int]:
-    """Share of the notebook's answers that are predicted, of all and of the clear ones; and how many are clear."""
+    """Share of the notebook's answers that are predicted, of all and of the clear ones; and how many are
+    clear.
+    """
     same = [predicted[i] == landmark for i, (landmark, _, _) in zip(ids, answers)]
     clear = [s for s, (_, _, margin) in zip(same, answers) if margin >= CLEAR]
     return sum(same) / len(same), sum(clear) / max(1, len(clear)), len(clear)
 
 
-def main(argv: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="run.py end-to-end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py end-to-end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     jobs.add_photos_flag(parser)
-    parser.add_argument("--index", type=int, default=1000, metavar="N", help="labelled photographs (default: %(default)s)")
-    parser.add_argument("--queries", type=int, default=300, metavar="N", help="query photographs (default: %(default)s)")
-    parser.add_argument("--part", type=int, default=160, metavar="N", help="photographs for all cores against one (default: %(default)s)")
-    parser.add_argument("--many", type=int, default=43, metavar="N", help="candidates per query for all cores against one (default: %(default)s)")
-    parser.add_argument("--max_image_side", type=int, default=320, metavar="PX", help="(default: %(default)s)")
-    parser.add_argument("--model_cache", default=tempfile.gettempdir() + "/landmarks-benchmarks", metavar="DIR", help="where the ResNet-50 is built once (default: %(default)s)")
+    parser.add_argument(
+        "--index", type=int, default=1000, metavar="N", help="labelled photographs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=300, metavar="N", help="query photographs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--part",
+        type=int,
+        default=160,
+        metavar="N",
+        help="photographs for all cores against one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=43,
+        metavar="N",
+        help="candidates per query for all cores against one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_image_side", type=int, default=320, metavar="PX", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model_cache",
+        default=tempfile.gettempdir() + "/landmarks-benchmarks",
+        metavar="DIR",
+        help="where the ResNet-50 is built once (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     rows = [row for row in jobs.photographs(args.photos) if row[2]][: args.index + args.queries]
     part = min(args.part, args.index)
     if len(rows) < args.index + args.queries or part <= FEW:
-        parser.error(f"{len(rows)} labelled photographs in {args.photos}, {args.index} + {args.queries} wanted, of them {part} (more than {FEW}) as the part")
+        parser.error(
+            f"{len(rows)} labelled photographs in {args.photos}, {args.index} + {args.queries} wanted, of "
+            f"them {part} (more than {FEW}) as the part"
+        )
     model = resnet_delg.ensure(args.model_cache, args.max_image_side, SCALES)
     print(jobs.machine(f"homography of the notebook: {inlier_counter()[0]}"), flush=True)
     goals = Goals()
@@ -77,42 +115,89 @@ def main(argv: Optional[list[str]] = None) -> int:
     return goals.exit_code
 
 
-def _index(folder: pathlib.Path, images: str, output: str, model: str, cores: Optional[int] = None) -> float:
+def _index(folder: pathlib.Path, images: str, output: str, model: str, cores: int | None = None) -> float:
     return jobs.landmarks(
-        "index", "--images", f"@{folder}/{images}.txt", "--labels", f"{folder}/labels.csv", "--output", str(folder / output),
-        "--model", model, cores=cores).seconds
+        "index",
+        "--images",
+        f"@{folder}/{images}.txt",
+        "--labels",
+        f"{folder}/labels.csv",
+        "--output",
+        str(folder / output),
+        "--model",
+        model,
+        cores=cores,
+    ).seconds
 
 
-def _recognize(folder: pathlib.Path, output: str, *flags: str, cores: Optional[int] = None) -> float:
+def _recognize(folder: pathlib.Path, output: str, *flags: str, cores: int | None = None) -> float:
     return jobs.landmarks(
-        "recognize", "--images", f"@{folder}/queries.txt", "--index", f"{folder}/index", "--output", str(folder / output), *flags,
-        cores=cores).seconds
+        "recognize",
+        "--images",
+        f"@{folder}/queries.txt",
+        "--index",
+        f"{folder}/index",
+        "--output",
+        str(folder / output),
+        *flags,
+        cores=cores,
+    ).seconds
 
 
 def _against_the_notebook(folder: pathlib.Path, model: str, ids: list[str], goals: Goals) -> float:
     """Seconds of the first recognize."""
     indexing = _index(folder, "index", "index", model)
     first = _recognize(folder, "first")
-    second = _recognize(folder, "second", "--query_store", f"{folder}/first/queries", "--max_reprojection_error", "12", "--max_distance", "0.85")
+    second = _recognize(
+        folder,
+        "second",
+        "--query_store",
+        f"{folder}/first/queries",
+        "--max_reprojection_error",
+        "12",
+        "--max_distance",
+        "0.85",
+    )
     notebook = jobs.run(
-        "benchmarks.notebook", "--model", model, "--index", f"{folder}/notebook.csv", "--queries", f"{folder}/queries.txt",
-        "--output", f"{folder}/notebook.json").seconds
+        "benchmarks.notebook",
+        "--model",
+        model,
+        "--index",
+        f"{folder}/notebook.csv",
+        "--queries",
+        f"{folder}/queries.txt",
+        "--output",
+        f"{folder}/notebook.json",
+    ).seconds
     result = json.loads((folder / "notebook.json").read_text())
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in result["seconds"].items())
     print(f"\n{'seconds':<44}{'notebook':>10}{'landmarks':>10}{'ratio':>8}")
-    print(f"{f'first run (index {indexing:.1f}, recognize {first:.1f})':<44}{notebook:>10.1f}{indexing + first:>10.1f}{notebook / (indexing + first):>8.1f}")
-    print(f"{'second run, other verification parameters':<44}{notebook:>10.1f}{second:>10.1f}{notebook / second:>8.1f}")
+    for what, ours in (
+        (f"first run (index {indexing:.1f}, recognize {first:.1f})", indexing + first),
+        ("second run, other verification parameters", second),
+    ):
+        print(f"{what:<44}{notebook:>10.1f}{ours:>10.1f}{notebook / ours:>8.1f}")
     print(f"of the notebook: {parts}")
     goals.at_least("first run / notebook", notebook / (indexing + first), 1.8)
     goals.at_least("second run / notebook", notebook / second, 20)
     every, clear, number = agreement(submission(folder / "first"), ids, result["answers"])
-    goals.agree(f"predictions ({every:.1%} of {len(ids)} queries, {clear:.1%} of the {number} clear ones)", clear >= 0.97)
+    goals.agree(
+        f"predictions ({every:.1%} of {len(ids)} queries, {clear:.1%} of the {number} clear ones)",
+        clear >= 0.97,
+    )
     return first
 
 
 def _beam_overhead(folder: pathlib.Path, recognize: float, goals: Goals) -> None:
     pure = jobs.run(
-        "benchmarks.pure_stages", "--images", f"@{folder}/queries.txt", "--index", f"{folder}/index", "--output", f"{folder}/pure").seconds
+        "benchmarks.pure_stages",
+        "--images",
+        f"@{folder}/queries.txt",
+        "--index",
+        f"{folder}/index",
+        "--output",
+        f"{folder}/pure",
+    ).seconds
     again = _recognize(folder, "again")
     print(f"\nrecognize {recognize:.1f} and {again:.1f} s, its stages' pure functions {pure:.1f} s")
     goals.at_most("recognize / pure functions", min(recognize, again) / pure, 1.15)
@@ -126,7 +211,10 @@ def _cores(folder: pathlib.Path, model: str, part: int, queries: int, many: int,
         seconds = [_index(folder, images, f"{images}-{name}", model, cores) for images in ("few", "part")]
         extraction[name] = (part - FEW) / (seconds[1] - seconds[0])
         store = ("--query_store", f"{folder}/first/queries")
-        seconds = [_recognize(folder, f"{k}-{name}", *store, "--num_to_rerank", str(k), cores=cores) for k in (3, many)]
+        seconds = [
+            _recognize(folder, f"{k}-{name}", *store, "--num_to_rerank", str(k), cores=cores)
+            for k in (3, many)
+        ]
         verification[name] = queries * (many - 3) / (seconds[1] - seconds[0])
     for label, rates in (("extraction, images/s", extraction), ("verification, pairs/s", verification)):
         print(f"{label:<44}{rates['one']:>10.2f}{rates['all']:>10.2f}{rates['all'] / rates['one']:>8.2f}")

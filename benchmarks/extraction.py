@@ -1,14 +1,16 @@
-"""Extraction: the index job against the bare model, which is its limit, and against the notebook's two passes with decoding in each.
+"""Extraction: the index job against the bare model, which is its limit, and against the notebook's two passes
+with decoding in each.
 
-For the embedded model and for a ResNet-50 with DELG's heads and random weights. Every way runs in a process of its own.
+For the embedded model and for a ResNet-50 with DELG's heads and random weights. Every way runs in a process
+of its own.
 
-(a) bare model   the model called in a loop on photographs that lie decoded in memory, TensorFlow's own choice of threads, one warm-up call
+(a) bare model   the model called in a loop on photographs that lie decoded in memory, TensorFlow's own choice
+of threads, one warm-up call
 (b) notebook     per photograph: decode, global pass, decode, local pass; no files written
-(c) index job    `landmarks index`: read, decode, extract, write. Net of start-up: (N - n) / (seconds of N photographs - seconds of n)
+(c) index job    `landmarks index`: read, decode, extract, write. Net of start-up: (N - n) / (seconds of N
+photographs - seconds of n)
 (d) bfloat16     the same with --precision bfloat16
 """
-
-from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -16,7 +18,6 @@ import pathlib
 import sys
 import tempfile
 import time
-from typing import Optional
 
 import numpy as np
 
@@ -30,7 +31,9 @@ WARM_UP = 2
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What one way gave for one photograph: global descriptor [D], unit length; keypoints [N, 2], (y, x); descriptors [N, D']."""
+    """What one way gave for one photograph: global descriptor [D], unit length; keypoints [N, 2], (y, x);
+    descriptors [N, D'].
+    """
 
     descriptor: np.ndarray
     keypoints: np.ndarray
@@ -41,7 +44,9 @@ def write_lists(rows: list[tuple[str, str, str]], folder: pathlib.Path) -> None:
     """Writes few.txt and all.txt, paths of photographs, and labels.csv."""
     for name, chosen in (("few", rows[:FEW]), ("all", rows)):
         (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
-    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(f"{i},{label or 'none'}\n" for i, _, label in rows))
+    (folder / "labels.csv").write_text(
+        "id,landmark_id\n" + "".join(f"{i},{label or 'none'}\n" for i, _, label in rows)
+    )
 
 
 def bare_model(model: str, paths: list[str], settings) -> tuple[float, list[Features]]:
@@ -94,7 +99,9 @@ def stored(root: pathlib.Path, ids: list[str]) -> list[Features]:
 
 
 def compare(one: list[Features], other: list[Features]) -> tuple[float, float, float]:
-    """Least cosine of global descriptors; share of `one`'s keypoints that `other` has too; median cosine of the descriptors there."""
+    """Least cosine of global descriptors; share of `one`'s keypoints that `other` has too; median cosine of
+    the descriptors there.
+    """
     cosine = min(float(a.descriptor @ b.descriptor) for a, b in zip(one, other))
     kept, total, local = 0, 0, []
     for a, b in zip(one, other):
@@ -112,20 +119,46 @@ def compare(one: list[Features], other: list[Features]) -> tuple[float, float, f
 
 
 def job_seconds(model: str, folder: pathlib.Path, name: str, flags: list[str]) -> tuple[float, float]:
-    """Seconds of `landmarks index` over few and over all photographs; the second index stays at `folder / name`."""
+    """Seconds of `landmarks index` over few and over all photographs; the second index stays at `folder /
+    name`.
+    """
     both = []
     for images in ("few", "all"):
-        both.append(jobs.landmarks(
-            "index", "--images", f"@{folder}/{images}.txt", "--labels", f"{folder}/labels.csv", "--model", model,
-            "--output", str(folder / f"{name}-{images}"), *flags).seconds)
+        both.append(
+            jobs.landmarks(
+                "index",
+                "--images",
+                f"@{folder}/{images}.txt",
+                "--labels",
+                f"{folder}/labels.csv",
+                "--model",
+                model,
+                "--output",
+                str(folder / f"{name}-{images}"),
+                *flags,
+            ).seconds
+        )
     return both[0], both[1]
 
 
-def in_a_process(way: str, model: str, side: Optional[int], folder: pathlib.Path) -> tuple[float, list[Features]]:
+def in_a_process(
+    way: str, model: str, side: int | None, folder: pathlib.Path
+) -> tuple[float, list[Features]]:
     """Seconds and features of `way`, one of WAYS, run by a fresh interpreter."""
     output = folder / f"{way}.npz"
     side_flag = ["--max_image_side", str(side)] if side else []
-    jobs.run("benchmarks.extraction", "--way", way, "--model", model, *side_flag, "--folder", str(folder), "--output", str(output))
+    jobs.run(
+        "benchmarks.extraction",
+        "--way",
+        way,
+        "--model",
+        model,
+        *side_flag,
+        "--folder",
+        str(folder),
+        "--output",
+        str(output),
+    )
     with np.load(output) as data:
         seconds, count = float(data["seconds"]), int(data["count"])
         return seconds, [Features(*(data[f"{i}_{part}"] for part in range(3))) for i in range(count)]
@@ -149,11 +182,17 @@ def _way_process(argv: list[str]) -> None:
     settings = dataclasses.replace(settings, max_image_side=args.max_image_side or settings.max_image_side)
     paths = (pathlib.Path(args.folder) / "all.txt").read_text().splitlines()
     seconds, features = WAYS[args.way](folder, paths, settings)
-    arrays = {f"{i}_{part}": value for i, f in enumerate(features) for part, value in enumerate((f.descriptor, f.keypoints, f.descriptors))}
+    arrays = {
+        f"{i}_{part}": value
+        for i, f in enumerate(features)
+        for part, value in enumerate((f.descriptor, f.keypoints, f.descriptors))
+    }
     np.savez(args.output, seconds=seconds, count=len(features), **arrays)
 
 
-def measure(name: str, model: str, side: Optional[int], rows: list[tuple[str, str, str]], bfloat16: bool, goals: Goals) -> None:
+def measure(
+    name: str, model: str, side: int | None, rows: list[tuple[str, str, str]], bfloat16: bool, goals: Goals
+) -> None:
     """Prints the table and the goals of one model."""
     number = len(rows)
     with tempfile.TemporaryDirectory(prefix="landmarks-extraction-") as temporary:
@@ -164,7 +203,10 @@ def measure(name: str, model: str, side: Optional[int], rows: list[tuple[str, st
         notebook, notebook_features = in_a_process("notebook", model, side, folder)
         rates = {"(a) bare model": number / bare, "(b) notebook": number / notebook}
         features = {}
-        for label, precision in [("(c) index job", "float32"), *([("(d) index job, bfloat16", "bfloat16")] if bfloat16 else [])]:
+        for label, precision in [
+            ("(c) index job", "float32"),
+            *([("(d) index job, bfloat16", "bfloat16")] if bfloat16 else []),
+        ]:
             few, full = job_seconds(model, folder, precision, [*flags, "--precision", precision])
             rates[label] = (number - FEW) / (full - few)
             rates[f"    from start to exit ({full:.1f} s, {FEW} photographs {few:.1f} s)"] = number / full
@@ -177,23 +219,58 @@ def measure(name: str, model: str, side: Optional[int], rows: list[tuple[str, st
     goals.at_least(f"{name}: index job / notebook", rates["(c) index job"] * notebook / number, 1.8)
     for other, given in (("bare model", bare_features), ("notebook", notebook_features)):
         cosine, kept, local = compare(given, features["float32"])
-        goals.agree(f"{name}: features of the {other} and the job (least cosine {cosine:.5f}, {kept:.2%} of keypoints, local cosine {local:.4f})",
-                    cosine > 0.9999 and kept > 0.99 and local > 0.999)
+        goals.agree(
+            f"{name}: features of the {other} and the job (least cosine {cosine:.5f}, {kept:.2%} of "
+            f"keypoints, local cosine {local:.4f})",
+            cosine > 0.9999 and kept > 0.99 and local > 0.999,
+        )
     if bfloat16:
         cosine, kept, local = compare(features["float32"], features["bfloat16"])
-        print(f"{name}: bfloat16 moves descriptors to a least cosine of {cosine:.5f}, keeps {kept:.1%} of keypoints, local cosine {local:.4f}")
-        if jobs.has_fast_bfloat16() and name != "embedded":  # half of whose time goes into gathers and sums, not into products
-            goals.at_least(f"{name}: index job in bfloat16 / notebook", rates["(d) index job, bfloat16"] * notebook / number, 2.8)
+        print(
+            f"{name}: bfloat16 moves descriptors to a least cosine of {cosine:.5f}, keeps {kept:.1%} of "
+            f"keypoints, local cosine {local:.4f}"
+        )
+        if (
+            jobs.has_fast_bfloat16() and name != "embedded"
+        ):  # half of whose time goes into gathers and sums, not into products
+            goals.at_least(
+                f"{name}: index job in bfloat16 / notebook",
+                rates["(d) index job, bfloat16"] * notebook / number,
+                2.8,
+            )
 
 
-def main(argv: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="run.py extraction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py extraction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     jobs.add_photos_flag(parser)
-    parser.add_argument("--number", type=int, default=300, metavar="N", help="photographs (default: %(default)s)")
-    parser.add_argument("--models", nargs="+", choices=["embedded", "resnet50"], default=["embedded", "resnet50"])
-    parser.add_argument("--max_image_side", type=int, default=480, metavar="PX", help="for the ResNet-50; the embedded model's is its card's (default: %(default)s)")
-    parser.add_argument("--image_scales", type=lambda text: tuple(map(float, text.split(","))), default=(0.7071, 1.0, 1.4142), metavar="S,S", help="of the ResNet-50 (default: 0.7071,1,1.4142)")
-    parser.add_argument("--model_cache", default=tempfile.gettempdir() + "/landmarks-benchmarks", metavar="DIR", help="where the ResNet-50 is built once (default: %(default)s)")
+    parser.add_argument(
+        "--number", type=int, default=300, metavar="N", help="photographs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=["embedded", "resnet50"], default=["embedded", "resnet50"]
+    )
+    parser.add_argument(
+        "--max_image_side",
+        type=int,
+        default=480,
+        metavar="PX",
+        help="for the ResNet-50; the embedded model's is its card's (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image_scales",
+        type=lambda text: tuple(map(float, text.split(","))),
+        default=(0.7071, 1.0, 1.4142),
+        metavar="S,S",
+        help="of the ResNet-50 (default: 0.7071,1,1.4142)",
+    )
+    parser.add_argument(
+        "--model_cache",
+        default=tempfile.gettempdir() + "/landmarks-benchmarks",
+        metavar="DIR",
+        help="where the ResNet-50 is built once (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.number <= FEW:
         parser.error(f"--number must be more than {FEW}")

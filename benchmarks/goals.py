@@ -1,7 +1,5 @@
 """The closing lines of a benchmark: one per goal, and the exit code they add up to."""
 
-from __future__ import annotations
-
 import dataclasses
 
 

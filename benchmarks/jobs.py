@@ -1,6 +1,6 @@
-"""What the benchmarks of whole commands share: photographs, and processes that are timed from start to end."""
-
-from __future__ import annotations
+"""What the benchmarks of whole commands share: photographs, and processes that are timed from start to
+end.
+"""
 
 import argparse
 import csv
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -22,11 +22,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def add_photos_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --photos: a folder with photos.csv (id, path, label); LANDMARKS_PHOTOS where it is not given."""
     folder = os.environ.get("LANDMARKS_PHOTOS")
-    parser.add_argument("--photos", type=pathlib.Path, default=folder, required=not folder, metavar="DIR", help="folder with photos.csv (id, path, label)")
+    parser.add_argument(
+        "--photos",
+        type=pathlib.Path,
+        default=folder,
+        required=not folder,
+        metavar="DIR",
+        help="folder with photos.csv (id, path, label)",
+    )
 
 
 def photographs(folder: pathlib.Path) -> list[tuple[str, str, str]]:
-    """(id, absolute path, label or "") of all photographs of a folder, in an order that a hash of the id makes."""
+    """(id, absolute path, label or "") of all photographs of a folder, in an order that a hash of the id
+    makes.
+    """
     with open(folder / "photos.csv", newline="") as f:
         rows = [(row["id"], str((folder / row["path"]).resolve()), row["label"]) for row in csv.DictReader(f)]
     return sorted(rows, key=lambda row: hashlib.sha256(row[0].encode()).hexdigest())
@@ -45,7 +54,7 @@ class Run:
     output: str
 
 
-def run(module: str, *arguments: str, cores: Optional[int] = None) -> Run:
+def run(module: str, *arguments: str, cores: int | None = None) -> Run:
     """Runs `python -m module arguments`, on the first `cores` cores alone where given.
 
     Raises:
@@ -54,16 +63,23 @@ def run(module: str, *arguments: str, cores: Optional[int] = None) -> Run:
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: os.sched_setaffinity(0, allowed))
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+    )
     output, errors = process.communicate()
     seconds = time.monotonic() - started
     if process.returncode:
-        raise SystemExit(f"python -m {module} {' '.join(arguments)} ended with {process.returncode}:\n{output}{errors}")
+        raise SystemExit(
+            f"python -m {module} {' '.join(arguments)} ended with {process.returncode}:\n{output}{errors}"
+        )
     return Run(seconds, output)
 
 
-def landmarks(*arguments: str, cores: Optional[int] = None) -> Run:
+def landmarks(*arguments: str, cores: int | None = None) -> Run:
     """Runs a command of the product; see `run`."""
     return run("beam_pipeline", *arguments, cores=cores)
 
@@ -92,7 +108,10 @@ class Most:
 
 def machine(*facts: str) -> str:
     """A line that says on what machine and with what versions something was measured."""
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("tensorflow", "apache-beam", "numpy")]
+    versions = [
+        f"{package} {importlib.metadata.version(package)}"
+        for package in ("tensorflow", "apache-beam", "numpy")
+    ]
     return ", ".join([f"{len(os.sched_getaffinity(0))} cores", processor(), *versions, *facts])
 
 

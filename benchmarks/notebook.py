@@ -1,19 +1,19 @@
 """What entrants of Google Landmark Recognition 2020 ran, as a script: the yardstick of the other benchmarks.
 
-The procedure of the competition's baseline notebook, in our own words. Images are decoded for each pass; global descriptors are float64; each
-query is searched by a cdist over all of them; local features of the query and of every candidate are extracted again for each pair; putative
-matches come from a cKDTree, homographies from pydegensac. Two things differ, so that answers can be compared: rows of global descriptors
+The procedure of the competition's baseline notebook, in our own words. Images are decoded for each pass;
+global descriptors are float64; each query is searched by a cdist over all of them; local features of the
+query and of every candidate are extracted again for each pair; putative matches come from a cKDTree,
+homographies from pydegensac. Two things differ, so that answers can be compared: rows of global descriptors
 are normalised before they are summed, and photographs are turned upright and shrunk as the product does.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
 import json
 import time
 from collections import defaultdict
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -45,7 +45,9 @@ class Extractor:
             "input_max_feature_num": self._tf.constant(settings.max_local_features, self._tf.int32),
             "input_abs_thres": self._tf.constant(settings.score_threshold, self._tf.float32),
             "input_global_scales_ind": self._tf.constant(
-                [i for i, scale in enumerate(settings.image_scales) if scale in settings.global_scales], self._tf.int32),
+                [i for i, scale in enumerate(settings.image_scales) if scale in settings.global_scales],
+                self._tf.int32,
+            ),
         }
         self._local = self._function("local", ["boxes", "features"])
         self._global = self._function("global", ["global_descriptors"])
@@ -56,7 +58,9 @@ class Extractor:
             pruned = self._model.prune([f"{feed}:0" for feed in feeds], [f"{fetch}:0" for fetch in fetches])
             return lambda image: [t.numpy() for t in pruned(image, *self._inputs.values())]
         signature = self._model.signatures[name]
-        known = {key: self._inputs[key] for key in signature.structured_input_signature[1] if key != "input_image"}
+        known = {
+            key: self._inputs[key] for key in signature.structured_input_signature[1] if key != "input_image"
+        }
 
         def call(image: Any) -> list[np.ndarray]:
             outputs = signature(input_image=image, **known)
@@ -69,7 +73,9 @@ class Extractor:
         image = PIL.ImageOps.exif_transpose(PIL.Image.open(path)).convert("RGB")
         scale = min(1.0, self._settings.max_image_side / max(image.size))
         if scale < 1.0:
-            image = image.resize([max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BICUBIC)
+            image = image.resize(
+                [max(1, round(side * scale)) for side in image.size], PIL.Image.Resampling.BICUBIC
+            )
         return self._tf.convert_to_tensor(np.array(image))
 
     def global_descriptor(self, path: str) -> np.ndarray:
@@ -87,13 +93,20 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
 
 
-def pydegensac_inliers(query_points: np.ndarray, index_points: np.ndarray, settings: VerificationSettings) -> int:
+def pydegensac_inliers(
+    query_points: np.ndarray, index_points: np.ndarray, settings: VerificationSettings
+) -> int:
     """Inliers of the notebook's homography."""
     import pydegensac
 
     try:
         _, mask = pydegensac.findHomography(
-            query_points, index_points, settings.max_reprojection_error, settings.homography_confidence, settings.max_ransac_iterations)
+            query_points,
+            index_points,
+            settings.max_reprojection_error,
+            settings.homography_confidence,
+            settings.max_ransac_iterations,
+        )
     except np.linalg.LinAlgError:
         return 0
     return int(np.sum(mask))
@@ -104,8 +117,13 @@ def opencv_inliers(query_points: np.ndarray, index_points: np.ndarray, settings:
     import cv2
 
     homography, mask = cv2.findHomography(
-        query_points, index_points, cv2.RANSAC, 2**0.5 * settings.max_reprojection_error, maxIters=settings.max_ransac_iterations,
-        confidence=settings.homography_confidence)
+        query_points,
+        index_points,
+        cv2.RANSAC,
+        2**0.5 * settings.max_reprojection_error,
+        maxIters=settings.max_ransac_iterations,
+        confidence=settings.homography_confidence,
+    )
     return 0 if homography is None else int(mask.sum())
 
 
@@ -119,7 +137,10 @@ def inlier_counter() -> tuple[str, Inliers]:
 
 
 def pair_inliers(
-    query: tuple[np.ndarray, np.ndarray], candidate: tuple[np.ndarray, np.ndarray], settings: VerificationSettings, count: Inliers
+    query: tuple[np.ndarray, np.ndarray],
+    candidate: tuple[np.ndarray, np.ndarray],
+    settings: VerificationSettings,
+    count: Inliers,
 ) -> int:
     """Inliers of a pair of images, each (keypoints, descriptors)."""
     if not len(query[0]) or not len(candidate[0]):
@@ -132,7 +153,12 @@ def pair_inliers(
 
 
 def recognize(
-    extractor: Extractor, index: list[tuple[str, str]], queries: list[str], num_to_rerank: int, top_k: int, settings: VerificationSettings
+    extractor: Extractor,
+    index: list[tuple[str, str]],
+    queries: list[str],
+    num_to_rerank: int,
+    top_k: int,
+    settings: VerificationSettings,
 ) -> tuple[list[tuple[str, float, float]], dict[str, float]]:
     """The whole procedure.
 
@@ -141,7 +167,8 @@ def recognize(
       queries: paths.
 
     Returns:
-      For each query the landmark, its confidence, and by how much that is above the next landmark's; and the seconds of the parts.
+      For each query the landmark, its confidence, and by how much that is above the next landmark's; and the
+      seconds of the parts.
     """
     seconds: dict[str, float] = defaultdict(float)
 
@@ -163,7 +190,12 @@ def recognize(
         for i in nearest:
             candidate = timed("local", extractor.local_features, index[i][0])
             inliers = timed("pairs", pair_inliers, local, candidate, settings, count)
-            scored.append((min(inliers, settings.max_inlier_score) / settings.max_inlier_score + 1 - distances[i], index[i][1]))
+            scored.append(
+                (
+                    min(inliers, settings.max_inlier_score) / settings.max_inlier_score + 1 - distances[i],
+                    index[i][1],
+                )
+            )
         sums: dict[str, float] = defaultdict(float)
         for score, landmark in sorted(scored, reverse=True)[:top_k]:
             sums[landmark] += score
@@ -173,7 +205,9 @@ def recognize(
 
 
 def command(argv: list[str] | None = None) -> None:
-    """`python -m benchmarks.notebook`: predictions as JSON, {"answers": [landmark, confidence, margin], "seconds": {part: seconds}}."""
+    """`python -m benchmarks.notebook`: predictions as JSON, {"answers": [landmark, confidence, margin],
+    "seconds": {part: seconds}}.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of the SavedModel")
     parser.add_argument("--index", required=True, help="CSV path,landmark without a header")
@@ -187,7 +221,9 @@ def command(argv: list[str] | None = None) -> None:
     with open(args.queries) as f:
         queries = f.read().splitlines()
     extractor = Extractor(args.model, settings_from_card(read_card(args.model)))
-    answers, seconds = recognize(extractor, index, queries, args.num_to_rerank, args.top_k, VerificationSettings())
+    answers, seconds = recognize(
+        extractor, index, queries, args.num_to_rerank, args.top_k, VerificationSettings()
+    )
     with open(args.output, "w") as f:
         json.dump({"answers": answers, "seconds": seconds}, f)
 

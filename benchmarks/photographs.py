@@ -1,10 +1,10 @@
-"""Accuracy, seconds and memory of the three commands on a folder of real labelled photographs, and what broken files do to them.
+"""Accuracy, seconds and memory of the three commands on a folder of real labelled photographs, and what
+broken files do to them.
 
-The folder holds photos.csv with the columns id, path, label and kind. 60 % of each label's photographs (labels with at least 4) are the index;
-the rest, and all of kind "distractor", are the queries. Which is which is decided by a hash of the id.
+The folder holds photos.csv with the columns id, path, label and kind. 60 % of each label's photographs
+(labels with at least 4) are the index; the rest, and all of kind "distractor", are the queries. Which is
+which is decided by a hash of the id.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
@@ -25,11 +25,17 @@ from benchmarks.goals import Goals
 
 INDEX_SHARE, MIN_PHOTOGRAPHS = 0.6, 4
 BROKEN = 30
-RUNS = {"defaults": [], "20 candidates, mutual check": ["--mutual_check", "--num_to_rerank", "20"], "--preset accurate": ["--preset", "accurate"]}
+RUNS = {
+    "defaults": [],
+    "20 candidates, mutual check": ["--mutual_check", "--num_to_rerank", "20"],
+    "--preset accurate": ["--preset", "accurate"],
+}
 
 
 def split(photos: pathlib.Path, folder: pathlib.Path) -> tuple[int, int]:
-    """Writes index.txt, queries.txt, labels.csv and truth.csv below `folder`; returns the number of index and query images."""
+    """Writes index.txt, queries.txt, labels.csv and truth.csv below `folder`; returns the number of index and
+    query images.
+    """
     with open(photos / "photos.csv", newline="") as f:
         rows = sorted(csv.DictReader(f), key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
     by_label: dict[str, list[dict]] = {}
@@ -44,8 +50,12 @@ def split(photos: pathlib.Path, folder: pathlib.Path) -> tuple[int, int]:
             queries += members[cut:]
     for name, chosen in (("index.txt", index), ("queries.txt", queries)):
         (folder / name).write_text("".join(f"{(photos / row['path']).resolve()}\n" for row in chosen))
-    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(f"{row['id']},{row['label']}\n" for row in index))
-    (folder / "truth.csv").write_text("id,landmarks,Usage\n" + "".join(f"{row['id']},{row['label']},Private\n" for row in queries))
+    (folder / "labels.csv").write_text(
+        "id,landmark_id\n" + "".join(f"{row['id']},{row['label']}\n" for row in index)
+    )
+    (folder / "truth.csv").write_text(
+        "id,landmarks,Usage\n" + "".join(f"{row['id']},{row['label']},Private\n" for row in queries)
+    )
     return len(index), len(queries)
 
 
@@ -60,7 +70,10 @@ def landmarks(*arguments: str) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"landmarks {' '.join(arguments)} failed")
-    return time.monotonic() - started, usage.ru_maxrss / 1024  # wait4 counts in the processes that the command itself waited for
+    return (
+        time.monotonic() - started,
+        usage.ru_maxrss / 1024,
+    )  # wait4 counts in the processes that the command itself waited for
 
 
 def break_files(photos: pathlib.Path, folder: pathlib.Path) -> list[str]:
@@ -70,7 +83,9 @@ def break_files(photos: pathlib.Path, folder: pathlib.Path) -> list[str]:
     paths = []
     for number in range(BROKEN):
         whole = sources[number * 37 % len(sources)].read_bytes()
-        content = [b"", whole[: len(whole) // 2], whole[:20], b"no photograph", whole[2:], bytes(len(whole))][number % 6]
+        content = [b"", whole[: len(whole) // 2], whole[:20], b"no photograph", whole[2:], bytes(len(whole))][
+            number % 6
+        ]
         path = folder / f"broken{number:02d}.jpg"
         path.write_bytes(content)
         paths.append(str(path))
@@ -84,21 +99,46 @@ def descriptors(store: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def check_broken(photos: pathlib.Path, folder: pathlib.Path, goals: Goals) -> None:
-    """All photographs as queries, with and without broken files among them, against the index: nothing else may change."""
-    every = [str(p.resolve()) for part in ("landmarks", "other") for p in sorted((photos / part).glob("*.jpg"))]
+    """All photographs as queries, with and without broken files among them, against the index: nothing else
+    may change.
+    """
+    every = [
+        str(p.resolve()) for part in ("landmarks", "other") for p in sorted((photos / part).glob("*.jpg"))
+    ]
     broken = break_files(photos, folder / "broken")
     submissions = []
     for name, paths in (("whole", every), ("with_broken", every + broken)):
         (folder / f"{name}.txt").write_text("\n".join(paths) + "\n")
-        seconds, _ = landmarks("recognize", "--images", f"@{folder}/{name}.txt", "--index", str(folder / "index"), "--output", str(folder / name))
+        seconds, _ = landmarks(
+            "recognize",
+            "--images",
+            f"@{folder}/{name}.txt",
+            "--index",
+            str(folder / "index"),
+            "--output",
+            str(folder / name),
+        )
         print(f"{len(paths):,} photographs recognized in {seconds:,.0f} s")
-        submissions.append(dict(line.split(",", 1) for line in (folder / name / "submission.csv").read_text().splitlines()[1:]))
+        submissions.append(
+            dict(
+                line.split(",", 1) for line in (folder / name / "submission.csv").read_text().splitlines()[1:]
+            )
+        )
     failed = set(pd.read_parquet(folder / "with_broken" / "failures").image_id)
-    goals.agree(f"the {len(broken)} broken files are the failure rows", failed == {pathlib.Path(p).stem for p in broken})
-    goals.agree("their rows of the submission are empty", all(submissions[1].pop(image_id, None) == "" for image_id in failed))
+    goals.agree(
+        f"the {len(broken)} broken files are the failure rows",
+        failed == {pathlib.Path(p).stem for p in broken},
+    )
+    goals.agree(
+        "their rows of the submission are empty",
+        all(submissions[1].pop(image_id, None) == "" for image_id in failed),
+    )
     goals.agree(f"the other {len(submissions[0]):,} rows", submissions[0] == submissions[1])
     one, other = descriptors(folder / "whole" / "queries"), descriptors(folder / "with_broken" / "queries")
-    goals.agree("their descriptors, bit by bit", one.keys() == other.keys() and all(np.array_equal(one[i], other[i]) for i in one))
+    goals.agree(
+        "their descriptors, bit by bit",
+        one.keys() == other.keys() and all(np.array_equal(one[i], other[i]) for i in one),
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -113,18 +153,54 @@ def main(argv: list[str]) -> int:
         images, queries = split(args.photos, folder)
         print(f"{images:,} index and {queries:,} query photographs")
         print(f"{'':<30}{'GAP':>8}{'GAP, landmarks':>16}{'top-1':>8}{'seconds':>9}{'peak MB':>9}")
-        seconds, peak = landmarks("index", "--images", f"@{folder}/index.txt", "--labels", f"{folder}/labels.csv", "--output", f"{folder}/index", "--model", args.model)
+        seconds, peak = landmarks(
+            "index",
+            "--images",
+            f"@{folder}/index.txt",
+            "--labels",
+            f"{folder}/labels.csv",
+            "--output",
+            f"{folder}/index",
+            "--model",
+            args.model,
+        )
         print(f"{'index':<54}{'':>8}{seconds:>9.1f}{peak:>9,.0f}")
         for number, (name, flags) in enumerate(RUNS.items()):
             run = folder / f"run{number}"
             seconds, peak = landmarks(
-                "recognize", "--images", f"@{folder}/queries.txt", "--index", f"{folder}/index", "--output", str(run),
-                "--query_store", f"{folder}/queries", "--truth", f"{folder}/truth.csv", *flags)
+                "recognize",
+                "--images",
+                f"@{folder}/queries.txt",
+                "--index",
+                f"{folder}/index",
+                "--output",
+                str(run),
+                "--query_store",
+                f"{folder}/queries",
+                "--truth",
+                f"{folder}/truth.csv",
+                *flags,
+            )
             metrics = json.loads((run / "metrics.json").read_text())["all"]
-            print(f"{name:<30}{metrics['gap']:>8.4f}{metrics['gap_landmark_queries']:>16.4f}{metrics['top1']:>8.4f}{seconds:>9.1f}{peak:>9,.0f}", flush=True)
+            print(
+                f"{name:<30}{metrics['gap']:>8.4f}{metrics['gap_landmark_queries']:>16.4f}{metrics['top1']:>8.4f}{seconds:>9.1f}{peak:>9,.0f}",
+                flush=True,
+            )
         again = folder / "again"
-        landmarks("recognize", "--images", f"@{folder}/queries.txt", "--index", f"{folder}/index", "--output", str(again), "--direct_num_workers=1")
-        goals.agree("submission.csv with 1 worker and with all cores", (again / "submission.csv").read_bytes() == (folder / "run0" / "submission.csv").read_bytes())
+        landmarks(
+            "recognize",
+            "--images",
+            f"@{folder}/queries.txt",
+            "--index",
+            f"{folder}/index",
+            "--output",
+            str(again),
+            "--direct_num_workers=1",
+        )
+        goals.agree(
+            "submission.csv with 1 worker and with all cores",
+            (again / "submission.csv").read_bytes() == (folder / "run0" / "submission.csv").read_bytes(),
+        )
         if not args.skip_broken:
             check_broken(args.photos, folder, goals)
     return goals.exit_code

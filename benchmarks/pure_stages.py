@@ -1,6 +1,6 @@
-"""What recognize does, by its stages' pure functions in threads and without Beam: the yardstick of Beam's own overhead."""
-
-from __future__ import annotations
+"""What recognize does, by its stages' pure functions in threads and without Beam: the yardstick of Beam's own
+overhead.
+"""
 
 import argparse
 import os
@@ -18,7 +18,14 @@ from transforms.nearest import nearest
 from transforms.retrieval import read_index_block, read_query_block
 from transforms.stores import FeatureStore
 from transforms.submission import write_submission
-from transforms.types import Candidate, FeatureLocation, Prediction, PredictionUnit, QueryCandidates, VerificationSettings
+from transforms.types import (
+    Candidate,
+    FeatureLocation,
+    Prediction,
+    PredictionUnit,
+    QueryCandidates,
+    VerificationSettings,
+)
 from transforms.units import make_units, write_plan
 from transforms.verification import ranked, verify_pair
 
@@ -39,23 +46,40 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
             queries.write_unit(unit.name, extracted.features, extracted.failures, extracted.dimensions)
     names = [unit.name for unit in units]
     block = read_query_block(queries, names)
-    neighbors = nearest(block, read_index_block(index, [shard["unit"] for shard in manifest["shards"]]), num_to_rerank)
+    neighbors = nearest(
+        block, read_index_block(index, [shard["unit"] for shard in manifest["shards"]]), num_to_rerank
+    )
     places = [
         (image_id, FeatureLocation(name, offset, size))
         for name in names
-        for image_id, offset, size in zip(*(
-            queries.read_images(name, ["image_id", "local_offset", "local_size"]).column(c).to_pylist() for c in ("image_id", "local_offset", "local_size")))
+        for image_id, offset, size in zip(
+            *(
+                queries.read_images(name, ["image_id", "local_offset", "local_size"]).column(c).to_pylist()
+                for c in ("image_id", "local_offset", "local_size")
+            )
+        )
     ]
 
     def predict(q: int) -> Prediction:
         image_id, place = places[q]
         local, candidates = queries.read_local(place), []
         for c in range(num_to_rerank):
-            where = FeatureLocation(neighbors.unit[q, c].decode(), int(neighbors.local_offset[q, c]), int(neighbors.local_size[q, c]))
+            where = FeatureLocation(
+                neighbors.unit[q, c].decode(),
+                int(neighbors.local_offset[q, c]),
+                int(neighbors.local_size[q, c]),
+            )
             candidate_id = neighbors.image_id[q, c].decode()
             inliers = verify_pair(image_id, local, candidate_id, index.read_local(where), settings).inliers
-            candidates.append(Candidate(
-                candidate_id, neighbors.landmark_id[q, c].decode(), float(neighbors.similarity[q, c]), where, inliers))
+            candidates.append(
+                Candidate(
+                    candidate_id,
+                    neighbors.landmark_id[q, c].decode(),
+                    float(neighbors.similarity[q, c]),
+                    where,
+                    inliers,
+                )
+            )
         return aggregate(QueryCandidates(image_id, place, ranked(candidates, settings)), top_k)
 
     with ThreadPoolExecutor(cores) as pool:

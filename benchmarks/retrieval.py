@@ -1,15 +1,16 @@
-"""Exact retrieval against what a user would take instead: FAISS's flat index, NumPy's blocked product, SciPy's cdist per query.
+"""Exact retrieval against what a user would take instead: FAISS's flat index, NumPy's blocked product,
+SciPy's cdist per query.
 
-All in one process, on the same threads and the same clustered descriptors. Every answer is compared with float64 brute force.
+All in one process, on the same threads and the same clustered descriptors. Every answer is compared with
+float64 brute force.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
 import platform
 import time
-from typing import Any, Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,9 @@ GLDV2_IMAGES, GLDV2_LANDMARKS, GLDV2_LARGEST = 1_580_470, 81_313, 6_272
 
 
 def cluster_sizes(images: int) -> np.ndarray:
-    """Images per landmark, int64, largest first: a power law from 2 to 6,272 like Google Landmarks v2 clean, scaled to `images`."""
+    """Images per landmark, int64, largest first: a power law from 2 to 6,272 like Google Landmarks v2 clean,
+    scaled to `images`.
+    """
     landmarks = max(1, round(images * GLDV2_LANDMARKS / GLDV2_IMAGES))
     largest = max(2.0, GLDV2_LARGEST * images / GLDV2_IMAGES)
     rank = np.arange(1, landmarks + 1)
@@ -38,9 +41,11 @@ def cluster_sizes(images: int) -> np.ndarray:
 
 
 class Descriptors:
-    """Unit vectors that lie as an embedding's do: clusters of one landmark each, in a space of falling variance per axis.
+    """Unit vectors that lie as an embedding's do: clusters of one landmark each, in a space of falling
+    variance per axis.
 
-    Two images of one landmark have cosines of 0.4 to 0.75, two landmarks 0.00 +- 0.06 (independent coordinates would give 0.02).
+    Two images of one landmark have cosines of 0.4 to 0.75, two landmarks 0.00 +- 0.06 (independent
+    coordinates would give 0.02).
     """
 
     def __init__(self, width: int, seed: int = 0) -> None:
@@ -52,10 +57,17 @@ class Descriptors:
         self._noise = np.lib.stride_tricks.sliding_window_view(pool, width)
 
     def rows(self, landmarks: np.ndarray, seed: int) -> np.ndarray:
-        """float32 [N, D], an image of each landmark given (int [N]); a landmark is the same whatever the seed."""
+        """float32 [N, D], an image of each landmark given (int [N]); a landmark is the same whatever the
+        seed.
+        """
         rng = np.random.default_rng((self._seed, seed))
         unique, which = np.unique(landmarks, return_inverse=True)
-        centres = np.stack([np.random.default_rng((self._seed, 1, int(u))).standard_normal(self._width, np.float32) for u in unique])
+        centres = np.stack(
+            [
+                np.random.default_rng((self._seed, 1, int(u))).standard_normal(self._width, np.float32)
+                for u in unique
+            ]
+        )
         centres *= self._spread
         centres /= np.linalg.norm(centres, axis=1, keepdims=True)
         rows = self._noise[rng.integers(0, len(self._noise), len(landmarks))]
@@ -69,7 +81,14 @@ def index_block(landmarks: np.ndarray, descriptors: np.ndarray) -> IndexBlock:
     """An index whose image ids ascend with the rows."""
     count = len(landmarks)
     ids = np.array([b"i%015x" % i for i in range(count)])
-    return IndexBlock(ids, descriptors, landmarks.astype("S"), np.full(count, b"0"), np.zeros(count, np.int64), np.zeros(count, np.int32))
+    return IndexBlock(
+        ids,
+        descriptors,
+        landmarks.astype("S"),
+        np.full(count, b"0"),
+        np.zeros(count, np.int64),
+        np.zeros(count, np.int32),
+    )
 
 
 def query_block(descriptors: np.ndarray) -> DescriptorBlock:
@@ -104,7 +123,9 @@ def brute_force(queries: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
 
 
 def numpy_blocked(queries: np.ndarray, rows: np.ndarray, k: int, size: int = 16384) -> np.ndarray:
-    """What one writes by hand: a float32 product per block, argpartition, and a merge with the best so far."""
+    """What one writes by hand: a float32 product per block, argpartition, and a merge with the best so
+    far.
+    """
     best_scores, best = np.full((len(queries), k), -np.inf, np.float32), np.zeros((len(queries), k), np.int64)
     for tile in tiles(len(rows), size):
         scores = queries @ rows[tile].T
@@ -117,7 +138,9 @@ def numpy_blocked(queries: np.ndarray, rows: np.ndarray, k: int, size: int = 163
 
 
 def cdist_seconds(queries: np.ndarray, rows: np.ndarray) -> float:
-    """Seconds of the notebook's search of these queries: for each a cdist with all float64 embeddings and a partition."""
+    """Seconds of the notebook's search of these queries: for each a cdist with all float64 embeddings and a
+    partition.
+    """
     from scipy.spatial import distance
 
     queries, rows = queries.astype(np.float64), rows.astype(np.float64)
@@ -129,7 +152,9 @@ def cdist_seconds(queries: np.ndarray, rows: np.ndarray) -> float:
 
 
 def best_of(runs: int, ways: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Fewest seconds of each way, and its last answer; the ways take turns, so that a slow moment meets them all."""
+    """Fewest seconds of each way, and its last answer; the ways take turns, so that a slow moment meets them
+    all.
+    """
     seconds: dict[str, float] = {}
     answers: dict[str, Any] = {}
     for _ in range(runs):
@@ -150,7 +175,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     import faiss
 
@@ -167,33 +192,51 @@ def main(argv: Optional[list[str]] = None) -> int:
     fastest, float32 = fastest_product(), TensorFlowProduct()
     flop = 2 * options.index * options.queries * options.width
 
-    print(f"{options.index:,} x {options.width} index in {len(sizes):,} clusters, {options.queries:,} queries, {threads} threads, "
-          f"{platform.machine()}, fast pass {fastest.name}, faiss {faiss.__version__}, numpy {np.__version__}")
+    print(
+        f"{options.index:,} x {options.width} index in {len(sizes):,} clusters, {options.queries:,} queries, "
+        f"{threads} threads, "
+        f"{platform.machine()}, fast pass {fastest.name}, faiss {faiss.__version__}, numpy {np.__version__}"
+    )
     part = queries[: min(8, len(queries))], rows[:20_000]
     cdist = cdist_seconds(*part) * len(queries) / len(part[0]) * len(rows) / len(part[1])
     goals, all_truth = Goals(), brute_force(queries, rows, max(options.k))
     for k in options.k:
         truth = all_truth[:, :k]
-        seconds, answers = best_of(options.runs, {
-            "faiss": lambda: flat.search(queries, k)[1],
-            fastest.name: lambda: nearest(asked, index, k, fastest),
-            "float32": lambda: nearest(asked, index, k, float32),
-            "numpy": lambda: numpy_blocked(queries, rows, k),
-        })
+        seconds, answers = best_of(
+            options.runs,
+            {
+                "faiss": lambda: flat.search(queries, k)[1],
+                fastest.name: lambda: nearest(asked, index, k, fastest),
+                "float32": lambda: nearest(asked, index, k, float32),
+                "numpy": lambda: numpy_blocked(queries, rows, k),
+            },
+        )
         print(f"\nk={k:<18} {'seconds':>10} {'GFLOP/s':>10} {'vs faiss':>10} {'ids as float64':>16}")
         for name, label in {
-            fastest.name: f"nearest, {fastest.name}", "float32": "nearest, float32", "faiss": "faiss IndexFlatIP", "numpy": "numpy, blocked"
+            fastest.name: f"nearest, {fastest.name}",
+            "float32": "nearest, float32",
+            "faiss": "faiss IndexFlatIP",
+            "numpy": "numpy, blocked",
         }.items():
             answer = answers[name]
             found = answer if isinstance(answer, np.ndarray) else _row_numbers(answer.image_id)
-            print(f"{label:<20} {seconds[name]:>10.3f} {flop / seconds[name] / 1e9:>10.0f} {seconds['faiss'] / seconds[name]:>10.2f} "
-                  f"{np.mean(found == truth):>16.4%}")
-        print(f"{'scipy cdist, scaled':<20} {cdist:>10.1f} {flop / cdist / 1e9:>10.1f} {seconds['faiss'] / cdist:>10.4f}")
+            print(
+                f"{label:<20} {seconds[name]:>10.3f} {flop / seconds[name] / 1e9:>10.0f} "
+                f"{seconds['faiss'] / seconds[name]:>10.2f} "
+                f"{np.mean(found == truth):>16.4%}"
+            )
+        print(
+            f"{'scipy cdist, scaled':<20} {cdist:>10.1f} {flop / cdist / 1e9:>10.1f} "
+            f"{seconds['faiss'] / cdist:>10.4f}"
+        )
         if fastest.name != "float32":
             goals.at_least(f"retrieval vs faiss, k={k}", seconds["faiss"] / seconds[fastest.name], 2.5)
         goals.at_least(f"retrieval in float32 vs faiss, k={k}", seconds["faiss"] / seconds["float32"], 0.95)
         for name in {fastest.name, "float32"}:
-            goals.agree(f"ids of {name} and float64 brute force, k={k}", np.array_equal(_row_numbers(answers[name].image_id), truth))
+            goals.agree(
+                f"ids of {name} and float64 brute force, k={k}",
+                np.array_equal(_row_numbers(answers[name].image_id), truth),
+            )
     return goals.exit_code
 
 

@@ -1,20 +1,20 @@
-"""Retrieval at the size of Google Landmarks v2 clean: a synthetic index in the product's own store, searched by its own step.
+"""Retrieval at the size of Google Landmarks v2 clean: a synthetic index in the product's own store, searched
+by its own step.
 
-Measures seconds, the share of the machine's bare matrix product, bytes read and peak memory at 1/16, 1/4 and all of the index.
-The index takes 13 GB of disk; it is deleted at the end.
+Measures seconds, the share of the machine's bare matrix product, bytes read and peak memory at 1/16, 1/4 and
+all of the index. The index takes 13 GB of disk; it is deleted at the end.
 """
-
-from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
 import shutil
 import tempfile
 import time
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -34,14 +34,20 @@ _NO_LOCAL = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.floa
 _BLOCK_QUERIES = 4096
 
 
-def write_store(root: str, landmarks: np.ndarray, descriptors: Descriptors, prefix: str, per_unit: int, seed: int) -> list[tuple[str, int]]:
-    """Writes images of these landmarks (int [N]) as a feature store; returns its units with their numbers of images."""
+def write_store(
+    root: str, landmarks: np.ndarray, descriptors: Descriptors, prefix: str, per_unit: int, seed: int
+) -> list[tuple[str, int]]:
+    """Writes images of these landmarks (int [N]) as a feature store; returns its units with their numbers of
+    images.
+    """
     store = FeatureStore(root)
 
     def write(start: int) -> tuple[str, int]:
         rows = descriptors.rows(landmarks[start : start + per_unit], seed + start)
         features = [
-            ImageFeatures(ImageRef(f"{prefix}{start + n:015x}", "", 0, str(landmark)), 800, 600, 1.0, row, _NO_LOCAL)
+            ImageFeatures(
+                ImageRef(f"{prefix}{start + n:015x}", "", 0, str(landmark)), 800, 600, 1.0, row, _NO_LOCAL
+            )
             for n, (landmark, row) in enumerate(zip(landmarks[start : start + per_unit], rows))
         ]
         store.write_unit(f"{start:08d}", features, [], rows.shape[1])
@@ -52,7 +58,9 @@ def write_store(root: str, landmarks: np.ndarray, descriptors: Descriptors, pref
 
 
 def matmul_peak(product: Product, width: int) -> float:
-    """FLOP/s of the matrix product alone, in the product's type and on operands that lie ready: the best of some shapes."""
+    """FLOP/s of the matrix product alone, in the product's type and on operands that lie ready: the best of
+    some shapes.
+    """
     multiply = np.matmul
     if isinstance(product, (TensorFlowProduct, Bfloat16Product)):
         tf = import_tensorflow()
@@ -75,16 +83,16 @@ def memory_held() -> int:
 
     held, me = 0, psutil.Process()
     for process in [me, *me.children(recursive=True)]:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             held += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            pass
     return held
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One search: its seconds, descriptor bytes read, peak memory in bytes, and the candidates' ids by query id."""
+    """One search: its seconds, descriptor bytes read, peak memory in bytes, and the candidates' ids by query
+    id.
+    """
 
     seconds: float
     bytes_read: int
@@ -93,14 +101,27 @@ class Run:
 
 
 def retrieve(
-    index_root: str, units: list[tuple[str, int]], query_root: str, blocks: list[QueryBlock], k: int, options: PipelineOptions
+    index_root: str,
+    units: list[tuple[str, int]],
+    query_root: str,
+    blocks: list[QueryBlock],
+    k: int,
+    options: PipelineOptions,
 ) -> Run:
-    """The product's retrieval step over some units of the index, on the local runner as the product runs it."""
+    """The product's retrieval step over some units of the index, on the local runner as the product runs
+    it.
+    """
     answers = tempfile.mkdtemp(dir=os.path.dirname(index_root))
 
     def build(pipeline: beam.Pipeline) -> None:
-        units_found = pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, plan_groups(units), k)
-        units_found | beam.FlatMap(_lines).with_output_types(str) | beam.io.WriteToText(os.path.join(answers, "found"))
+        units_found = (
+            pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, plan_groups(units), k)
+        )
+        (
+            units_found
+            | beam.FlatMap(_lines).with_output_types(str)
+            | beam.io.WriteToText(os.path.join(answers, "found"))
+        )
 
     with jobs.Most(memory_held) as memory:
         start = time.perf_counter()
@@ -118,36 +139,49 @@ def _lines(unit: CandidateUnit) -> list[str]:
     return [" ".join([query.image_id, *(c.image_id for c in query.candidates)]) for query in unit.queries]
 
 
-def brute_force(index_root: str, units: list[tuple[str, int]], queries: np.ndarray, k: int) -> list[list[str]]:
+def brute_force(
+    index_root: str, units: list[tuple[str, int]], queries: np.ndarray, k: int
+) -> list[list[str]]:
     """Ids of the k best index images, in float64 rounded to float32, ties by id; reads 64 units at a time."""
     store, queries = FeatureStore(index_root), queries.astype(np.float64)
     best: list[list[tuple[float, str]]] = [[] for _ in queries]
     for start in range(0, len(units), 64):
         block = read_query_block(store, [unit for unit, _ in units[start : start + 64]])
         scores = (queries @ block.descriptors.T.astype(np.float64)).astype(np.float32)
-        kth = np.partition(scores, -k, axis=1)[:, -k] if scores.shape[1] > k else np.full(len(scores), -np.inf)
+        kth = (
+            np.partition(scores, -k, axis=1)[:, -k] if scores.shape[1] > k else np.full(len(scores), -np.inf)
+        )
         for q, limit in enumerate(kth):
-            near = [(-float(scores[q, j]), block.image_ids[j].decode()) for j in np.flatnonzero(scores[q] >= limit)]
+            near = [
+                (-float(scores[q, j]), block.image_ids[j].decode())
+                for j in np.flatnonzero(scores[q] >= limit)
+            ]
             best[q] = sorted(best[q] + near)[:k]
     return [[image_id for _, image_id in row] for row in best]
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="run.py retrieval-full", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the index is written, 13 GB [%(default)s]")
+    parser.add_argument(
+        "--folder", default=tempfile.gettempdir(), help="where the index is written, 13 GB [%(default)s]"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the index there and use it again")
     parser.add_argument("--plot", metavar="PNG", help="also draw the seconds against the size of the index")
     parser.add_argument("--index", type=int, default=GLDV2_IMAGES, help="index images")
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=2_048, help="of the descriptors")
-    parser.add_argument("--per-unit", type=int, default=64, help="images per shard; the product's own number is 64")
+    parser.add_argument(
+        "--per-unit", type=int, default=64, help="images per shard; the product's own number is 64"
+    )
     parser.add_argument("--k", type=int, default=3)
-    parser.add_argument("--fractions", type=int, nargs="+", default=[16, 4, 1], metavar="N", help="1/N of the index")
+    parser.add_argument(
+        "--fractions", type=int, nargs="+", default=[16, 4, 1], metavar="N", help="1/N of the index"
+    )
     parser.add_argument("--check", type=int, default=64, help="queries compared with float64 brute force")
     return parser.parse_known_args(argv)
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     options, beam_flags = parse(argv)
     name = f"landmarks-retrieval-{options.index}-{options.queries}-{options.width}-{options.per_unit}"
     folder = os.path.join(options.folder, name)
@@ -160,10 +194,20 @@ def main(argv: Optional[list[str]] = None) -> int:
             landmarks = np.random.default_rng(2).permutation(np.repeat(np.arange(len(sizes)), sizes))
             descriptors = Descriptors(options.width)
             write_store(index_root, landmarks, descriptors, "i", options.per_unit, 10)
-            write_store(query_root, mixed_queries(len(sizes), options.queries), descriptors, "q", options.per_unit, 10 + options.index)
+            write_store(
+                query_root,
+                mixed_queries(len(sizes), options.queries),
+                descriptors,
+                "q",
+                options.per_unit,
+                10 + options.index,
+            )
             open(os.path.join(folder, "complete"), "w").close()
             seconds = time.perf_counter() - start
-            print(f"{options.index:,} images of {len(sizes):,} landmarks ({sizes[-1]:,} to {sizes[0]:,} each) written in {seconds:.0f} s")
+            print(
+                f"{options.index:,} images of {len(sizes):,} landmarks ({sizes[-1]:,} to {sizes[0]:,} each) "
+                f"written in {seconds:.0f} s"
+            )
         return measure(options, index_root, query_root, PipelineOptions(beam_flags))
     finally:
         if not options.keep:
@@ -181,26 +225,41 @@ def plot(sizes: Sequence[int], seconds: Sequence[float], queries: int, path: str
     millions = [size / 1e6 for size in sizes]
     axes.plot([0, millions[-1]], [0, seconds[-1]], color="0.8", label="proportional to the index")
     axes.plot(millions, seconds, "o", color="tab:blue", label="measured")
-    axes.set(xlabel="index images, millions", ylabel="seconds", title=f"Exact retrieval of {queries:,} queries", xlim=0, ylim=0)
+    axes.set(
+        xlabel="index images, millions",
+        ylabel="seconds",
+        title=f"Exact retrieval of {queries:,} queries",
+        xlim=0,
+        ylim=0,
+    )
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
 
 
-def measure(options: argparse.Namespace, index_root: str, query_root: str, beam_options: PipelineOptions) -> int:
+def measure(
+    options: argparse.Namespace, index_root: str, query_root: str, beam_options: PipelineOptions
+) -> int:
     """Runs the searches, prints the table and the goals' lines, and returns the exit code."""
     starts = range(0, options.index, options.per_unit)
     units = [(f"{s:08d}", min(options.per_unit, options.index - s)) for s in starts]
     query_units = [f"{s:08d}" for s in range(0, options.queries, options.per_unit)]
     step = max(1, _BLOCK_QUERIES // options.per_unit)
-    blocks = [QueryBlock(f"{s:05d}", tuple(query_units[s : s + step])) for s in range(0, len(query_units), step)]
+    blocks = [
+        QueryBlock(f"{s:05d}", tuple(query_units[s : s + step])) for s in range(0, len(query_units), step)
+    ]
     checked = read_query_block(FeatureStore(query_root), query_units[: -(-options.check // options.per_unit)])
     product = fastest_product()
     cores = len(os.sched_getaffinity(0))
-    print(f"{options.queries:,} queries, width {options.width}, k={options.k}, fast pass {product.name}, {cores} cores")
-    print(f"{'index':>10} {'images':>10} {'seconds':>9} {'GFLOP/s':>9} {'bare GFLOP/s':>13} {'share':>7} "
-          f"{'GB read':>8} {'peak GB':>8} {'us/image':>9}")
+    print(
+        f"{options.queries:,} queries, width {options.width}, k={options.k}, fast pass {product.name}, "
+        f"{cores} cores"
+    )
+    print(
+        f"{'index':>10} {'images':>10} {'seconds':>9} {'GFLOP/s':>9} {'bare GFLOP/s':>13} {'share':>7} "
+        f"{'GB read':>8} {'peak GB':>8} {'us/image':>9}"
+    )
     goals, per_image = Goals(), []
     shares, peaks = [], []
     for fraction in options.fractions:
@@ -213,15 +272,28 @@ def measure(options: argparse.Namespace, index_root: str, query_root: str, beam_
         shares.append(rate / peak)
         peaks.append(run.peak_memory)
         per_image.append(run.seconds / images)
-        print(f"{'1/' + str(fraction):>10} {images:>10,} {run.seconds:>9.1f} {rate / 1e9:>9.0f} {peak / 1e9:>13.0f} {rate / peak:>7.0%} "
-              f"{run.bytes_read / 1e9:>8.1f} {run.peak_memory / 1e9:>8.2f} {1e6 * run.seconds / images:>9.1f}", flush=True)
+        print(
+            f"{'1/' + str(fraction):>10} {images:>10,} {run.seconds:>9.1f} {rate / 1e9:>9.0f} "
+            f"{peak / 1e9:>13.0f} {rate / peak:>7.0%} "
+            f"{run.bytes_read / 1e9:>8.1f} {run.peak_memory / 1e9:>8.2f} {1e6 * run.seconds / images:>9.1f}",
+            flush=True,
+        )
         truth = brute_force(index_root, part, checked.descriptors[: options.check], options.k)
         same = [run.found[i.decode()] for i in checked.image_ids[: options.check]] == truth
-        goals.agree(f"ids of {len(truth)} queries and float64 brute force, 1/{fraction}", same and len(run.found) == options.queries)
+        goals.agree(
+            f"ids of {len(truth)} queries and float64 brute force, 1/{fraction}",
+            same and len(run.found) == options.queries,
+        )
     if options.plot:
-        sizes = [sum(count for _, count in units[: -(-len(units) // fraction)]) for fraction in options.fractions]
-        plot(sizes, [size * seconds for size, seconds in zip(sizes, per_image)], options.queries, options.plot)
+        sizes = [
+            sum(count for _, count in units[: -(-len(units) // fraction)]) for fraction in options.fractions
+        ]
+        plot(
+            sizes, [size * seconds for size, seconds in zip(sizes, per_image)], options.queries, options.plot
+        )
     goals.at_least("share of the bare matrix product, whole index", shares[-1], 0.6)
     goals.at_most("peak memory of all processes, GB", max(peaks) / 1e9, 4)
-    goals.at_most("seconds per index image, whole index against its first part", per_image[-1] / per_image[0], 1.15)
+    goals.at_most(
+        "seconds per index image, whole index against its first part", per_image[-1] / per_image[0], 1.15
+    )
     return goals.exit_code

@@ -1,10 +1,9 @@
-"""One measured process of the benchmark `scale`: a job with Beam's metrics and its memory, or a launcher at its plan. Linux only.
+"""One measured process of the benchmark `scale`: a job with Beam's metrics and its memory, or a launcher at
+its plan. Linux only.
 
-    python -m benchmarks.scale_job REPORT.json index --images ... (any command line of `landmarks`)
-    python -m benchmarks.scale_job REPORT.json launch LIST LABELS OUTPUT
+python -m benchmarks.scale_job REPORT.json index --images ... (any command line of `landmarks`)
+python -m benchmarks.scale_job REPORT.json launch LIST LABELS OUTPUT
 """
-
-from __future__ import annotations
 
 import functools
 import json
@@ -12,7 +11,8 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -36,8 +36,9 @@ def collections(pipeline: beam_runner_api_pb2.Pipeline, infos: Iterable[Any]) ->
     """Counts and sizes, as the SDK reports them, of a graph's PCollections.
 
     Returns:
-      By unique name of the transform that makes it (with its tag where it has several outputs): `elements`; `mean` and `largest`, encoded bytes of
-      the sampled elements, all of the first ten; `shuffles`, names of the GroupByKeys that it goes into.
+      By unique name of the transform that makes it (with its tag where it has several outputs): `elements`;
+      `mean` and `largest`, encoded bytes of the sampled elements, all of the first ten; `shuffles`, names of
+      the GroupByKeys that it goes into.
     """
     names, shuffles = {}, {}
     for transform in pipeline.components.transforms.values():
@@ -53,7 +54,9 @@ def collections(pipeline: beam_runner_api_pb2.Pipeline, infos: Iterable[Any]) ->
         name = names.get(collection)
         if name is None:
             continue
-        row = found.setdefault(name, {"elements": 0, "mean": 0.0, "largest": 0, "shuffles": shuffles.get(collection, [])})
+        row = found.setdefault(
+            name, {"elements": 0, "mean": 0.0, "largest": 0, "shuffles": shuffles.get(collection, [])}
+        )
         if info.urn == monitoring_infos.ELEMENT_COUNT_URN:
             row["elements"] = monitoring_infos.extract_counter_value(info)
         elif info.urn == monitoring_infos.SAMPLED_BYTE_SIZE_URN:
@@ -73,7 +76,9 @@ def peak_memory(process: int) -> int:
 
 
 def largest_worker() -> int:
-    """The most bytes that any one of the local runner's worker processes has held so far, of those that still run."""
+    """The most bytes that any one of the local runner's worker processes has held so far, of those that still
+    run.
+    """
     import psutil
 
     return max((peak_memory(child.pid) for child in psutil.Process().children(recursive=True)), default=0)
@@ -111,7 +116,9 @@ def job(flags: list[str]) -> dict[str, Any]:
 
 
 def launch(names: str, labels: str, output: str) -> dict[str, Any]:
-    """What the launcher of `landmarks index` does before its pipeline runs: the photographs of a list, their labels, the plan, the graph."""
+    """What the launcher of `landmarks index` does before its pipeline runs: the photographs of a list, their
+    labels, the plan, the graph.
+    """
     seconds, started = {}, time.monotonic()
 
     def done(step: str) -> None:
@@ -134,7 +141,14 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
     graph = pipeline.to_runner_api().ByteSize()
     done("graph")
     plan = sum(os.path.getsize(path) for path in pathlib.Path(output, "plan").iterdir())
-    return {"seconds": seconds, "before": before, "launcher": peak_memory(os.getpid()), "units": len(planned), "plan": plan, "graph": graph}
+    return {
+        "seconds": seconds,
+        "before": before,
+        "launcher": peak_memory(os.getpid()),
+        "units": len(planned),
+        "plan": plan,
+        "graph": graph,
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Start-up: `landmarks --help`, and a recognize run of a few photographs with the embedded model, from start to exit."""
-
-from __future__ import annotations
+"""Start-up: `landmarks --help`, and a recognize run of a few photographs with the embedded model, from start
+to exit.
+"""
 
 import argparse
 import pathlib
@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from typing import Optional
 
 from benchmarks import jobs
 from benchmarks.goals import Goals
@@ -16,11 +15,15 @@ from benchmarks.goals import Goals
 INDEX = 64  # photographs of the index that is asked
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py startup", description=__doc__)
     jobs.add_photos_flag(parser)
-    parser.add_argument("--queries", type=int, default=10, metavar="N", help="query photographs (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="of which the median counts (default: %(default)s)")
+    parser.add_argument(
+        "--queries", type=int, default=10, metavar="N", help="query photographs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="of which the median counts (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     print(jobs.machine())
     rows = [row for row in jobs.photographs(args.photos) if row[2]][: INDEX + args.queries]
@@ -29,18 +32,43 @@ def main(argv: Optional[list[str]] = None) -> int:
         folder = pathlib.Path(temporary)
         for name, chosen in (("index", rows[:INDEX]), ("queries", rows[INDEX:])):
             (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
-        (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(f"{i},{label}\n" for i, _, label in rows[:INDEX]))
-        jobs.landmarks("index", "--images", f"@{folder}/index.txt", "--labels", f"{folder}/labels.csv", "--output", f"{folder}/index")
+        (folder / "labels.csv").write_text(
+            "id,landmark_id\n" + "".join(f"{i},{label}\n" for i, _, label in rows[:INDEX])
+        )
+        jobs.landmarks(
+            "index",
+            "--images",
+            f"@{folder}/index.txt",
+            "--labels",
+            f"{folder}/labels.csv",
+            "--output",
+            f"{folder}/index",
+        )
         helping = [jobs.landmarks("--help").seconds for _ in range(args.runs)]
         recognizing = [
-            jobs.landmarks("recognize", "--images", f"@{folder}/queries.txt", "--index", f"{folder}/index", "--output", f"{folder}/run{i}").seconds
+            jobs.landmarks(
+                "recognize",
+                "--images",
+                f"@{folder}/queries.txt",
+                "--index",
+                f"{folder}/index",
+                "--output",
+                f"{folder}/run{i}",
+            ).seconds
             for i in range(args.runs)
         ]
     print(f"landmarks --help: {', '.join(f'{s:.2f}' for s in helping)} s")
-    print(f"landmarks recognize of {args.queries} photographs: {', '.join(f'{s:.1f}' for s in recognizing)} s")
+    print(
+        f"landmarks recognize of {args.queries} photographs: {', '.join(f'{s:.1f}' for s in recognizing)} s"
+    )
     goals.at_most("landmarks --help, seconds", statistics.median(helping), 0.5)
     goals.at_most(f"recognize of {args.queries} photographs, seconds", statistics.median(recognizing), 15)
-    heavy = "import sys, beam_pipeline.main as m; m.build_parser(); print(any(p in sys.modules for p in ('tensorflow', 'apache_beam', 'cv2')))"
-    imported = subprocess.run([sys.executable, "-c", heavy], cwd=jobs.ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    heavy = (
+        "import sys, beam_pipeline.main as m; m.build_parser(); print(any(p in sys.modules for p in "
+        "('tensorflow', 'apache_beam', 'cv2')))"
+    )
+    imported = subprocess.run(
+        [sys.executable, "-c", heavy], cwd=jobs.ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
     goals.agree("modules of --help and of a program without TensorFlow, Beam and OpenCV", imported == "False")
     return goals.exit_code

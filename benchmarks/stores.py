@@ -1,21 +1,22 @@
-"""Reading photographs from an object store: our reader against Beam's own ways, and against the local disk, the same files everywhere.
+"""Reading photographs from an object store: our reader against Beam's own ways, and against the local disk,
+the same files everywhere.
 
-    python benchmarks/run.py stores --root s3://bucket/folder --s3_endpoint_url=http://... --s3_access_key_id=... --s3_secret_access_key=...
-    STORAGE_EMULATOR_HOST=http://... python benchmarks/run.py stores --root gs://bucket/folder
+    python benchmarks/run.py stores --root s3://bucket/folder --s3_endpoint_url=http://...
+    --s3_access_key_id=... --s3_secret_access_key=... STORAGE_EMULATOR_HOST=http://... python
+    benchmarks/run.py stores --root gs://bucket/folder
 
-Photographs that the folder lacks are copied there first. Nothing is decoded. What a store far away adds, the time until an answer begins, a
-server on this machine does not show: several reads in flight wait for theirs at once.
+Photographs that the folder lacks are copied there first. Nothing is decoded. What a store far away adds, the
+time until an answer begins, a server on this machine does not show: several reads in flight wait for theirs
+at once.
 """
-
-from __future__ import annotations
 
 import argparse
 import itertools
 import pathlib
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterator, Optional
 
 import apache_beam as beam
 from apache_beam.io import fileio
@@ -32,12 +33,18 @@ from transforms.object_stores import READS_IN_FLIGHT, store_of, use_options
 Reader = Callable[[], Iterator[tuple[str, int]]]  # gives name and size of each file read
 
 
-def main(argv: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="run.py stores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py stores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     jobs.add_photos_flag(parser)
     parser.add_argument("--root", required=True, metavar="URI", help="folder in a bucket that is there")
-    parser.add_argument("--number", type=int, default=500, metavar="N", help="photographs (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="of which the median counts (default: %(default)s)")
+    parser.add_argument(
+        "--number", type=int, default=500, metavar="N", help="photographs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="of which the median counts (default: %(default)s)"
+    )
     args, flags = parser.parse_known_args(argv)
     options = PipelineOptions(flags)
     use_options(options)
@@ -45,7 +52,12 @@ def main(argv: Optional[list[str]] = None) -> int:
     uris = [files.join(args.root, pathlib.Path(path).name) for path in paths]
     copy(paths, uris)
     sizes = {pathlib.Path(path).name: pathlib.Path(path).stat().st_size for path in paths}
-    print(jobs.machine(f"{len(paths)} photographs of {sum(sizes.values()) / 1e6 / len(sizes):.2f} MB in the mean, in {args.root}"))
+    print(
+        jobs.machine(
+            f"{len(paths)} photographs of {sum(sizes.values()) / 1e6 / len(sizes):.2f} MB in the mean, in "
+            f"{args.root}"
+        )
+    )
 
     in_flight = f"ours, {READS_IN_FLIGHT} in flight"
     readers: dict[str, Reader] = {
@@ -76,8 +88,12 @@ def copy(paths: list[str], uris: list[str]) -> None:
     """Copies the files that the store lacks."""
     there = {entry.uri for entry in files.remote_entries(uris[0].rsplit("/", 1)[0])}
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda pair: store_of(pair[1]).write(pair[1], pathlib.Path(pair[0]).read_bytes()),
-                      [pair for pair in zip(paths, uris) if pair[1] not in there]))
+        list(
+            pool.map(
+                lambda pair: store_of(pair[1]).write(pair[1], pathlib.Path(pair[0]).read_bytes()),
+                [pair for pair in zip(paths, uris) if pair[1] not in there],
+            )
+        )
 
 
 def one_by_one(uris: list[str], read: Callable[[str], bytes]) -> Iterator[tuple[str, int]]:
@@ -88,7 +104,10 @@ def one_by_one(uris: list[str], read: Callable[[str], bytes]) -> Iterator[tuple[
 def ahead(uris: list[str]) -> Iterator[tuple[str, int]]:
     """Reads as `images.read_images` does."""
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        yield from zip((pathlib.PurePath(uri).name for uri in uris), map(len, map_ahead(pool, files.read_bytes, uris, READS_IN_FLIGHT)))
+        yield from zip(
+            (pathlib.PurePath(uri).name for uri in uris),
+            map(len, map_ahead(pool, files.read_bytes, uris, READS_IN_FLIGHT)),
+        )
 
 
 def open_and_read(uri: str) -> bytes:
@@ -102,13 +121,7 @@ def in_a_pipeline(uris: list[str], options: PipelineOptions) -> Iterator[tuple[s
     _found.clear()
 
     def build(pipeline: beam.Pipeline) -> None:
-        (
-            pipeline
-            | beam.Create(uris)
-            | fileio.MatchAll()
-            | fileio.ReadMatches()
-            | beam.Map(_read_and_note)
-        )
+        (pipeline | beam.Create(uris) | fileio.MatchAll() | fileio.ReadMatches() | beam.Map(_read_and_note))
 
     running.run_pipeline(build, options, [])
     return iter(_found)

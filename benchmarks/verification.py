@@ -1,16 +1,15 @@
 """Verification of pairs of real photographs: this product, and what a user would take instead.
 
-500 pairs with the same label and 500 with different ones, local features by the embedded model, the default settings. Each way
-matches the local features of a pair and counts the inliers of a homography: the product by one matrix product of integers and USAC, "degensac" by
-cKDTree and pydegensac, "ransac" by cKDTree and scikit-image's ransac with 1,000 trials. All count the same thing: ransac's homography goes
-from the candidate to the query, with the product's tolerance there, and pydegensac's Sampson error is what that tolerance stands for, see
-`transforms.verification.count_inliers`. CPU time of all threads counts.
+500 pairs with the same label and 500 with different ones, local features by the embedded model, the default
+settings. Each way matches the local features of a pair and counts the inliers of a homography: the product by
+one matrix product of integers and USAC, "degensac" by cKDTree and pydegensac, "ransac" by cKDTree and
+scikit-image's ransac with 1,000 trials. All count the same thing: ransac's homography goes from the candidate
+to the query, with the product's tolerance there, and pydegensac's Sampson error is what that tolerance stands
+for, see `transforms.verification.count_inliers`. CPU time of all threads counts.
 
-How long scikit-image takes depends on how many matches there are, so a part of the pairs is done again with a larger max_distance
-for all: its own share in the time is shown for both, beside that of cKDTree.
+How long scikit-image takes depends on how many matches there are, so a part of the pairs is done again with a
+larger max_distance for all: its own share in the time is shown for both, beside that of cKDTree.
 """
-
-from __future__ import annotations
 
 import os
 
@@ -22,7 +21,8 @@ import csv
 import dataclasses
 import pathlib
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -66,10 +66,18 @@ class Result(NamedTuple):
         return float(np.median(self.true))
 
 
-def choose_pairs(photos: pathlib.Path, count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]], dict[str, str]]:
-    """`count` pairs of ids with one label, `count` with two, drawn by a fixed seed, and the path of each photograph."""
+def choose_pairs(
+    photos: pathlib.Path, count: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], dict[str, str]]:
+    """`count` pairs of ids with one label, `count` with two, drawn by a fixed seed, and the path of each
+    photograph.
+    """
     with open(photos / "photos.csv", newline="") as f:
-        rows = [row for row in csv.DictReader(f) if row["label"] and row["kind"] not in ("distractor", "unlabelled")]
+        rows = [
+            row
+            for row in csv.DictReader(f)
+            if row["label"] and row["kind"] not in ("distractor", "unlabelled")
+        ]
     rows.sort(key=lambda row: row["id"])
     label = {row["id"]: row["label"] for row in rows}
     members: dict[str, list[str]] = {}
@@ -106,7 +114,9 @@ def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> di
             photograph = opened.convert("RGB")
         photograph.thumbnail((settings.max_image_side, settings.max_image_side))
         extracted = model.extract(np.asarray(photograph))
-        stored = decode_local_features(encode_local_features(LocalFeatures(extracted.keypoints, extracted.descriptors)))
+        stored = decode_local_features(
+            encode_local_features(LocalFeatures(extracted.keypoints, extracted.descriptors))
+        )
         features[image] = View(stored, dequantized(stored))
     return features
 
@@ -115,12 +125,20 @@ def product(a: str, query: View, b: str, candidate: View, settings: Verification
     return verify_pair(a, query.stored, b, candidate.stored, settings).inliers
 
 
-def tree_matches(query: LocalFeatures, candidate: LocalFeatures, settings: VerificationSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Matched points of query and candidate, float32 [M, 2] each in (x, y), as the competition's notebook finds them."""
-    distances, nearest = cKDTree(candidate.descriptors).query(query.descriptors, distance_upper_bound=settings.max_distance)
+def tree_matches(
+    query: LocalFeatures, candidate: LocalFeatures, settings: VerificationSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matched points of query and candidate, float32 [M, 2] each in (x, y), as the competition's notebook
+    finds them.
+    """
+    distances, nearest = cKDTree(candidate.descriptors).query(
+        query.descriptors, distance_upper_bound=settings.max_distance
+    )
     found = np.isfinite(distances)
     if settings.mutual_check:
-        found[found] = cKDTree(query.descriptors).query(candidate.descriptors[nearest[found]])[1] == np.flatnonzero(found)
+        found[found] = cKDTree(query.descriptors).query(candidate.descriptors[nearest[found]])[
+            1
+        ] == np.flatnonzero(found)
     return query.keypoints[found][:, ::-1], candidate.keypoints[nearest[found]][:, ::-1]
 
 
@@ -136,8 +154,13 @@ def degensac(a: str, query: View, b: str, candidate: View, settings: Verificatio
     if len(source) < MIN_MATCHES:
         return 0
     _, mask = pydegensac.findHomography(
-        source, target, settings.max_reprojection_error, settings.homography_confidence, settings.max_ransac_iterations,
-        seed=pair_seed(a, b))
+        source,
+        target,
+        settings.max_reprojection_error,
+        settings.homography_confidence,
+        settings.max_ransac_iterations,
+        seed=pair_seed(a, b),
+    )
     return int(np.sum(mask))
 
 
@@ -148,18 +171,29 @@ def ransac(a: str, query: View, b: str, candidate: View, settings: VerificationS
     if len(source) < MIN_MATCHES:
         return 0
     _, mask = measure.ransac(
-        (target, source), transform.ProjectiveTransform, min_samples=4, residual_threshold=2**0.5 * settings.max_reprojection_error,
-        max_trials=TRIALS, rng=pair_seed(a, b))
+        (target, source),
+        transform.ProjectiveTransform,
+        min_samples=4,
+        residual_threshold=2**0.5 * settings.max_reprojection_error,
+        max_trials=TRIALS,
+        rng=pair_seed(a, b),
+    )
     return 0 if mask is None else int(mask.sum())
 
 
-def measure_way(count: Counter, true: list, false: list, features: dict[str, View], settings: VerificationSettings) -> Result:
-    """Counts the inliers of all pairs by one way, in CPU time of this process, which other work on the machine changes little."""
-    count(true[0][0], features[true[0][0]], true[0][1], features[true[0][1]], settings)  # imports and first-time set-up
+def measure_way(
+    count: Counter, true: list, false: list, features: dict[str, View], settings: VerificationSettings
+) -> Result:
+    """Counts the inliers of all pairs by one way, in CPU time of this process, which other work on the
+    machine changes little.
+    """
+    count(
+        true[0][0], features[true[0][0]], true[0][1], features[true[0][1]], settings
+    )  # imports and first-time set-up
     started = time.process_time()
     inliers = [count(a, features[a], b, features[b], settings) for a, b in true + false]
     milliseconds = 1000 * (time.process_time() - started) / len(inliers)
-    return Result(np.array(inliers[: len(true)]), np.array(inliers[len(true):]), milliseconds)
+    return Result(np.array(inliers[: len(true)]), np.array(inliers[len(true) :]), milliseconds)
 
 
 def show(results: dict[str, Result], settings: VerificationSettings) -> None:
@@ -169,7 +203,9 @@ def show(results: dict[str, Result], settings: VerificationSettings) -> None:
     print(f"{'':10}{'ms/pair':>10}{'/ product':>11}{'median true':>13}{'median false':>14}{'AUC':>8}")
     for name, r in results.items():
         ratio = r.milliseconds / ours.milliseconds
-        print(f"{name:10}{r.milliseconds:10.2f}{ratio:11.1f}{r.median:13.1f}{np.median(r.false):14.1f}{r.auc:8.3f}")
+        print(
+            f"{name:10}{r.milliseconds:10.2f}{ratio:11.1f}{r.median:13.1f}{np.median(r.false):14.1f}{r.auc:8.3f}"
+        )
     ransac_alone = 1 - results["cKDTree"].milliseconds / results["ransac"].milliseconds
     print(f"scikit-image's own share in the time of ransac: {ransac_alone:.0%}\n")
 
@@ -178,7 +214,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="verification", description=__doc__)
     jobs.add_photos_flag(parser)
     parser.add_argument("--pairs", type=int, default=500, help="pairs of each kind")
-    parser.add_argument("--mutual_check", action="store_true", help="match with a mutual check, which is no default")
+    parser.add_argument(
+        "--mutual_check", action="store_true", help="match with a mutual check, which is no default"
+    )
     args = parser.parse_args(argv)
     import cv2
 
@@ -191,7 +229,10 @@ def main(argv: list[str]) -> int:
     show(results, settings)
     far = dataclasses.replace(settings, max_distance=FAR)
     part = slice(max(1, args.pairs // 10))
-    show({name: measure_way(count, true[part], false[part], features, far) for name, count in ways.items()}, far)
+    show(
+        {name: measure_way(count, true[part], false[part], features, far) for name, count in ways.items()},
+        far,
+    )
     goals, ours = Goals(), results["product"]
     for name, goal in (("degensac", 5), ("ransac", 100)):
         other = results[name]

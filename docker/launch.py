@@ -1,8 +1,10 @@
-"""What the flex template's launcher runs: parameters come as flags only, so that the command is one of them, `--command=index`."""
+"""What the flex template's launcher runs: parameters come as flags only, so that the command is one of them,
+`--command=index`.
+"""
 
 import argparse
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from beam_pipeline.main import main
 

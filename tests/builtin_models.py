@@ -2,7 +2,13 @@
 
 import numpy as np
 
-INPUTS = ("input_image", "input_scales", "input_max_feature_num", "input_abs_thres", "input_global_scales_ind")
+INPUTS = (
+    "input_image",
+    "input_scales",
+    "input_max_feature_num",
+    "input_abs_thres",
+    "input_global_scales_ind",
+)
 OUTPUTS = ("boxes", "features", "scales", "scores", "global_descriptors")
 
 
@@ -12,10 +18,21 @@ def caller(model, settings):
 
     pruned = model.prune([f"{name}:0" for name in INPUTS], [f"{name}:0" for name in OUTPUTS])
 
-    def call(image, scales=settings.image_scales, max_features=1000, threshold=settings.score_threshold, global_scales=None):
+    def call(
+        image,
+        scales=settings.image_scales,
+        max_features=1000,
+        threshold=settings.score_threshold,
+        global_scales=None,
+    ):
         chosen = range(len(scales)) if global_scales is None else global_scales
-        outputs = pruned(tf.constant(image), tf.constant(scales, tf.float32), tf.constant(max_features),
-                         tf.constant(threshold, tf.float32), tf.constant(list(chosen), tf.int32))
+        outputs = pruned(
+            tf.constant(image),
+            tf.constant(scales, tf.float32),
+            tf.constant(max_features),
+            tf.constant(threshold, tf.float32),
+            tf.constant(list(chosen), tf.int32),
+        )
         return {name: value.numpy() for name, value in zip(OUTPUTS, outputs)}
 
     return call

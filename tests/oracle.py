@@ -1,9 +1,10 @@
-"""The whole algorithm once more, slow and obvious: from features to predicted landmarks with SciPy and scikit-image.
+"""The whole algorithm once more, slow and obvious: from features to predicted landmarks with SciPy and
+scikit-image.
 
 Nothing of the product is imported, so that the two can only agree by both being right.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -13,10 +14,12 @@ from skimage.transform import ProjectiveTransform
 
 
 class OracleImage(NamedTuple):
-    """Features of an image: float [D] of unit length; float [N, 2], (y, x); float [N, D'], rows of unit length."""
+    """Features of an image: float [D] of unit length; float [N, 2], (y, x); float [N, D'], rows of unit
+    length.
+    """
 
     image_id: str
-    landmark_id: Optional[str]
+    landmark_id: str | None
     global_descriptor: np.ndarray
     keypoints: np.ndarray
     descriptors: np.ndarray
@@ -31,7 +34,9 @@ class OracleCandidate(NamedTuple):
 
 
 class OracleParameters(NamedTuple):
-    """The hyperparameters under their usual names; `trials` are scikit-image's, which tries fewer than a C++ program can."""
+    """The hyperparameters under their usual names; `trials` are scikit-image's, which tries fewer than a C++
+    program can.
+    """
 
     num_to_rerank: int = 3
     top_k: int = 3
@@ -40,12 +45,14 @@ class OracleParameters(NamedTuple):
     max_reprojection_error: float = 16.5
     homography_confidence: float = 0.999
     mutual_check: bool = False
-    ratio_test: Optional[float] = None
+    ratio_test: float | None = None
     global_weight: float = 1.0
     trials: int = 1000
 
 
-def nearest_images(query: OracleImage, index: list[OracleImage], count: int) -> list[tuple[OracleImage, float]]:
+def nearest_images(
+    query: OracleImage, index: list[OracleImage], count: int
+) -> list[tuple[OracleImage, float]]:
     """The `count` index images of the highest cosine similarity, never the query itself; ties by id."""
     others = [image for image in index if image.image_id != query.image_id]
     if not others:
@@ -56,14 +63,20 @@ def nearest_images(query: OracleImage, index: list[OracleImage], count: int) -> 
     return [(image, float(similarity)) for image, similarity in best]
 
 
-def putative_matches(query: OracleImage, candidate: OracleImage, p: OracleParameters) -> list[tuple[int, int]]:
-    """For each query descriptor its nearest candidate descriptor, where that is near enough and passes the tests asked for."""
+def putative_matches(
+    query: OracleImage, candidate: OracleImage, p: OracleParameters
+) -> list[tuple[int, int]]:
+    """For each query descriptor its nearest candidate descriptor, where that is near enough and passes the
+    tests asked for.
+    """
     if not len(query.descriptors) or not len(candidate.descriptors):
         return []
     there, back = cKDTree(candidate.descriptors), cKDTree(query.descriptors)
     matches = []
     for q, descriptor in enumerate(query.descriptors):
-        (first, second), (nearest, _) = there.query(descriptor, k=2)  # a missing second neighbour is infinitely far
+        (first, second), (nearest, _) = there.query(
+            descriptor, k=2
+        )  # a missing second neighbour is infinitely far
         if not first < p.max_distance:
             continue
         if p.ratio_test is not None and not first < p.ratio_test * second:
@@ -74,18 +87,27 @@ def putative_matches(query: OracleImage, candidate: OracleImage, p: OracleParame
     return matches
 
 
-def count_inliers(query: OracleImage, candidate: OracleImage, matches: list[tuple[int, int]], p: OracleParameters) -> int:
+def count_inliers(
+    query: OracleImage, candidate: OracleImage, matches: list[tuple[int, int]], p: OracleParameters
+) -> int:
     """Matches that agree with the best homography from the candidate to the query.
 
-    Both points of a match may be off: for views of one size that is an error of sqrt(2) max_reprojection_error in the query image.
+    Both points of a match may be off: for views of one size that is an error of sqrt(2)
+    max_reprojection_error in the query image.
     """
     if len(matches) < 5:
         return 0
     source = np.array([candidate.keypoints[c][::-1] for _, c in matches], np.float64)
     target = np.array([query.keypoints[q][::-1] for q, _ in matches], np.float64)
     _, inliers = ransac(
-        (source, target), ProjectiveTransform, min_samples=4, residual_threshold=2**0.5 * p.max_reprojection_error,
-        max_trials=p.trials, stop_probability=p.homography_confidence, rng=0)
+        (source, target),
+        ProjectiveTransform,
+        min_samples=4,
+        residual_threshold=2**0.5 * p.max_reprojection_error,
+        max_trials=p.trials,
+        stop_probability=p.homography_confidence,
+        rng=0,
+    )
     return 0 if inliers is None else int(inliers.sum())
 
 
@@ -99,7 +121,7 @@ def rank(query: OracleImage, index: list[OracleImage], p: OracleParameters) -> l
     return sorted(candidates, key=lambda c: (-c.score, c.image_id))
 
 
-def predict(candidates: list[OracleCandidate], top_k: int) -> tuple[Optional[str], Optional[float]]:
+def predict(candidates: list[OracleCandidate], top_k: int) -> tuple[str | None, float | None]:
     """The landmark with the highest sum over the best `top_k` candidates, and the sum."""
     sums: dict[str, float] = {}
     for candidate in candidates[:top_k]:
@@ -114,7 +136,7 @@ def predict(candidates: list[OracleCandidate], top_k: int) -> tuple[Optional[str
 
 def recognize(
     index: list[OracleImage], queries: list[OracleImage], parameters: OracleParameters = OracleParameters()
-) -> dict[str, tuple[list[OracleCandidate], Optional[str], Optional[float]]]:
+) -> dict[str, tuple[list[OracleCandidate], str | None, float | None]]:
     """Query id -> ranked candidates, predicted landmark, its score."""
     results = {}
     for query in queries:

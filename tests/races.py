@@ -1,10 +1,8 @@
 """Threads that want the same thing at once."""
 
-from __future__ import annotations
-
 import threading
 import time
-from typing import Callable
+from collections.abc import Callable
 
 from beam_pipeline import lock
 from beam_pipeline.config import ConfigError

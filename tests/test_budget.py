@@ -1,4 +1,6 @@
-"""The time budget: durations, plans and deadlines; what the steps do when time runs out; a run that goes on afterwards."""
+"""The time budget: durations, plans and deadlines; what the steps do when time runs out; a run that goes on
+afterwards.
+"""
 
 import argparse
 import json
@@ -18,15 +20,40 @@ from beam_pipeline import budget, config, pilot, recognize
 from beam_pipeline.main import main
 from transforms import features, verification
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, CandidateUnit, FeatureLocation, Failure, ImageRef, ImageUnit, QueryCandidates, VerificationSettings
+from transforms.types import (
+    Candidate,
+    CandidateUnit,
+    Failure,
+    FeatureLocation,
+    ImageRef,
+    ImageUnit,
+    QueryCandidates,
+    VerificationSettings,
+)
 
 MEASURED = budget.Measured(
-    load=4.0, image=0.1, search=1e-6, pair=0.05, shard=0.01, pipeline=1.0, process=2.0, image_bytes=1e5, shard_bytes=1e4, memory=10**9,
-    images=16, pairs=48, dimensions=2048, has_local=True, seconds=8.0)
+    load=4.0,
+    image=0.1,
+    search=1e-6,
+    pair=0.05,
+    shard=0.01,
+    pipeline=1.0,
+    process=2.0,
+    image_bytes=1e5,
+    shard_bytes=1e4,
+    memory=10**9,
+    images=16,
+    pairs=48,
+    dimensions=2048,
+    has_local=True,
+    seconds=8.0,
+)
 WORK = budget.Work(images=1000, units=16, queries=1000, index_images=10_000, pairs=3000, shards=32, workers=2)
 
 
-@pytest.mark.parametrize("text, seconds", [("12h", 43200), ("90m", 5400), ("2h30m", 9000), ("45s", 45), ("1h0m5s", 3605)])
+@pytest.mark.parametrize(
+    "text, seconds", [("12h", 43200), ("90m", 5400), ("2h30m", 9000), ("45s", 45), ("1h0m5s", 3605)]
+)
 def test_durations(text, seconds):
     assert config.duration(text) == seconds
 
@@ -39,7 +66,11 @@ def test_what_is_no_duration(text):
 
 def test_a_plan_is_the_measured_pace_times_the_work():
     plan = budget.make_plan(WORK, MEASURED)
-    assert [(s.name, s.number) for s in plan.stages] == [("extract", 1000), ("retrieve", 1000), ("verify", 3000)]
+    assert [(s.name, s.number) for s in plan.stages] == [
+        ("extract", 1000),
+        ("retrieve", 1000),
+        ("verify", 3000),
+    ]
     assert [s.seconds for s in plan.stages] == pytest.approx([100, 10, 150])
     assert plan.stage("extract").size == 1e8
     assert plan.seconds == pytest.approx(260 + plan.overhead)
@@ -50,17 +81,26 @@ def test_an_engines_workers_share_the_work():
     assert plan.stage("extract").seconds == pytest.approx(10)
     assert plan.start > 60, "workers have to start"
     options = PipelineOptions(["--runner=DataflowRunner", "--num_workers=10"])
-    assert budget.work_of(options, images=1, units=1) == budget.Work(images=1, units=1, workers=10, engine=True)
+    assert budget.work_of(options, images=1, units=1) == budget.Work(
+        images=1, units=1, workers=10, engine=True
+    )
     assert budget.work_of(PipelineOptions(["--direct_num_workers=3"]), images=1, units=1).workers == 3
 
 
-@pytest.mark.parametrize("seconds, extract, verify, text", [
-    pytest.param(3600, True, True, "enough, with", id="ample"),
-    pytest.param(200, True, True, "of the pairs can be verified, the most promising queries first", id="half"),
-    pytest.param(90, True, True, "of 1,000 images can be extracted, no pair verified", id="extraction is cut"),
-    pytest.param(28, False, True, "about 0 of 1,000 images", id="no time to load the model"),
-    pytest.param(8, False, False, "about 0 of 1,000 images", id="hopeless"),
-])
+@pytest.mark.parametrize(
+    "seconds, extract, verify, text",
+    [
+        pytest.param(3600, True, True, "enough, with", id="ample"),
+        pytest.param(
+            200, True, True, "of the pairs can be verified, the most promising queries first", id="half"
+        ),
+        pytest.param(
+            90, True, True, "of 1,000 images can be extracted, no pair verified", id="extraction is cut"
+        ),
+        pytest.param(28, False, True, "about 0 of 1,000 images", id="no time to load the model"),
+        pytest.param(8, False, False, "about 0 of 1,000 images", id="hopeless"),
+    ],
+)
 def test_deadlines(seconds, extract, verify, text):
     plan, now = budget.make_plan(WORK, MEASURED), 1000.0
     given = config.TimeBudget(float(seconds), started=now)
@@ -79,7 +119,13 @@ def test_without_a_forecast_a_tenth_is_kept():
 
 
 def test_the_forecast_is_of_what_was_done():
-    metrics = {"extract_out": 90, "extract_failed": 10, "extract_milliseconds": 24_000, "verify_pairs": 300, "verify_milliseconds": 30_000}
+    metrics = {
+        "extract_out": 90,
+        "extract_failed": 10,
+        "extract_milliseconds": 24_000,
+        "verify_pairs": 300,
+        "verify_milliseconds": 30_000,
+    }
     found = budget.compared(budget.make_plan(WORK, MEASURED), metrics, 40.0)
     assert found["extract"] == {"number": 100, "forecast": 10.0, "happened": 12.0}
     assert found["verify"] == {"number": 300, "forecast": 15.0, "happened": 15.0}
@@ -88,7 +134,12 @@ def test_the_forecast_is_of_what_was_done():
 
 def test_a_sample_stands_for_all_sizes():
     images = [ImageRef(f"{i:03d}", f"{i}.jpg", (i * 37) % 160) for i in range(160)]
-    sizes = [ref.size_bytes for ref in pilot.sample_images([ImageUnit("a", tuple(images[:100])), ImageUnit("b", tuple(images[100:]))])]
+    sizes = [
+        ref.size_bytes
+        for ref in pilot.sample_images(
+            [ImageUnit("a", tuple(images[:100])), ImageUnit("b", tuple(images[100:]))]
+        )
+    ]
     assert len(sizes) == 16 and np.mean(sizes) == pytest.approx(80, abs=3)
     assert pilot.sample_images([ImageUnit("a", tuple(images[:5]))], 16) != ()
 
@@ -99,12 +150,18 @@ def test_a_pilot_that_takes_too_long_is_stopped():
 
 
 def test_a_unit_that_time_runs_out_in_is_no_shard():
-    unit, failure = ImageUnit("u", (ImageRef("a", "a.jpg", 1),)), Failure("read", "a", "a.jpg", "empty_file", "")
+    unit, failure = (
+        ImageUnit("u", (ImageRef("a", "a.jpg", 1),)),
+        Failure("read", "a", "a.jpg", "empty_file", ""),
+    )
     assert features.extract_unit(unit, None, lambda images: iter([failure]), deadline=time.time() - 1) is None
 
 
 def query(image_id, similarity):
-    candidates = tuple(Candidate(f"{image_id}{c}", f"L{c}", similarity - c / 10, FeatureLocation("i", 0, 0)) for c in range(2))
+    candidates = tuple(
+        Candidate(f"{image_id}{c}", f"L{c}", similarity - c / 10, FeatureLocation("i", 0, 0))
+        for c in range(2)
+    )
     return QueryCandidates(image_id, FeatureLocation("q", 0, 0), candidates)
 
 
@@ -120,22 +177,39 @@ def test_what_verification_does_not_reach_keeps_its_global_scores(tmp_path):
     [unit] = verify([CandidateUnit("u", (query("a", 0.9), query("b", 0.4)))], tmp_path, time.time() - 1)
     assert not unit.final and not any(q.verified for q in unit.queries)
     assert [[(c.inliers, c.score) for c in q.candidates] for q in unit.queries] == [
-        [(None, pytest.approx(0.45)), (None, pytest.approx(0.4))], [(None, pytest.approx(0.2)), (None, pytest.approx(0.15))]]
+        [(None, pytest.approx(0.45)), (None, pytest.approx(0.4))],
+        [(None, pytest.approx(0.2)), (None, pytest.approx(0.15))],
+    ]
 
 
 def test_the_most_promising_queries_are_verified_first(tmp_path, monkeypatch):
     looks = iter([False] * 6 + [True] * 100)  # two queries: one look at the clock each, and one per candidate
     monkeypatch.setattr(verification._Verify, "_late", lambda self: next(looks))
-    units = [CandidateUnit("u", (query("a", 0.3), query("b", 0.8))), CandidateUnit("v", (query("c", 0.2), query("d", 0.7)))]
+    units = [
+        CandidateUnit("u", (query("a", 0.3), query("b", 0.8))),
+        CandidateUnit("v", (query("c", 0.2), query("d", 0.7))),
+    ]
     found = verify(units, tmp_path, math.nextafter(math.inf, 0))
-    assert {q.image_id: q.verified for unit in found for q in unit.queries} == {"a": True, "b": True, "c": False, "d": False}
+    assert {q.image_id: q.verified for unit in found for q in unit.queries} == {
+        "a": True,
+        "b": True,
+        "c": False,
+        "d": False,
+    }
     assert [q.image_id for q in found[0].queries] == ["a", "b"]
 
 
 def test_a_block_that_lacks_units_is_provisional():
     with TestPipeline() as pipeline:
-        blocks = pipeline | beam.Create(["a", "b", "c"]) | recognize.GroupIntoBlocks({"a": "0", "b": "0", "c": "1", "d": "1"})
-        assert_that(blocks | beam.Map(lambda block: (block.name, block.units)), equal_to([("0", ("a", "b")), ("1.provisional", ("c",))]))
+        blocks = (
+            pipeline
+            | beam.Create(["a", "b", "c"])
+            | recognize.GroupIntoBlocks({"a": "0", "b": "0", "c": "1", "d": "1"})
+        )
+        assert_that(
+            blocks | beam.Map(lambda block: (block.name, block.units)),
+            equal_to([("0", ("a", "b")), ("1.provisional", ("c",))]),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +219,9 @@ def data(tmp_path_factory):
     for folder in ("images", "queries"):
         (root / folder).mkdir()
     for i in range(10):
-        texture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).resize((240, 240), Image.Resampling.BICUBIC)
+        texture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).resize(
+            (240, 240), Image.Resampling.BICUBIC
+        )
         texture.save(root / "images" / f"i{i}.png")
         texture.crop((20, 20, 220, 220)).save(root / "queries" / f"q{i:02d}.png")
     for i in (10, 11):
@@ -158,16 +234,31 @@ def data(tmp_path_factory):
 
 def start(root, command, output, *flags):
     images = root / ("images" if "index" in command else "queries")
-    return main([*command.split(), "--images", str(images), "--output", str(root / output), "--direct_num_workers=1", *flags])
+    return main(
+        [
+            *command.split(),
+            "--images",
+            str(images),
+            "--output",
+            str(root / output),
+            "--direct_num_workers=1",
+            *flags,
+        ]
+    )
 
 
 def results(run):
-    return {path.name: path.read_bytes() for path in [run / "submission.csv", *sorted((run / "predictions").iterdir())]}
+    return {
+        path.name: path.read_bytes()
+        for path in [run / "submission.csv", *sorted((run / "predictions").iterdir())]
+    }
 
 
 def counts(run):
     manifest = json.loads((run / "manifest.json").read_text())
-    return manifest["complete"], {key: manifest["counts"][key] for key in ("queries", "predicted", "verified", "out_of_time")}
+    return manifest["complete"], {
+        key: manifest["counts"][key] for key in ("queries", "predicted", "verified", "out_of_time")
+    }
 
 
 def check_that_it_goes_on(data, name):
@@ -191,31 +282,49 @@ def test_a_hopeless_budget(data, capsys):
 def scheduled(monkeypatch, deadline):
     """Stands in for the pilot, whose findings depend on the machine."""
     until = budget.Deadlines(deadline, deadline, deadline)
-    monkeypatch.setattr(pilot, "schedule", lambda given, sample: budget.Schedule(given, None, until) if given else budget.Schedule())
+    monkeypatch.setattr(
+        pilot,
+        "schedule",
+        lambda given, sample: budget.Schedule(given, None, until) if given else budget.Schedule(),
+    )
 
 
 def test_extraction_that_does_not_end(data, monkeypatch):
     extract = features.extract_unit
     with monkeypatch.context() as patch:
         scheduled(patch, time.time() + 3600)
-        patch.setattr(features, "extract_unit", lambda unit, *rest: None if unit.name.startswith("000001") else extract(unit, *rest))
+        patch.setattr(
+            features,
+            "extract_unit",
+            lambda unit, *rest: None if unit.name.startswith("000001") else extract(unit, *rest),
+        )
         assert start(data, "recognize", "cut", "--index", str(data / "index"), "--time_budget", "1h") == 0
     assert counts(data / "cut") == (False, dict(queries=12, predicted=8, verified=8, out_of_time=4))
-    assert all(".provisional" in name or name == "unpredicted.parquet" for name in results(data / "cut") if name != "submission.csv")
+    assert all(
+        ".provisional" in name or name == "unpredicted.parquet"
+        for name in results(data / "cut")
+        if name != "submission.csv"
+    )
     check_that_it_goes_on(data, "cut")
 
 
 def test_verification_that_does_not_end(data, monkeypatch):
     with monkeypatch.context() as patch:
         scheduled(patch, time.time() + 3600)
-        looks = iter([False] * 17 + [True] * 1000)  # one per query and one per candidate, of which there are three
+        looks = iter(
+            [False] * 17 + [True] * 1000
+        )  # one per query and one per candidate, of which there are three
         patch.setattr(verification._Verify, "_late", lambda self: next(looks))
         assert start(data, "recognize", "half", "--index", str(data / "index"), "--time_budget", "1h") == 0
     assert counts(data / "half") == (False, dict(queries=12, predicted=12, verified=4, out_of_time=0))
     predictions = pd.read_parquet(data / "half" / "predictions").set_index("image_id")
     best = predictions.candidates.map(lambda candidates: max(c["similarity"] for c in candidates))
     assert best[predictions.verified].min() >= best[~predictions.verified].max()
-    assert all((c["inliers"] is None or np.isnan(c["inliers"])) for row in predictions.candidates[~predictions.verified] for c in row)
+    assert all(
+        (c["inliers"] is None or np.isnan(c["inliers"]))
+        for row in predictions.candidates[~predictions.verified]
+        for c in row
+    )
     check_that_it_goes_on(data, "half")
 
 
@@ -223,11 +332,23 @@ def test_an_index_that_is_cut_short(data, monkeypatch, capsys):
     extract = features.extract_unit
     with monkeypatch.context() as patch:
         scheduled(patch, time.time() + 3600)
-        patch.setattr(features, "extract_unit", lambda unit, *rest: None if unit.name.startswith("000001") else extract(unit, *rest))
-        assert start(data, "index", "index2", "--labels", str(data / "labels.csv"), "--time_budget", "1h") == 0
+        patch.setattr(
+            features,
+            "extract_unit",
+            lambda unit, *rest: None if unit.name.startswith("000001") else extract(unit, *rest),
+        )
+        assert (
+            start(data, "index", "index2", "--labels", str(data / "labels.csv"), "--time_budget", "1h") == 0
+        )
     manifest = json.loads((data / "index2" / "manifest.json").read_text())
-    assert not manifest["complete"] and manifest["counts"]["indexed"] == 8 and manifest["counts"]["out_of_time"] == 2
-    assert start(data, "recognize", "on part", "--index", str(data / "index2")) == 0, "what there is of it can be used"
+    assert (
+        not manifest["complete"]
+        and manifest["counts"]["indexed"] == 8
+        and manifest["counts"]["out_of_time"] == 2
+    )
+    assert start(data, "recognize", "on part", "--index", str(data / "index2")) == 0, (
+        "what there is of it can be used"
+    )
     assert start(data, "index", "index2", "--labels", str(data / "labels.csv")) == 0
     manifests = [json.loads((data / name / "manifest.json").read_text()) for name in ("index", "index2")]
     assert manifests[0]["shards"] == manifests[1]["shards"] and manifests[1]["complete"]
@@ -235,24 +356,39 @@ def test_an_index_that_is_cut_short(data, monkeypatch, capsys):
 
 def test_no_time_for_an_index(data, capsys):
     assert start(data, "index", "index3", "--labels", str(data / "labels.csv"), "--time_budget", "1s") == 1
-    assert "no image can be extracted in time: the same `landmarks index` goes on from here, given more of it" in capsys.readouterr().err
+    assert (
+        "no image can be extracted in time: the same `landmarks index` goes on from here, given more of it"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("command, flags", [("index", ("--labels", "labels.csv")), ("recognize", ("--index", "index"))])
+@pytest.mark.parametrize(
+    "command, flags", [("index", ("--labels", "labels.csv")), ("recognize", ("--index", "index"))]
+)
 def test_a_plan_alone_writes_nothing(data, monkeypatch, capsys, command, flags):
     monkeypatch.setattr(pilot, "run", lambda sample, timeout=None: MEASURED)
     monkeypatch.chdir(data)
     assert start(data, f"plan {command}", "planned", *flags) == 0
     out = capsys.readouterr().out
-    assert f"{12 if command == 'recognize' else 10} images in 2 units" in out and ("36 pairs" in out) == (command == "recognize")
+    assert f"{12 if command == 'recognize' else 10} images in 2 units" in out and ("36 pairs" in out) == (
+        command == "recognize"
+    )
     assert not (data / "planned").exists()
 
 
 def test_an_ample_budget_and_its_plan(data, capsys):
     assert start(data, "recognize", "ample", "--index", str(data / "index"), "--time_budget", "10h") == 0
     out = capsys.readouterr().out
-    assert "12 images in 2 units" in out and "36 pairs" in out and "memory per worker process" in out and "10h00m: enough" in out
+    assert (
+        "12 images in 2 units" in out
+        and "36 pairs" in out
+        and "memory per worker process" in out
+        and "10h00m: enough" in out
+    )
     assert "forecast: extract" in out and "12 verified" in out
     assert results(data / "ample") == results(data / "undisturbed")
     manifest = json.loads((data / "ample" / "manifest.json").read_text())
-    assert manifest["time_budget"]["seconds"] == 36000 and manifest["time_budget"]["stages"]["verify"]["number"] == 36
+    assert (
+        manifest["time_budget"]["seconds"] == 36000
+        and manifest["time_budget"]["stages"]["verify"]["number"] == 36
+    )

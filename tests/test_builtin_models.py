@@ -46,14 +46,24 @@ class TestContract:
         signature = model.signatures["serving_default"]
         given = {name: spec.dtype.name for name, spec in signature.structured_input_signature[1].items()}
         assert given == dict(zip(INPUTS, ("uint8", "float32", "int32", "float32", "int32")))
-        assert {name: spec.dtype.name for name, spec in signature.structured_outputs.items()} == dict.fromkeys(OUTPUTS, "float32")
+        assert {
+            name: spec.dtype.name for name, spec in signature.structured_outputs.items()
+        } == dict.fromkeys(OUTPUTS, "float32")
 
     def test_signature_and_prune_agree(self, model, extract, settings):
         import tensorflow as tf
 
         image = textured(120, 160)
-        feeds = (image, np.float32(settings.image_scales), np.int32(100), np.float32(settings.score_threshold), np.int32([1, 2]))
-        by_signature = model.signatures["serving_default"](**{name: tf.constant(value) for name, value in zip(INPUTS, feeds)})
+        feeds = (
+            image,
+            np.float32(settings.image_scales),
+            np.int32(100),
+            np.float32(settings.score_threshold),
+            np.int32([1, 2]),
+        )
+        by_signature = model.signatures["serving_default"](
+            **{name: tf.constant(value) for name, value in zip(INPUTS, feeds)}
+        )
         for name, value in extract(image, max_features=100, global_scales=[1, 2]).items():
             np.testing.assert_allclose(by_signature[name], value, rtol=1e-5, atol=1e-5)
 
@@ -70,7 +80,9 @@ class TestContract:
     def test_global_rows_follow_the_scales_that_were_asked_for(self, extract):
         image = textured(100, 140)
         every = extract(image)["global_descriptors"]
-        np.testing.assert_allclose(extract(image, global_scales=[3, 1])["global_descriptors"], every[[1, 3]], atol=1e-6)
+        np.testing.assert_allclose(
+            extract(image, global_scales=[3, 1])["global_descriptors"], every[[1, 3]], atol=1e-6
+        )
 
     def test_max_features_keeps_the_strongest(self, extract):
         image = textured(240, 320)
@@ -100,11 +112,19 @@ class TestContract:
 
 class TestBytesAndCache:
     def test_two_processes_build_the_same_bytes(self, name, folder, tmp_path):
-        script = "import sys, tensorflow as tf; tf.Graph(); from transforms.delg.builtin import model_dir; print(model_dir(*sys.argv[1:]))"
-        built = subprocess.run([sys.executable, "-c", script, name, str(tmp_path)], check=True, capture_output=True, text=True).stdout.strip()
+        script = (
+            "import sys, tensorflow as tf; tf.Graph(); from transforms.delg.builtin import model_dir; "
+            "print(model_dir(*sys.argv[1:]))"
+        )
+        built = subprocess.run(
+            [sys.executable, "-c", script, name, str(tmp_path)], check=True, capture_output=True, text=True
+        ).stdout.strip()
         assert os.path.basename(built) == os.path.basename(folder)
         for name in ("saved_model.pb", "landmarks_card.json"):
-            with open(os.path.join(folder, name), "rb") as first, open(os.path.join(built, name), "rb") as second:
+            with (
+                open(os.path.join(folder, name), "rb") as first,
+                open(os.path.join(built, name), "rb") as second,
+            ):
                 assert first.read() == second.read()
 
     def test_two_builds_in_one_process_are_the_same(self, name):
@@ -113,7 +133,10 @@ class TestBytesAndCache:
 
     def test_card_states_the_settings(self, name, folder, settings):
         card = read_card(folder)
-        assert card["name"] == builtin.MODELS[name].NAME and card["max_distance"] == builtin.MODELS[name].MAX_DISTANCE
+        assert (
+            card["name"] == builtin.MODELS[name].NAME
+            and card["max_distance"] == builtin.MODELS[name].MAX_DISTANCE
+        )
         assert settings_from_card(card) == settings
 
     def test_concurrent_builders_get_one_folder(self, name, tmp_path):

@@ -19,11 +19,17 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("flags, precision", [((), "float32"), (("--precision", "float32"), "float32"), (("--precision", "bfloat16"), "bfloat16")])
+@pytest.mark.parametrize(
+    "flags, precision",
+    [((), "float32"), (("--precision", "float32"), "float32"), (("--precision", "bfloat16"), "bfloat16")],
+)
 def test_an_index_remembers_its_precision_and_recognize_follows_it(model, flags, precision):
     choice = models.choose(model, overrides(*flags))
     assert choice.settings.precision == precision and choice.as_json()["extraction"]["precision"] == precision
-    assert models.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json()).settings == choice.settings
+    assert (
+        models.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json()).settings
+        == choice.settings
+    )
 
 
 def test_another_precision_than_the_indexs_is_refused(model):

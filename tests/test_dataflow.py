@@ -1,4 +1,6 @@
-"""The jobs as Dataflow gets them, built without the cloud by `--dry_run=True --no_auth`; the image and the flex template, as far as files tell."""
+"""The jobs as Dataflow gets them, built without the cloud by `--dry_run=True --no_auth`; the image and the
+flex template, as far as files tell.
+"""
 
 import dataclasses
 import importlib.util
@@ -30,15 +32,30 @@ from transforms.delg import import_tensorflow
 
 ROOT = pathlib.Path(__file__).parent.parent
 DATAFLOW = [
-    "--runner=DataflowRunner", "--dry_run=True", "--no_auth", "--project=some-project", "--region=europe-west4",
-    "--temp_location=gs://bucket/temp", "--experiments=disable_logging_submission_environment"]
+    "--runner=DataflowRunner",
+    "--dry_run=True",
+    "--no_auth",
+    "--project=some-project",
+    "--region=europe-west4",
+    "--temp_location=gs://bucket/temp",
+    "--experiments=disable_logging_submission_environment",
+]
 PACKAGE = f"--setup_file={ROOT / 'setup.py'}"
 IMAGE = "europe-docker.pkg.dev/some-project/some-repository/landmarks:cpu"
 GPU = "type:nvidia-l4;count:1;install-nvidia-driver"
 
 STEPS = {
     "index": {"Extract"},
-    "recognize": {"Extract", "Blocks", "Retrieve", "Pending", "Verify", "Aggregate", "WritePredictions", "Submission"},
+    "recognize": {
+        "Extract",
+        "Blocks",
+        "Retrieve",
+        "Pending",
+        "Verify",
+        "Aggregate",
+        "WritePredictions",
+        "Submission",
+    },
     "evaluate": {"Shards", "Score", "Write"},
 }
 MIN_RAM = {"Extract": features.MIN_RAM, "Retrieve": retrieval.MIN_RAM, "Verify": verification.MIN_RAM}
@@ -58,7 +75,11 @@ class Job:
     def steps_of_workers(self):
         """Name and environment of those that workers do."""
         environments = self.pipeline.components.environments
-        return [(step.unique_name, environments[step.environment_id]) for step in self.steps() if step.spec.urn == "beam:transform:pardo:v1"]
+        return [
+            (step.unique_name, environments[step.environment_id])
+            for step in self.steps()
+            if step.spec.urn == "beam:transform:pardo:v1"
+        ]
 
 
 @dataclasses.dataclass
@@ -100,7 +121,9 @@ def dry_run():
 
 @pytest.fixture(scope="session")
 def jobs(dry_run, tmp_path_factory):
-    """The Job of each command by its name; where one needs what another makes, that is made on the local runner."""
+    """The Job of each command by its name; where one needs what another makes, that is made on the local
+    runner.
+    """
     root = tmp_path_factory.mktemp("dataflow")
     for i in range(6):
         folder = root / ("index" if i < 4 else "queries")
@@ -109,8 +132,24 @@ def jobs(dry_run, tmp_path_factory):
     (root / "labels.csv").write_text("id,landmark_id\n0,a\n1,a\n2,b\n3,b\n")
     (root / "truth.csv").write_text("id,landmarks\n4,a\n5,b\n")
     commands = {
-        "index": ["index", "--images", root / "index", "--labels", root / "labels.csv", "--output", root / "store"],
-        "recognize": ["recognize", "--images", root / "queries", "--index", root / "store", "--output", root / "run"],
+        "index": [
+            "index",
+            "--images",
+            root / "index",
+            "--labels",
+            root / "labels.csv",
+            "--output",
+            root / "store",
+        ],
+        "recognize": [
+            "recognize",
+            "--images",
+            root / "queries",
+            "--index",
+            root / "store",
+            "--output",
+            root / "run",
+        ],
         "evaluate": ["evaluate", "--predictions", root / "run", "--truth", root / "truth.csv"],
     }
     built = {}
@@ -131,23 +170,42 @@ def test_the_steps_of_a_job(jobs, command):
 def test_workers_get_the_whole_package(jobs, command):
     for environment in jobs[command].pipeline.components.environments.values():
         payload = proto.DockerPayload.FromString(environment.payload)
-        assert payload.container_image.endswith(f"/beam_python{sys.version_info[0]}.{sys.version_info[1]}_sdk:{beam.__version__}")
+        assert payload.container_image.endswith(
+            f"/beam_python{sys.version_info[0]}.{sys.version_info[1]}_sdk:{beam.__version__}"
+        )
         [package] = environment.dependencies
-        assert proto.ArtifactStagingToRolePayload.FromString(package.role_payload).staged_name == "workflow.tar.gz"
+        assert (
+            proto.ArtifactStagingToRolePayload.FromString(package.role_payload).staged_name
+            == "workflow.tar.gz"
+        )
         with tarfile.open(proto.ArtifactFilePayload.FromString(package.type_payload).path) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
-        wanted = [path for folder in ("beam_pipeline", "transforms") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".npz")]
+        wanted = [
+            path
+            for folder in ("beam_pipeline", "transforms")
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in (".py", ".npz")
+        ]
         assert {str(path.relative_to(ROOT)) for path in wanted} | {"setup.py", "README.md"} <= names
 
 
 def test_with_an_image_no_package_is_staged(jobs):
     for environment in jobs["image"].pipeline.components.environments.values():
-        assert proto.DockerPayload.FromString(environment.payload).container_image == IMAGE and not environment.dependencies
+        assert (
+            proto.DockerPayload.FromString(environment.payload).container_image == IMAGE
+            and not environment.dependencies
+        )
 
 
 def test_a_gpu_goes_with_the_memory(jobs):
-    hints = {name: dict(environment.resource_hints) for name, environment in jobs["image"].steps_of_workers() if name.startswith("Extract/")}
-    assert hints and all(set(h) == {"beam:resources:accelerator:v1", "beam:resources:min_ram_bytes:v1"} for h in hints.values())
+    hints = {
+        name: dict(environment.resource_hints)
+        for name, environment in jobs["image"].steps_of_workers()
+        if name.startswith("Extract/")
+    }
+    assert hints and all(
+        set(h) == {"beam:resources:accelerator:v1", "beam:resources:min_ram_bytes:v1"} for h in hints.values()
+    )
     assert {h["beam:resources:accelerator:v1"] for h in hints.values()} == {GPU.encode()}
 
 
@@ -156,23 +214,41 @@ def test_resource_hints(jobs, command):
     for name, environment in jobs[command].steps_of_workers():
         wanted = MIN_RAM.get(name.partition("/")[0])
         assert dict(environment.resource_hints) == (
-            {"beam:resources:min_ram_bytes:v1": wanted.replace("GB", "000000000").encode()} if wanted else {}), name
+            {"beam:resources:min_ram_bytes:v1": wanted.replace("GB", "000000000").encode()} if wanted else {}
+        ), name
 
 
-@pytest.mark.parametrize("runner, given", [
-    ("DataflowRunner", True), ("apache_beam.runners.dataflow.dataflow_runner.DataflowRunner", True),
-    ("DirectRunner", False), ("FlinkRunner", False), ("PortableRunner", False), ("PrismRunner", False)])
+@pytest.mark.parametrize(
+    "runner, given",
+    [
+        ("DataflowRunner", True),
+        ("apache_beam.runners.dataflow.dataflow_runner.DataflowRunner", True),
+        ("DirectRunner", False),
+        ("FlinkRunner", False),
+        ("PortableRunner", False),
+        ("PrismRunner", False),
+    ],
+)
 def test_only_dataflow_gets_hints(runner, given):
-    assert running.resource_hints(PipelineOptions([f"--runner={runner}"]), "4GB") == ({"min_ram": "4GB"} if given else {})
+    assert running.resource_hints(PipelineOptions([f"--runner={runner}"]), "4GB") == (
+        {"min_ram": "4GB"} if given else {}
+    )
     assert running.resource_hints(PipelineOptions([]), "4GB") == {}
 
 
 @pytest.mark.parametrize("command", STEPS)
 def test_every_step_declares_what_it_gives(jobs, command):
-    types_of = {step: str(declared).replace("Dict[Any, Any]", "dict") for step, declared in jobs[command].types.items()}
+    types_of = {
+        step: str(declared).replace("Dict[Any, Any]", "dict")
+        for step, declared in jobs[command].types.items()
+    }
     undeclared = {step for step, declared in types_of.items() if "Any" in declared}
     # Inside Beam's own, read at once by a step of the same stage.
-    assert {step for step in undeclared if not re.search(r"/(CoGroupByKeyImpl|CombineGlobally\(\w+\)|BatchElements)/", step)} == set()
+    assert {
+        step
+        for step in undeclared
+        if not re.search(r"/(CoGroupByKeyImpl|CombineGlobally\(\w+\)|BatchElements)/", step)
+    } == set()
 
 
 @pytest.mark.parametrize("command", STEPS)
@@ -194,16 +270,29 @@ RECORDS = [
     types.ImageUnit("unit", (REF,)),
     retrieval.QueryBlock("block", ("unit",)),
     retrieval.IndexGroup("group", ("unit",)),
-    types.Neighbors(np.array([[0.5, -np.inf]], np.float32), IDS, IDS, IDS, np.array([[7, 0]]), np.array([[7, 0]], np.int32)),
+    types.Neighbors(
+        np.array([[0.5, -np.inf]], np.float32),
+        IDS,
+        IDS,
+        IDS,
+        np.array([[7, 0]]),
+        np.array([[7, 0]], np.int32),
+    ),
     retrieval._Locations(IDS[0], IDS[0], np.array([7, 0]), np.array([7, 0], np.int32)),
-    types.CandidateUnit("unit", (types.QueryCandidates("a", LOCATION, (CANDIDATE,), True),), (types.Failure("verify", "b", "uri", "kind", "text"),)),
+    types.CandidateUnit(
+        "unit",
+        (types.QueryCandidates("a", LOCATION, (CANDIDATE,), True),),
+        (types.Failure("verify", "b", "uri", "kind", "text"),),
+    ),
     types.PredictionUnit("unit", (types.Prediction("a", "landmark", 0.75, (CANDIDATE,), True),)),
 ]
 
 
 def test_the_records_of_all_jobs_are_known_here(jobs):
     declared = " ".join(str(jobs[command].types) for command in STEPS)
-    assert set(re.findall(r"<class '(?:transforms|beam_pipeline)\.[\w.]*?(\w+)'>", declared)) == {type(record).__name__ for record in RECORDS}
+    assert set(re.findall(r"<class '(?:transforms|beam_pipeline)\.[\w.]*?(\w+)'>", declared)) == {
+        type(record).__name__ for record in RECORDS
+    }
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
@@ -213,7 +302,9 @@ def test_records_come_out_of_their_coder_as_they_went_in(record):
     assert type(decoded) is type(record)
     for field in dataclasses.fields(record):
         before, after = getattr(record, field.name), getattr(decoded, field.name)
-        assert np.array_equal(before, after) and getattr(before, "dtype", None) == getattr(after, "dtype", None)
+        assert np.array_equal(before, after) and getattr(before, "dtype", None) == getattr(
+            after, "dtype", None
+        )
 
 
 class OnlySubmits(PipelineRunner):
@@ -225,16 +316,40 @@ class OnlySubmits(PipelineRunner):
         return result
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--dry_run=True"], "dry run: the job was built, nothing was submitted"),
-    (["--template_location=gs://bucket/template"], "gs://bucket/template was made; once a job made from it has ended")])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--dry_run=True"], "dry run: the job was built, nothing was submitted"),
+        (
+            ["--template_location=gs://bucket/template"],
+            "gs://bucket/template was made; once a job made from it has ended",
+        ),
+    ],
+)
 def test_a_job_that_nobody_waits_for(tmp_path, capsys, flags, said):
-    predictions, truth, output = tmp_path / "submission.csv", tmp_path / "truth.csv", tmp_path / "metrics.json"
+    predictions, truth, output = (
+        tmp_path / "submission.csv",
+        tmp_path / "truth.csv",
+        tmp_path / "metrics.json",
+    )
     predictions.write_text("id,landmarks\n4,a 0.5\n")
     truth.write_text("id,landmarks\n4,a\n")
-    assert main([
-        "evaluate", "--predictions", str(predictions), "--truth", str(truth), "--output", str(output),
-        "--runner=tests.test_dataflow.OnlySubmits", *flags]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--predictions",
+                str(predictions),
+                "--truth",
+                str(truth),
+                "--output",
+                str(output),
+                "--runner=tests.test_dataflow.OnlySubmits",
+                *flags,
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.startswith(said) and not output.exists()
 
 
@@ -242,8 +357,21 @@ def test_the_local_runner_runs_whatever_dataflow_would_do(tmp_path):
     predictions, truth = tmp_path / "submission.csv", tmp_path / "truth.csv"
     predictions.write_text("id,landmarks\n4,a 0.5\n")
     truth.write_text("id,landmarks\n4,a\n")
-    assert main([
-        "evaluate", "--predictions", str(predictions), "--truth", str(truth), "--output", str(tmp_path / "metrics.json"), "--dry_run=True"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--predictions",
+                str(predictions),
+                "--truth",
+                str(truth),
+                "--output",
+                str(tmp_path / "metrics.json"),
+                "--dry_run=True",
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "metrics.json").read_text())["all"]["gap"] == 1
 
 
@@ -256,7 +384,9 @@ def test_gpu_memory_is_taken_as_needed(monkeypatch):
             raise RuntimeError("Physical devices cannot be modified after being initialized")
         grown.append((gpu, enable))
 
-    monkeypatch.setattr(config, "list_physical_devices", lambda kind: ["running", "idle"] if kind == "GPU" else [])
+    monkeypatch.setattr(
+        config, "list_physical_devices", lambda kind: ["running", "idle"] if kind == "GPU" else []
+    )
     monkeypatch.setattr(config.experimental, "set_memory_growth", set_memory_growth)
     import_tensorflow()
     assert grown == [("idle", True)]
@@ -264,14 +394,24 @@ def test_gpu_memory_is_taken_as_needed(monkeypatch):
 
 def test_the_image_copies_what_is_there():
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
-    copied = [shlex.split(line)[1:-1] for line in dockerfile.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    copied = [
+        shlex.split(line)[1:-1]
+        for line in dockerfile.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+    ]
     sources = {source for line in copied for source in line}
-    assert {"setup.py", "beam_pipeline", "transforms"} <= sources and all((ROOT / source).exists() for source in sources)
+    assert {"setup.py", "beam_pipeline", "transforms"} <= sources and all(
+        (ROOT / source).exists() for source in sources
+    )
     assert re.search(r"^ARG BEAM=2\.\d+\.\d+$", dockerfile, re.M)
     [launcher] = re.findall(r"^ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/template/(.+)$", dockerfile, re.M)
     assert f"docker/{launcher}" in sources
     # The list of what the build may see names each of them.
-    seen = [line[1:] for line in (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    seen = [
+        line[1:]
+        for line in (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     assert {line.partition("/**")[0] for line in seen} == sources
 
 
@@ -281,16 +421,36 @@ def test_the_template_knows_the_flags():
     spec.loader.exec_module(launch)
     metadata = json.loads((ROOT / "docker" / "flex_template.json").read_text())
     examples = {
-        "images": "gs://bucket/photos", "labels": "gs://bucket/labels.csv", "output": "gs://bucket/out", "index": "gs://bucket/index",
-        "model": "embedded", "score_threshold": "175", "preset": "accurate", "query_store": "gs://bucket/queries", "sdk_container_image": IMAGE,
-        "number_of_worker_harness_threads": "2", "experiments": "no_use_multiple_sdk_containers", "resource_hint": "min_ram=8GB"}
+        "images": "gs://bucket/photos",
+        "labels": "gs://bucket/labels.csv",
+        "output": "gs://bucket/out",
+        "index": "gs://bucket/index",
+        "model": "embedded",
+        "score_threshold": "175",
+        "preset": "accurate",
+        "query_store": "gs://bucket/queries",
+        "sdk_container_image": IMAGE,
+        "number_of_worker_harness_threads": "2",
+        "experiments": "no_use_multiple_sdk_containers",
+        "resource_hint": "min_ram=8GB",
+    }
     parameters = {parameter["name"]: parameter for parameter in metadata["parameters"]}
-    assert set(parameters) == {"command", *examples} and all(p["label"] and p["helpText"] for p in parameters.values())
-    for command, others in (("index", ("index", "query_store")), ("recognize", ("labels", "score_threshold"))):
-        flags = {"command": command, **{name: value for name, value in examples.items() if name not in others}}
+    assert set(parameters) == {"command", *examples} and all(
+        p["label"] and p["helpText"] for p in parameters.values()
+    )
+    for command, others in (
+        ("index", ("index", "query_store")),
+        ("recognize", ("labels", "score_threshold")),
+    ):
+        flags = {
+            "command": command,
+            **{name: value for name, value in examples.items() if name not in others},
+        }
         for name, value in flags.items():
             assert all(re.fullmatch(regex, value) for regex in parameters[name].get("regexes", [])), name
-        _, rest = build_parser().parse_known_args(launch.arguments([f"--{name}={value}" for name, value in flags.items()]))
+        _, rest = build_parser().parse_known_args(
+            launch.arguments([f"--{name}={value}" for name, value in flags.items()])
+        )
         beam_options(rest)  # raises where Beam does not know one either
 
 

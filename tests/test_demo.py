@@ -14,7 +14,11 @@ from beam_pipeline import demo
 
 
 def _files(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(pathlib.Path(root).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(pathlib.Path(root).rglob("*"))
+        if path.is_file()
+    }
 
 
 def _rows(path):
@@ -51,13 +55,15 @@ def test_an_image_does_not_depend_on_the_others(made, few_views, tmp_path):
 def test_another_seed_gives_other_images_and_ids(made, few_views, tmp_path):
     demo.make_demo(str(tmp_path / "set"), seed=1)
 
-    names, other_names = ({pathlib.Path(name).name for name in _files(root) if name.endswith("jpg")}
-                          for root in (made[0], tmp_path / "set"))
+    names, other_names = (
+        {pathlib.Path(name).name for name in _files(root) if name.endswith("jpg")}
+        for root in (made[0], tmp_path / "set")
+    )
     assert other_names and not names & other_names
 
 
 def test_every_image_decodes_and_has_the_promised_size(made):
-    images = [path for path in made[0].rglob("*.jpg")]
+    images = list(made[0].rglob("*.jpg"))
 
     assert 200 <= len(images) <= 500
     for path in images:
@@ -74,7 +80,8 @@ def test_labels_and_truth_cover_the_images(made):
 
     assert list(labels[0]) == ["id", "landmark_id"] and list(truth[0]) == ["id", "landmarks", "Usage"]
     assert {(row["landmark_id"], row["id"]) for row in labels} == {
-        (path.parent.name, path.stem) for path in pathlib.Path(paths.index).glob("*/*.jpg")}
+        (path.parent.name, path.stem) for path in pathlib.Path(paths.index).glob("*/*.jpg")
+    }
     assert {row["id"] for row in truth} == {path.stem for path in pathlib.Path(paths.queries).glob("*.jpg")}
     ids = [row["id"] for row in labels + truth]
     assert len(set(ids)) == len(ids)
@@ -112,7 +119,12 @@ def test_a_set_that_is_there_is_left_alone(made):
     again = demo.make_demo(str(root))
 
     assert again.already_there and not paths.already_there
-    assert (again.index, again.queries, again.labels, again.truth) == (paths.index, paths.queries, paths.labels, paths.truth)
+    assert (again.index, again.queries, again.labels, again.truth) == (
+        paths.index,
+        paths.queries,
+        paths.labels,
+        paths.truth,
+    )
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
 
 
@@ -133,7 +145,9 @@ def test_the_set_of_another_seed_is_not_touched(made):
     assert _files(made[0]) == before
 
 
-@pytest.mark.parametrize("marker", [None, "[1, 2", json.dumps({"made_by": "someone"})], ids=["none", "broken", "foreign"])
+@pytest.mark.parametrize(
+    "marker", [None, "[1, 2", json.dumps({"made_by": "someone"})], ids=["none", "broken", "foreign"]
+)
 def test_a_folder_with_other_things_is_refused(tmp_path, marker):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     if marker is not None:
@@ -178,7 +192,9 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         demo.make_demo(str(tmp_path / "set"))
 
 
-@pytest.mark.parametrize("output, seed, message", [("gs://bucket/demo", 0, "'gs://bucket/demo'"), ("x", -1, "got -1")])
+@pytest.mark.parametrize(
+    "output, seed, message", [("gs://bucket/demo", 0, "'gs://bucket/demo'"), ("x", -1, "got -1")]
+)
 def test_bad_arguments_are_refused(output, seed, message):
     with pytest.raises(ValueError, match=message):
         demo.make_demo(output, seed)

@@ -43,11 +43,33 @@ def data(tmp_path_factory):
 
 
 def index(data, output, *flags):
-    return main(["index", "--images", str(data / "index"), "--labels", str(data / "labels.csv"), "--output", str(output), *flags])
+    return main(
+        [
+            "index",
+            "--images",
+            str(data / "index"),
+            "--labels",
+            str(data / "labels.csv"),
+            "--output",
+            str(output),
+            *flags,
+        ]
+    )
 
 
 def recognize(data, index_folder, output, *flags, images="queries"):
-    return main(["recognize", "--images", str(data / images), "--index", str(index_folder), "--output", str(output), *flags])
+    return main(
+        [
+            "recognize",
+            "--images",
+            str(data / images),
+            "--index",
+            str(index_folder),
+            "--output",
+            str(output),
+            *flags,
+        ]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +82,10 @@ def embedded_index(data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def embedded_run(data, embedded_index, tmp_path_factory):
     output = tmp_path_factory.mktemp("embedded") / "run"
-    assert recognize(data, embedded_index, output, "--truth", str(data / "truth.csv"), "--direct_num_workers=1") == 0
+    assert (
+        recognize(data, embedded_index, output, "--truth", str(data / "truth.csv"), "--direct_num_workers=1")
+        == 0
+    )
     return output
 
 
@@ -72,7 +97,13 @@ def submission(run):
 def test_what_an_index_leaves(data, embedded_index):
     manifest = json.loads((embedded_index / "manifest.json").read_text())
     count = len(list((data / "index").iterdir()))
-    assert manifest["counts"] == {"matched": count, "indexed": count, "failed": 0, "out_of_time": 0, "without_label": 0}
+    assert manifest["counts"] == {
+        "matched": count,
+        "indexed": count,
+        "failed": 0,
+        "out_of_time": 0,
+        "without_label": 0,
+    }
     assert manifest["model"]["uri"] == "embedded" and manifest["global_dimensions"] == 2048
     images = pd.read_parquet(embedded_index / "images")
     labels = pd.read_csv(data / "labels.csv", dtype=str).set_index("id").landmark_id
@@ -92,9 +123,17 @@ def test_what_a_run_leaves(data, embedded_run):
         assert (landmark, float(score)) == (row.landmark_id, row.score)
         scores = [c["score"] for c in row.candidates]
         assert len(scores) == 3 and scores == sorted(scores, reverse=True)
-        assert row.score == pytest.approx(sum(c["score"] for c in row.candidates if c["landmark_id"] == landmark))
+        assert row.score == pytest.approx(
+            sum(c["score"] for c in row.candidates if c["landmark_id"] == landmark)
+        )
     manifest = json.loads((embedded_run / "manifest.json").read_text())
-    assert manifest["counts"] == {"queries": len(truth), "predicted": len(truth), "verified": len(truth), "failed": 0, "out_of_time": 0}
+    assert manifest["counts"] == {
+        "queries": len(truth),
+        "predicted": len(truth),
+        "verified": len(truth),
+        "failed": 0,
+        "out_of_time": 0,
+    }
     metrics = json.loads((embedded_run / "metrics.json").read_text())
     assert metrics["all"]["gap"] > 0.3  # guessing gives less than 0.05
 
@@ -102,7 +141,20 @@ def test_what_a_run_leaves(data, embedded_run):
 def test_evaluate_gives_the_metrics_of_the_run_from_its_submission_too(data, embedded_run, tmp_path):
     for predictions in (embedded_run, embedded_run / "submission.csv"):
         output = tmp_path / "m.json"
-        assert main(["evaluate", "--predictions", str(predictions), "--truth", str(data / "truth.csv"), "--output", str(output)]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    "--predictions",
+                    str(predictions),
+                    "--truth",
+                    str(data / "truth.csv"),
+                    "--output",
+                    str(output),
+                ]
+            )
+            == 0
+        )
         assert json.loads(output.read_text()) == json.loads((embedded_run / "metrics.json").read_text())
 
 
@@ -118,34 +170,56 @@ def same_files(one, other, *parts):
 
 
 # The fixtures' own ways: an index with as many threads as cores, a run with one worker in memory.
-@pytest.mark.parametrize("flags", [["--direct_num_workers=2"], ["--direct_num_workers=4"], ["--direct_num_workers=2", PROCESSES]],
-                         ids=["2 threads", "4 threads", "2 processes"])
+@pytest.mark.parametrize(
+    "flags",
+    [["--direct_num_workers=2"], ["--direct_num_workers=4"], ["--direct_num_workers=2", PROCESSES]],
+    ids=["2 threads", "4 threads", "2 processes"],
+)
 def test_workers_do_not_change_a_byte_of_a_run(data, embedded_index, embedded_run, tmp_path, flags):
     run = tmp_path / "run"
     assert recognize(data, embedded_index, run, *flags) == 0
-    same_files(run, embedded_run, "predictions", "queries/images", "queries/local_features", "queries/summaries")
+    same_files(
+        run, embedded_run, "predictions", "queries/images", "queries/local_features", "queries/summaries"
+    )
     assert (run / "submission.csv").read_bytes() == (embedded_run / "submission.csv").read_bytes()
 
 
-@pytest.mark.parametrize("flags", [["--direct_num_workers=1"], ["--direct_num_workers=4"], ["--direct_num_workers=2", PROCESSES]],
-                         ids=["in memory", "4 threads", "2 processes"])
-def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(data, embedded_index, tmp_path, flags, monkeypatch):
+@pytest.mark.parametrize(
+    "flags",
+    [["--direct_num_workers=1"], ["--direct_num_workers=4"], ["--direct_num_workers=2", PROCESSES]],
+    ids=["in memory", "4 threads", "2 processes"],
+)
+def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(
+    data, embedded_index, tmp_path, flags, monkeypatch
+):
     expand = Extraction.expand
 
     def in_random_order(self, begin):
-        return expand(dataclasses.replace(self, planned=tuple(random.Random(1).sample(self.planned, len(self.planned)))), begin)
+        return expand(
+            dataclasses.replace(
+                self, planned=tuple(random.Random(1).sample(self.planned, len(self.planned)))
+            ),
+            begin,
+        )
 
     monkeypatch.setattr(Extraction, "expand", in_random_order)
     assert index(data, tmp_path / "index", *flags) == 0
     same_files(tmp_path / "index", embedded_index, "images", "local_features", "summaries", "plan")
-    manifests = [json.loads((root / "manifest.json").read_text()) for root in (tmp_path / "index", embedded_index)]
+    manifests = [
+        json.loads((root / "manifest.json").read_text()) for root in (tmp_path / "index", embedded_index)
+    ]
     assert {**manifests[0], "seconds": 0} == {**manifests[1], "seconds": 0}
 
 
-def test_a_finished_output_is_left_alone_and_other_settings_are_refused(data, embedded_index, embedded_run, capsys):
+def test_a_finished_output_is_left_alone_and_other_settings_are_refused(
+    data, embedded_index, embedded_run, capsys
+):
     before = (embedded_run / "manifest.json").stat().st_mtime_ns
     assert recognize(data, embedded_index, embedded_run) == 0
-    assert "nothing to do" in capsys.readouterr().out and (embedded_run / "manifest.json").stat().st_mtime_ns == before
+    assert (
+        "nothing to do" in capsys.readouterr().out
+        and (embedded_run / "manifest.json").stat().st_mtime_ns == before
+    )
     assert recognize(data, embedded_index, embedded_run, "--max_distance", "0.7") == 2
     assert "hyperparameters.max_distance: 0.9 there, 0.7 wanted" in capsys.readouterr().err
 
@@ -158,7 +232,19 @@ def test_other_parameters_need_no_new_extraction(data, embedded_index, embedded_
 
     monkeypatch.setattr(features.DelgModelHandler, "load_model", refuse)
     store = str(embedded_run / "queries")
-    assert recognize(data, embedded_index, tmp_path / "run", "--query_store", store, "--preset", "accurate", "--direct_num_workers=1") == 0
+    assert (
+        recognize(
+            data,
+            embedded_index,
+            tmp_path / "run",
+            "--query_store",
+            store,
+            "--preset",
+            "accurate",
+            "--direct_num_workers=1",
+        )
+        == 0
+    )
     candidates = pd.read_parquet(tmp_path / "run" / "predictions").candidates
     assert max(len(c) for c in candidates) == 20
 
@@ -181,7 +267,16 @@ def test_an_unfinished_run_goes_on_and_ends_with_the_same_bytes(data, embedded_i
 @pytest.mark.parametrize("kind", RETRIEVING)
 def test_every_contract_goes_through_index_and_recognize(data, tmp_path, kind, capsys):
     tiny_models.build(kind, tmp_path / "model")
-    flags = ["--image_scales", "0.7071,1", "--score_threshold", "0", "--max_local_features", "100", "--max_image_side", "160"]
+    flags = [
+        "--image_scales",
+        "0.7071,1",
+        "--score_threshold",
+        "0",
+        "--max_local_features",
+        "100",
+        "--max_image_side",
+        "160",
+    ]
     assert index(data, tmp_path / "index", "--model", str(tmp_path / "model"), *flags) == 0
     assert recognize(data, tmp_path / "index", tmp_path / "run") == 0
     candidates = pd.read_parquet(tmp_path / "run" / "predictions").candidates
@@ -214,18 +309,26 @@ def test_an_index_smaller_than_num_to_rerank_and_queries_that_are_in_it(data, tm
         shutil.copy(data / "index" / f"{image_id}.jpg", small / "index")
     labels.to_csv(small / "labels.csv", index=False)
     assert index(small, tmp_path / "index") == 0
-    assert recognize(small, tmp_path / "index", tmp_path / "run", "--num_to_rerank", "100", images="index") == 0
+    assert (
+        recognize(small, tmp_path / "index", tmp_path / "run", "--num_to_rerank", "100", images="index") == 0
+    )
     predictions = pd.read_parquet(tmp_path / "run" / "predictions").set_index("image_id")
     a, b = sorted(labels.id)
     assert [[c["image_id"] for c in predictions.loc[i].candidates] for i in (a, b)] == [[b], [a]]
 
 
-def test_broken_photographs_are_failure_rows_and_change_nothing_else(data, embedded_index, embedded_run, tmp_path):
+def test_broken_photographs_are_failure_rows_and_change_nothing_else(
+    data, embedded_index, embedded_run, tmp_path
+):
     queries = tmp_path / "queries"
     shutil.copytree(data / "queries", queries)
     whole = next(queries.iterdir()).read_bytes()
     broken = {
-        "zero.jpg": b"", "text.png": b"hello", "half.jpg": whole[: len(whole) // 2], "header.jpg": whole[:20], "head.webp": b"RIFF",
+        "zero.jpg": b"",
+        "text.png": b"hello",
+        "half.jpg": whole[: len(whole) // 2],
+        "header.jpg": whole[:20],
+        "head.webp": b"RIFF",
     }
     for name, content in broken.items():
         (queries / name).write_bytes(content)
@@ -247,7 +350,20 @@ def test_a_truth_of_other_images_is_refused_before_the_work(data, embedded_index
 def test_images_without_a_label_are_left_out_and_said(data, tmp_path, capsys):
     labels = pd.read_csv(data / "labels.csv", dtype=str)
     labels.iloc[1:].to_csv(tmp_path / "labels.csv", index=False)
-    assert main(["index", "--images", str(data / "index"), "--labels", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "index")]) == 0
+    assert (
+        main(
+            [
+                "index",
+                "--images",
+                str(data / "index"),
+                "--labels",
+                str(tmp_path / "labels.csv"),
+                "--output",
+                str(tmp_path / "index"),
+            ]
+        )
+        == 0
+    )
     assert "1 of" in capsys.readouterr().err
     failures = pd.read_parquet(tmp_path / "index" / "failures")
     assert failures.kind.tolist() == ["no_label"] and failures.image_id.tolist() == [labels.id[0]]
@@ -258,9 +374,18 @@ def oracle_images(store, limit=None):
     images = []
     for unit in store.units():
         for row in store.read_images(unit).to_pylist():
-            local = dequantized(store.read_local(FeatureLocation(unit, row["local_offset"], row["local_size"])))
-            images.append(oracle.OracleImage(
-                row["image_id"], row["landmark_id"], np.array(row["global_descriptor"]), local.keypoints, local.descriptors))
+            local = dequantized(
+                store.read_local(FeatureLocation(unit, row["local_offset"], row["local_size"]))
+            )
+            images.append(
+                oracle.OracleImage(
+                    row["image_id"],
+                    row["landmark_id"],
+                    np.array(row["global_descriptor"]),
+                    local.keypoints,
+                    local.descriptors,
+                )
+            )
     return sorted(images, key=lambda image: image.image_id)[:limit]
 
 
@@ -270,14 +395,16 @@ def agrees_with_the_oracle(index_folder, run, parameters, limit):
     queries = oracle_images(FeatureStore(str(run / "queries")), limit)
     answers = oracle.recognize(oracle_images(FeatureStore(str(index_folder))), queries, parameters)
     same = 0
-    for image_id, (candidates, landmark, score) in answers.items():
+    for image_id, (candidates, landmark, _score) in answers.items():
         row = predictions.loc[image_id]
         ours = {c["image_id"]: c for c in row.candidates}
         assert ours.keys() == {c.image_id for c in candidates}
         for candidate in candidates:
             mine = ours[candidate.image_id]
             assert mine["similarity"] == pytest.approx(candidate.similarity, abs=1e-6)
-            if candidate.inliers >= 60:  # a clear homography; scikit-image does not improve its own, so it may find fewer
+            if (
+                candidate.inliers >= 60
+            ):  # a clear homography; scikit-image does not improve its own, so it may find fewer
                 assert 0.85 * candidate.inliers <= mine["inliers"] <= 1.35 * candidate.inliers
         same += landmark == row.landmark_id
     # A query of nothing that is there may fall to one class or another by a chance inlier.
@@ -293,10 +420,44 @@ def test_the_pipeline_agrees_with_the_oracle_on_real_photographs(photos, tmp_pat
     labels = table[table.kind == "landmark"].label.value_counts().index[:6]
     chosen = table[table.label.isin(labels)].sort_values("id").groupby("label").head(8)
     queries = chosen.groupby("label").head(2)
-    chosen[["id", "label"]].rename(columns={"label": "landmark_id"}).to_csv(tmp_path / "labels.csv", index=False)
+    chosen[["id", "label"]].rename(columns={"label": "landmark_id"}).to_csv(
+        tmp_path / "labels.csv", index=False
+    )
     for name, part in (("index", chosen[~chosen.id.isin(queries.id)]), ("queries", queries)):
         (tmp_path / f"{name}.txt").write_text("".join(f"{photos.resolve() / path}\n" for path in part.path))
     flags = ["--mutual_check", "--num_to_rerank", "5"]
-    assert main(["index", "--images", f"@{tmp_path}/index.txt", "--labels", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "index")]) == 0
-    assert main(["recognize", "--images", f"@{tmp_path}/queries.txt", "--index", str(tmp_path / "index"), "--output", str(tmp_path / "run"), *flags]) == 0
-    agrees_with_the_oracle(tmp_path / "index", tmp_path / "run", oracle.OracleParameters(num_to_rerank=5, mutual_check=True), None)
+    assert (
+        main(
+            [
+                "index",
+                "--images",
+                f"@{tmp_path}/index.txt",
+                "--labels",
+                str(tmp_path / "labels.csv"),
+                "--output",
+                str(tmp_path / "index"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "recognize",
+                "--images",
+                f"@{tmp_path}/queries.txt",
+                "--index",
+                str(tmp_path / "index"),
+                "--output",
+                str(tmp_path / "run"),
+                *flags,
+            ]
+        )
+        == 0
+    )
+    agrees_with_the_oracle(
+        tmp_path / "index",
+        tmp_path / "run",
+        oracle.OracleParameters(num_to_rerank=5, mutual_check=True),
+        None,
+    )

@@ -93,7 +93,9 @@ def test_run_folder_gives_the_bytes_that_recognize_writes(run_dir, truth, submis
 
 def test_truth_in_the_form_of_labels(submission, tmp_path, capsys):
     path = tmp_path / "labels.csv"
-    path.write_text("id,landmark_id\n0223456789abcdef,0\n0323456789abcdef,1\n0423456789abcdef,\n0523456789abcdef,\n")
+    path.write_text(
+        "id,landmark_id\n0223456789abcdef,0\n0323456789abcdef,1\n0423456789abcdef,\n0523456789abcdef,\n"
+    )
     metrics = evaluate.run(EvaluateConfig(submission, str(path)))
     assert metrics["Public"]["gap"] == pytest.approx((1 / 3 + 2 / 4) / 2)
     assert capsys.readouterr().out.count("\n") == 2
@@ -123,10 +125,15 @@ def test_errors_arrive_as_they_are_and_leave_no_file(submission, truth, tmp_path
     output = tmp_path / "metrics.json"
     with open(submission, "a") as f:
         f.write("0623456789abcdef,1 0.5\n")
-    with pytest.raises(ValueError, match="1 of 5 predictions are for images that the truth does not list, such as 0623456789abcdef"):
+    with pytest.raises(
+        ValueError,
+        match="1 of 5 predictions are for images that the truth does not list, such as 0623456789abcdef",
+    ):
         evaluate.run(EvaluateConfig(submission, truth, str(output)))
     with open(submission, "a") as f:
         f.write("0623456789abcdef,1\n")
-    with pytest.raises(TableError, match="submission.csv, line 7: id '0623456789abcdef' stands in line 6 already"):
+    with pytest.raises(
+        TableError, match="submission.csv, line 7: id '0623456789abcdef' stands in line 6 already"
+    ):
         evaluate.run(EvaluateConfig(submission, truth, str(output)))
     assert not output.exists()

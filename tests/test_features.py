@@ -36,7 +36,9 @@ class FakeModel:
             raise ExtractionError("non_finite", "black")
         colour = pixels.reshape(-1, 3).mean(axis=0).astype(np.float32)
         one = np.ones((1, 2), np.float32)
-        return Extracted(colour / np.linalg.norm(colour), one, one / np.sqrt(np.float32(2)), np.ones(1, np.float32))
+        return Extracted(
+            colour / np.linalg.norm(colour), one, one / np.sqrt(np.float32(2)), np.ones(1, np.float32)
+        )
 
 
 @pytest.fixture
@@ -50,7 +52,10 @@ def unit(tmp_path):
 def test_each_image_is_a_feature_or_a_failure(unit):
     result = features.extract_unit(unit, FakeModel(), READER)
     assert [f.ref.image_id for f in result.features] == ["a", "d"] and result.dimensions == 3
-    assert [(f.image_id, f.stage, f.kind) for f in result.failures] == [("b", "extract", "non_finite"), ("c", "decode", "empty_file")]
+    assert [(f.image_id, f.stage, f.kind) for f in result.failures] == [
+        ("b", "extract", "non_finite"),
+        ("c", "decode", "empty_file"),
+    ]
     assert result.features[0].width == 120 and result.features[0].global_descriptor.argmax() == 0
 
 
@@ -65,7 +70,9 @@ def test_photographs_of_a_unit_are_in_the_model_side_by_side(unit):
     with ThreadPoolExecutor(3) as pool:
         together = features.extract_unit(unit, features.LoadedModel(MeetingModel(), pool, 3), READER)
     alone = features.extract_unit(unit, FakeModel(), READER)
-    assert [f.ref for f in together.features] == [f.ref for f in alone.features] and together.failures == alone.failures
+    assert [f.ref for f in together.features] == [
+        f.ref for f in alone.features
+    ] and together.failures == alone.failures
 
 
 @pytest.mark.parametrize("slots", [None, 2])
@@ -83,12 +90,16 @@ def test_a_model_is_loaded_once_for_as_long_as_its_files_stay(tmp_path):
     assert features.load_model(str(tmp_path / "model"), SETTINGS) is not first
 
 
-@pytest.mark.parametrize("devices, asked, slots", [([], None, None), ([], 5, 5), (["gpu"], None, 4), (["gpu"], 16, 4)])
+@pytest.mark.parametrize(
+    "devices, asked, slots", [([], None, None), ([], 5, 5), (["gpu"], None, 4), (["gpu"], 16, 4)]
+)
 def test_how_many_photographs_are_in_flight(monkeypatch, devices, asked, slots):
     config = types.SimpleNamespace(list_physical_devices=lambda kind: devices)
     monkeypatch.setattr(features, "import_tensorflow", lambda: types.SimpleNamespace(config=config))
     monkeypatch.setattr(features, "load_model", lambda model, settings: FakeModel())
-    loaded = features.DelgModelHandler("a model", SETTINGS, READER, FeatureStore("a store"), asked).load_model()
+    loaded = features.DelgModelHandler(
+        "a model", SETTINGS, READER, FeatureStore("a store"), asked
+    ).load_model()
     assert (loaded.pool is None) == (slots is None) and loaded.slots == (slots or 1)
 
 

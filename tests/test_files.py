@@ -34,7 +34,10 @@ def test_ranged_reads(tmp_path):
 def test_lists_skip_temporaries_and_absent_folders(tmp_path):
     for name in ("b.parquet", "a.parquet", ".c.parquet.0.tmp", "d.bin"):
         (tmp_path / name).write_bytes(b"")
-    assert [os.path.basename(u) for u in files.list_files(str(tmp_path), ".parquet")] == ["a.parquet", "b.parquet"]
+    assert [os.path.basename(u) for u in files.list_files(str(tmp_path), ".parquet")] == [
+        "a.parquet",
+        "b.parquet",
+    ]
     assert files.list_files(str(tmp_path / "none"), ".parquet") == []
     assert files.delete_temporaries(str(tmp_path)) == 1 and (tmp_path / "d.bin").exists()
 
@@ -64,20 +67,24 @@ class _Status(Exception):
         self.code = code
 
 
-@pytest.mark.parametrize("error, transient", [
-    (OSError(errno.EIO, "I/O error"), True),
-    (OSError(errno.ESTALE, "stale"), True),
-    (ConnectionResetError(), True),
-    (TimeoutError(), True),
-    (OSError("a client's own"), True),
-    (OSError(errno.ENOSPC, "full"), False),
-    (PermissionError(errno.EACCES, "no"), False),
-    (FileNotFoundError("a client's own"), False),
-    (_Status(503), True),
-    (_Status(429), True),
-    (_Status(404), False),
-    (ValueError("a bug"), False),
-], ids=repr)
+@pytest.mark.parametrize(
+    "error, transient",
+    [
+        (OSError(errno.EIO, "I/O error"), True),
+        (OSError(errno.ESTALE, "stale"), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (OSError("a client's own"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (PermissionError(errno.EACCES, "no"), False),
+        (FileNotFoundError("a client's own"), False),
+        (_Status(503), True),
+        (_Status(429), True),
+        (_Status(404), False),
+        (ValueError("a bug"), False),
+    ],
+    ids=repr,
+)
 def test_only_what_may_pass_is_tried_again(error, transient, monkeypatch):
     waits = []
     monkeypatch.setattr(files.time, "sleep", waits.append)
@@ -103,6 +110,7 @@ def test_reads_and_writes_outlast_what_passes_and_report_what_does_not(tmp_path,
             if failing:
                 raise OSError(failing.pop(), "fails in passing")
             return call(*arguments, **keywords)
+
         return called
 
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
@@ -119,13 +127,17 @@ def test_reads_and_writes_outlast_what_passes_and_report_what_does_not(tmp_path,
     assert files.read_bytes(uri) == b"new" and os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda path: os.mkfifo(path), "not a regular file"),
-    (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-    (lambda path: path.symlink_to(path), "symbolic links"),
-    (lambda path: path.symlink_to(path.parent / "nothing"), "No such file"),
-    (lambda path: path.mkdir(), "Is a directory"),
-], ids=["pipe", "endless device", "loop", "dangling link", "folder"])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda path: os.mkfifo(path), "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+        (lambda path: path.symlink_to(path.parent / "nothing"), "No such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+    ],
+    ids=["pipe", "endless device", "loop", "dangling link", "folder"],
+)
 def test_what_is_no_file_is_an_error_at_once(tmp_path, make, message):
     make(tmp_path / "x")
     with pytest.raises(OSError, match=message):

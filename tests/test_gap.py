@@ -23,7 +23,11 @@ TRUTH = [
     ("0423456789abcdef", [], "Public"),
     ("0523456789abcdef", [], "Public"),
 ]
-PREDICTIONS = [("0223456789abcdef", "0", 0.01), ("0323456789abcdef", "1", 10.0), ("0423456789abcdef", "150", 15.0)]
+PREDICTIONS = [
+    ("0223456789abcdef", "0", 0.01),
+    ("0323456789abcdef", "1", 10.0),
+    ("0423456789abcdef", "150", 15.0),
+]
 
 
 def table(rows, schema):
@@ -32,7 +36,9 @@ def table(rows, schema):
 
 
 def evaluate(predictions, truth):
-    return gap.evaluate_predictions(table(predictions, tables.ANSWER_SCHEMA), table(truth, tables.TRUTH_SCHEMA))
+    return gap.evaluate_predictions(
+        table(predictions, tables.ANSWER_SCHEMA), table(truth, tables.TRUTH_SCHEMA)
+    )
 
 
 def test_official_example():
@@ -42,8 +48,15 @@ def test_official_example():
         "gap_landmark_queries": pytest.approx(0.333333, abs=1e-6),
         "top1": pytest.approx(0.333333, abs=1e-6),
         "counts": {
-            "queries": 5, "landmark_queries": 3, "predicted": 3, "predicted_landmark_queries": 2, "correct": 1,
-            "empty": 0, "missing": 2, "ignored": 0, "unknown": 0,
+            "queries": 5,
+            "landmark_queries": 3,
+            "predicted": 3,
+            "predicted_landmark_queries": 2,
+            "correct": 1,
+            "empty": 0,
+            "missing": 2,
+            "ignored": 0,
+            "unknown": 0,
         },
     }
 
@@ -64,7 +77,9 @@ def test_classes_compare_as_text():
 @pytest.mark.parametrize("wrong, expected", [("a", (1 / 2) / 2), ("c", (1 / 1) / 2)])
 def test_equal_scores_are_ordered_by_image_id(wrong, expected):
     truth = [("a", ["1"], "Public"), ("b", ["1"], "Public"), ("c", [], "Public")]
-    truth = [(i, [] if i == wrong else ["1"], u) for i, _, u in truth if i in ("b", wrong)] + [("z", ["1"], "Public")]
+    truth = [(i, [] if i == wrong else ["1"], u) for i, _, u in truth if i in ("b", wrong)] + [
+        ("z", ["1"], "Public")
+    ]
     assert evaluate([("b", "1", 0.5), (wrong, "1", 0.5)], truth)["all"]["gap"] == pytest.approx(expected)
 
 
@@ -74,7 +89,12 @@ def test_positive_and_negative_zero_are_equal_scores():
 
 @pytest.mark.parametrize(
     "classes, order",
-    [(["10", "9", "8"], [2, 1, 0]), (["10", "9", "x"], [0, 1, 2]), (["7", "007", "6"], [2, 1, 0]), (["10", "9", "-1"], [2, 0, 1])],
+    [
+        (["10", "9", "8"], [2, 1, 0]),
+        (["10", "9", "x"], [0, 1, 2]),
+        (["7", "007", "6"], [2, 1, 0]),
+        (["10", "9", "-1"], [2, 0, 1]),
+    ],
     ids=["numbers", "a name among numbers", "one number in two ways", "negative is a name"],
 )
 def test_equal_scores_and_ids_are_ordered_by_class(classes, order):
@@ -89,17 +109,38 @@ def test_ids_are_ordered_by_code_point():
 
 def test_splits_and_ignored():
     truth = [
-        ("a", ["1"], "Public"), ("b", ["1"], "Private"), ("c", ["1"], "Ignored"), ("d", ["1"], "Ignored"),
-        ("e", [], "Public"), ("f", ["2"], "Private"),
+        ("a", ["1"], "Public"),
+        ("b", ["1"], "Private"),
+        ("c", ["1"], "Ignored"),
+        ("d", ["1"], "Ignored"),
+        ("e", [], "Public"),
+        ("f", ["2"], "Private"),
     ]
-    metrics = evaluate([("c", "1", 9.0), ("e", "1", 8.0), ("b", "1", 7.0), ("a", "1", 6.0), ("f", None, None), ("d", None, None)], truth)
+    metrics = evaluate(
+        [
+            ("c", "1", 9.0),
+            ("e", "1", 8.0),
+            ("b", "1", 7.0),
+            ("a", "1", 6.0),
+            ("f", None, None),
+            ("d", None, None),
+        ],
+        truth,
+    )
     assert metrics["Public"]["gap"] == pytest.approx(1 / 2)
     assert metrics["Public"]["gap_landmark_queries"] == 1.0
     assert metrics["Private"]["gap"] == pytest.approx(1 / 2)
     assert metrics["all"]["gap"] == pytest.approx((1 / 2 + 2 / 3) / 3)
     assert metrics["all"]["counts"] == {
-        "queries": 4, "landmark_queries": 3, "predicted": 3, "predicted_landmark_queries": 2, "correct": 2,
-        "empty": 1, "missing": 0, "ignored": 2, "unknown": 0,
+        "queries": 4,
+        "landmark_queries": 3,
+        "predicted": 3,
+        "predicted_landmark_queries": 2,
+        "correct": 2,
+        "empty": 1,
+        "missing": 0,
+        "ignored": 2,
+        "unknown": 0,
     }
     assert metrics["Private"]["counts"]["queries"] == 2
     assert "ignored" not in metrics["Private"]["counts"]
@@ -107,7 +148,11 @@ def test_splits_and_ignored():
 
 def test_shares_of_nothing_are_none():
     metrics = evaluate([("a", "1", 1.0)], [("a", [], "Public")])
-    assert (metrics["all"]["gap"], metrics["all"]["gap_landmark_queries"], metrics["all"]["top1"]) == (None, None, None)
+    assert (metrics["all"]["gap"], metrics["all"]["gap_landmark_queries"], metrics["all"]["top1"]) == (
+        None,
+        None,
+        None,
+    )
     assert metrics["Private"]["counts"]["queries"] == 0
     assert gap.global_average_precision([], [], np.zeros(0), np.zeros(0, bool), 0) is None
 
@@ -118,13 +163,19 @@ def test_no_predictions():
 
 
 def test_unknown_images_are_refused_when_predicted():
-    with pytest.raises(ValueError, match="1 of 2 predictions are for images that the truth does not list, such as x: "):
+    with pytest.raises(
+        ValueError, match="1 of 2 predictions are for images that the truth does not list, such as x: "
+    ):
         evaluate([("0323456789abcdef", "1", 1.0), ("x", "1", 1.0)], TRUTH)
 
 
 def test_unknown_images_are_counted_when_not_predicted():
     metrics = evaluate([("0323456789abcdef", "1", 1.0), ("x", None, None)], TRUTH)["all"]
-    assert (metrics["counts"]["unknown"], metrics["counts"]["empty"], metrics["gap"]) == (1, 0, pytest.approx(1 / 3))
+    assert (metrics["counts"]["unknown"], metrics["counts"]["empty"], metrics["gap"]) == (
+        1,
+        0,
+        pytest.approx(1 / 3),
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +197,9 @@ def oracle(predictions, truth, usages, landmark_queries_only):
     positives = sum(bool(landmarks) for landmarks in classes.values())
     if not positives:
         return None, None
-    ranked = sorted((p for p in predictions if p[0] in classes and p[1] is not None), key=lambda p: (-p[2], p[0]))
+    ranked = sorted(
+        (p for p in predictions if p[0] in classes and p[1] is not None), key=lambda p: (-p[2], p[0])
+    )
     if landmark_queries_only:
         ranked = [p for p in ranked if classes[p[0]]]
     total, hits = fractions.Fraction(0), 0
@@ -163,7 +216,9 @@ def close(expected):
 
 CLASSES = st.sampled_from(["1", "2", "10", "007", "x", "é"])
 TRUTHS = st.dictionaries(
-    st.text("abé1", min_size=1, max_size=3), st.tuples(st.lists(CLASSES, max_size=3), st.sampled_from(tables.USAGES)), max_size=12
+    st.text("abé1", min_size=1, max_size=3),
+    st.tuples(st.lists(CLASSES, max_size=3), st.sampled_from(tables.USAGES)),
+    max_size=12,
 )
 SCORES = st.sampled_from([0.0, -0.0, 0.5, -2.0, 1e-84]) | st.floats(allow_nan=False, allow_infinity=False)
 
@@ -175,7 +230,11 @@ def test_agrees_with_the_oracle_in_any_order(truth, data, shuffler):
     predictions = [(image_id, *data.draw(answer)) for image_id in predicted]
     truth = [(image_id, *row) for image_id, row in truth.items()]
     metrics = evaluate(predictions, truth)
-    for split, usages in {"all": ("Public", "Private"), "Public": ("Public",), "Private": ("Private",)}.items():
+    for split, usages in {
+        "all": ("Public", "Private"),
+        "Public": ("Public",),
+        "Private": ("Private",),
+    }.items():
         expected, top1 = oracle(predictions, truth, usages, landmark_queries_only=False)
         assert metrics[split]["gap"] == close(expected)
         assert metrics[split]["top1"] == top1

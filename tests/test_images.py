@@ -72,19 +72,37 @@ class TestMatch:
 
 
 class TestDecode:
-    @pytest.mark.parametrize("kind, mode", [
-        ("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "1"), ("PNG", "RGBA"), ("PNG", "LA"),
-        ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("WEBP", "RGBA"), ("GIF", "P"), ("BMP", "RGB"),
-    ])
+    @pytest.mark.parametrize(
+        "kind, mode",
+        [
+            ("PNG", "RGB"),
+            ("PNG", "L"),
+            ("PNG", "P"),
+            ("PNG", "1"),
+            ("PNG", "RGBA"),
+            ("PNG", "LA"),
+            ("JPEG", "RGB"),
+            ("JPEG", "L"),
+            ("JPEG", "CMYK"),
+            ("WEBP", "RGB"),
+            ("WEBP", "RGBA"),
+            ("GIF", "P"),
+            ("BMP", "RGB"),
+        ],
+    )
     def test_every_format_and_mode_gives_the_picture(self, kind, mode):
         source = Image.fromarray(gradient()).convert(mode)
         pixels, width, height, scale = images.decode_image(encoded(source, kind), 1000)
-        assert pixels.dtype == np.uint8 and pixels.shape == (40, 60, 3) and (width, height, scale) == (60, 40, 1.0)
+        assert (
+            pixels.dtype == np.uint8
+            and pixels.shape == (40, 60, 3)
+            and (width, height, scale) == (60, 40, 1.0)
+        )
         expected = np.asarray(source.convert("RGB"), np.int16)
         assert np.abs(pixels.astype(np.int16) - expected).mean() < 12
 
     def test_16_bit_grey_keeps_its_range(self):
-        grey = (np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27)
+        grey = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27
         pixels, *_ = images.decode_image(encoded(Image.fromarray(grey)), 1000)
         assert np.array_equal(pixels[..., 0], (grey >> 8).astype(np.uint8))
 
@@ -94,8 +112,12 @@ class TestDecode:
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_exif_orientation(self, orientation):
-        upright = Image.fromarray(np.kron(np.array([[10, 80, 150], [220, 30, 100]], np.uint8), np.ones((16, 16), np.uint8)))
-        inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # the operation that undoes it
+        upright = Image.fromarray(
+            np.kron(np.array([[10, 80, 150], [220, 30, 100]], np.uint8), np.ones((16, 16), np.uint8))
+        )
+        inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[
+            orientation
+        ]  # the operation that undoes it
         stored = upright if inverse is None else upright.transpose(Image.Transpose(inverse))
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -110,14 +132,18 @@ class TestDecode:
         pixels, width, height, scale = images.decode_image(encoded(Image.fromarray(gradient(300, 400))), 100)
         assert pixels.shape == (75, 100, 3) and (width, height, scale) == (400, 300, 0.25)
 
-    @pytest.mark.parametrize("data, kind", [
-        (b"", "empty_file"),
-        (b"no picture at all", "not_an_image"),
-        (encoded(Image.fromarray(gradient()), "JPEG")[:-200], "corrupt"),
-        (encoded(Image.fromarray(gradient()), "PNG")[:-60], "corrupt"),
-        (encoded(Image.fromarray(gradient()), "WEBP")[:100], "corrupt"),
-        (encoded(Image.fromarray(gradient(101, 101))), "too_large"),
-    ], ids=["empty", "text", "truncated jpeg", "truncated png", "truncated webp", "too large"])
+    @pytest.mark.parametrize(
+        "data, kind",
+        [
+            (b"", "empty_file"),
+            (b"no picture at all", "not_an_image"),
+            (encoded(Image.fromarray(gradient()), "JPEG")[:-200], "corrupt"),
+            (encoded(Image.fromarray(gradient()), "PNG")[:-60], "corrupt"),
+            (encoded(Image.fromarray(gradient()), "WEBP")[:100], "corrupt"),
+            (encoded(Image.fromarray(gradient(101, 101))), "too_large"),
+        ],
+        ids=["empty", "text", "truncated jpeg", "truncated png", "truncated webp", "too large"],
+    )
     def test_bad_files_say_what_is_wrong(self, data, kind):
         with pytest.raises(images.DecodeError) as error:
             images.decode_image(data, 1000, max_pixels=10_000)
@@ -125,26 +151,59 @@ class TestDecode:
 
 
 class TestLimits:
-    @pytest.mark.parametrize("kind, mode", [
-        ("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "I;16"), ("PNG", "1"), ("JPEG", "RGB"), ("WEBP", "RGBA"), ("GIF", "P")])
+    @pytest.mark.parametrize(
+        "kind, mode",
+        [
+            ("PNG", "RGB"),
+            ("PNG", "L"),
+            ("PNG", "P"),
+            ("PNG", "RGBA"),
+            ("PNG", "LA"),
+            ("PNG", "I;16"),
+            ("PNG", "1"),
+            ("JPEG", "RGB"),
+            ("WEBP", "RGBA"),
+            ("GIF", "P"),
+        ],
+    )
     def test_large_pictures_are_shrunk_strip_by_strip_to_the_same(self, kind, mode):
         y, x = np.mgrid[:1501, :1999]
         if mode == "I;16":
             source, expected = Image.fromarray((x * 32).astype(np.uint16)), x // 8
         else:
-            source = Image.fromarray(np.stack([x // 8, y // 6, (x + y) // 14], -1).astype(np.uint8)).convert(mode)
+            source = Image.fromarray(np.stack([x // 8, y // 6, (x + y) // 14], -1).astype(np.uint8)).convert(
+                mode
+            )
             expected = np.asarray(source.convert("RGB"))[..., 0]
-        pixels, width, height, scale = images.decode_image(encoded(source, kind, **({"quality": 95} if kind == "JPEG" else {})), 200)
-        assert pixels.shape == (150, 200, 3) and (width, height) == (1999, 1501) and scale == pytest.approx(200 / 1999)
-        expected = np.asarray(Image.fromarray(expected.astype(np.uint8)).resize((200, 150), Image.Resampling.BICUBIC), int)
+        pixels, width, height, scale = images.decode_image(
+            encoded(source, kind, **({"quality": 95} if kind == "JPEG" else {})), 200
+        )
+        assert (
+            pixels.shape == (150, 200, 3)
+            and (width, height) == (1999, 1501)
+            and scale == pytest.approx(200 / 1999)
+        )
+        expected = np.asarray(
+            Image.fromarray(expected.astype(np.uint8)).resize((200, 150), Image.Resampling.BICUBIC), int
+        )
         assert np.abs(pixels[..., 0] - expected).mean() < 2
 
-    @pytest.mark.parametrize("data, message", [
-        (encoded(Image.new("RGBA", (2000, 2000))), "2000 x 2000 pixels take .* bytes to decode, more than 20,000,000"),
-        (encoded(Image.new("RGB", (1200, 1200)), "WEBP"), "1200 x 1200 pixels take"),
-        (encoded(Image.new("RGB", (1800, 1800)), "JPEG", progressive=True, subsampling=0), "1800 x 1800 pixels take"),
-        (b"\x89PNG\r\n\x1a\n" + b" " * 20_000_000, None),
-    ], ids=["alpha", "webp", "progressive jpeg", "no image"])
+    @pytest.mark.parametrize(
+        "data, message",
+        [
+            (
+                encoded(Image.new("RGBA", (2000, 2000))),
+                "2000 x 2000 pixels take .* bytes to decode, more than 20,000,000",
+            ),
+            (encoded(Image.new("RGB", (1200, 1200)), "WEBP"), "1200 x 1200 pixels take"),
+            (
+                encoded(Image.new("RGB", (1800, 1800)), "JPEG", progressive=True, subsampling=0),
+                "1800 x 1800 pixels take",
+            ),
+            (b"\x89PNG\r\n\x1a\n" + b" " * 20_000_000, None),
+        ],
+        ids=["alpha", "webp", "progressive jpeg", "no image"],
+    )
     def test_what_takes_too_much_memory_is_refused(self, data, message):
         with pytest.raises(images.DecodeError, match=message) as error:
             images.decode_image(data, 256, max_memory=20_000_000)
@@ -179,5 +238,7 @@ class TestRead:
         results = list(images.read_images(refs, 1000, True, 10**6, ahead=2))
         assert [type(r) for r in results] == [DecodedImage, Failure, Failure, DecodedImage]
         assert [(r.stage, r.image_id, r.kind) for r in results if isinstance(r, Failure)] == [
-            ("read", "b", "not_found"), ("decode", "c", "not_an_image")]
+            ("read", "b", "not_found"),
+            ("decode", "c", "not_an_image"),
+        ]
         assert results[3].ref == refs[3]

@@ -16,14 +16,24 @@ from transforms import files
 
 def held_by_another(root, **changes):
     """Leaves the lock of a process that still runs on this machine, with `changes`."""
-    holder = {**lock._identity(), "pid": 1, "started": lock._started(1), "token": "t", "since": 1e9, "renewed": time.time(), **changes}
+    holder = {
+        **lock._identity(),
+        "pid": 1,
+        "started": lock._started(1),
+        "token": "t",
+        "since": 1e9,
+        "renewed": time.time(),
+        **changes,
+    }
     files.write_json(files.join(root, lock.LOCK), holder)
 
 
 def test_the_second_is_told_who_holds_it_and_the_third_finds_it_free(tmp_path):
     root = str(tmp_path / "out")
     with lock.held(root):
-        with pytest.raises(ConfigError, match=rf"being written by process {os.getpid()} on .* since 20\d\d-.* UTC"):
+        with pytest.raises(
+            ConfigError, match=rf"being written by process {os.getpid()} on .* since 20\d\d-.* UTC"
+        ):
             with lock.held(root):
                 pass
         assert os.listdir(root) == [lock.LOCK]
@@ -39,14 +49,25 @@ def test_a_failed_holder_lets_go(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("holder, alive", [
-    (dict(), True),
-    (dict(pid=2**22 + 1), False),
-    (dict(started=5), False),
-    (dict(machine="another"), True),
-    (dict(machine=None), True),
-    (dict(machine="another", renewed=time.time() - 3600), False),
-], ids=["runs", "gone", "pid given anew", "elsewhere, renewed", "unknown, renewed", "elsewhere, long not renewed"])
+@pytest.mark.parametrize(
+    "holder, alive",
+    [
+        (dict(), True),
+        (dict(pid=2**22 + 1), False),
+        (dict(started=5), False),
+        (dict(machine="another"), True),
+        (dict(machine=None), True),
+        (dict(machine="another", renewed=time.time() - 3600), False),
+    ],
+    ids=[
+        "runs",
+        "gone",
+        "pid given anew",
+        "elsewhere, renewed",
+        "unknown, renewed",
+        "elsewhere, long not renewed",
+    ],
+)
 def test_only_a_living_holder_blocks(tmp_path, holder, alive):
     held_by_another(str(tmp_path), **holder)
     try:
@@ -59,8 +80,13 @@ def test_only_a_living_holder_blocks(tmp_path, holder, alive):
 
 
 def test_a_killed_process_does_not_block_even_while_its_parent_has_not_noticed(tmp_path):
-    code = f"from beam_pipeline import lock\nwith lock.held({str(tmp_path)!r}):\n    print(1, flush=True)\n    input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    code = (
+        f"from beam_pipeline import lock\nwith lock.held({str(tmp_path)!r}):\n    print(1, flush=True)\n  "
+        "  input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         child.stdout.readline()
         with pytest.raises(ConfigError, match=f"process {child.pid} "):
             with lock.held(str(tmp_path)):
@@ -89,6 +115,8 @@ def test_a_holder_renews_its_lock_and_clears_temporaries(tmp_path, monkeypatch):
         assert not (tmp_path / ".shard.0.tmp").exists()
         first = json.loads((tmp_path / lock.LOCK).read_text())
         deadline = time.monotonic() + 60
-        while (now := json.loads((tmp_path / lock.LOCK).read_text()))["renewed"] == first["renewed"] and time.monotonic() < deadline:
+        while (now := json.loads((tmp_path / lock.LOCK).read_text()))["renewed"] == first[
+            "renewed"
+        ] and time.monotonic() < deadline:
             time.sleep(0.01)
         assert now["renewed"] > first["renewed"] and now["since"] == first["since"]

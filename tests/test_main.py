@@ -20,12 +20,16 @@ def parsed(argv):
 def test_the_defaults_are_the_entry_preset():
     made = config.recognize_config(parsed(RECOGNIZE))
     expected = dict(config.PRESETS["entry"])
-    assert (made.num_to_rerank, made.top_k) == (expected.pop("num_to_rerank"), expected.pop("top_k")) == (3, 3)
+    assert (
+        (made.num_to_rerank, made.top_k) == (expected.pop("num_to_rerank"), expected.pop("top_k")) == (3, 3)
+    )
     assert made.verification == VerificationSettings(**expected) == VerificationSettings()
 
 
 def test_a_preset_sets_all_and_a_flag_overrides():
-    made = config.recognize_config(parsed([*RECOGNIZE, "--preset", "host", "--max_inlier_score", "55", "--mutual_check"]))
+    made = config.recognize_config(
+        parsed([*RECOGNIZE, "--preset", "host", "--max_inlier_score", "55", "--mutual_check"])
+    )
     assert (made.num_to_rerank, made.top_k, made.verification.max_reprojection_error) == (10, 5, 4.0)
     assert (made.verification.max_inlier_score, made.verification.mutual_check) == (55, True)
     accurate = config.recognize_config(parsed([*RECOGNIZE, "--preset", "accurate", "--no-mutual_check"]))
@@ -40,32 +44,56 @@ def test_a_smaller_num_to_rerank_takes_the_presets_top_k_with_it():
 
 def test_extraction_flags_are_overrides_only_where_given():
     assert config.index_config(parsed(INDEX)).overrides.given() == {}
-    made = config.index_config(parsed([*INDEX, "--image_scales", "0.5,1,2", "--max_image_side", "800", "--no-exif_orientation"]))
+    made = config.index_config(
+        parsed([*INDEX, "--image_scales", "0.5,1,2", "--max_image_side", "800", "--no-exif_orientation"])
+    )
     assert made.overrides.given() == {"image_scales": (0.5, 1.0, 2.0), "max_image_side": 800}
     assert not made.reading.exif_orientation
 
 
-@pytest.mark.parametrize("flags", [
-    ["--num_to_rerank", "0"], ["--top_k", "x"], ["--max_distance", "nan"], ["--homography_confidence", "1"],
-    ["--max_reprojection_error", "0"], ["--ratio_test", "1.5"], ["--image_scales", "1,1"], ["--image_scales", "0"],
-    ["--max_image_side", "3"], ["--preset", "best"], ["--global_weight", "inf"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_to_rerank", "0"],
+        ["--top_k", "x"],
+        ["--max_distance", "nan"],
+        ["--homography_confidence", "1"],
+        ["--max_reprojection_error", "0"],
+        ["--ratio_test", "1.5"],
+        ["--image_scales", "1,1"],
+        ["--image_scales", "0"],
+        ["--max_image_side", "3"],
+        ["--preset", "best"],
+        ["--global_weight", "inf"],
+    ],
+    ids=" ".join,
+)
 def test_nonsense_values_are_wrong_usage(flags, capsys):
     assert main.main([*RECOGNIZE, *flags]) == 2
     assert flags[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag, proposal", [
-    ("--num_to_rernk=3", "--num_to_rerank"), ("--direct_num_wrkers=2", "--direct_num_workers"), ("--zzzzqqqq=1", None)])
+@pytest.mark.parametrize(
+    "flag, proposal",
+    [
+        ("--num_to_rernk=3", "--num_to_rerank"),
+        ("--direct_num_wrkers=2", "--direct_num_workers"),
+        ("--zzzzqqqq=1", None),
+    ],
+)
 def test_unknown_options_are_refused_with_a_proposal(flag, proposal, capsys):
     assert main.main([*RECOGNIZE, flag]) == 2
     error = capsys.readouterr().err
-    assert f"unknown option {flag!r}" in error and (f"did you mean {proposal}?" in error if proposal else "mean" not in error)
+    assert f"unknown option {flag!r}" in error and (
+        f"did you mean {proposal}?" in error if proposal else "mean" not in error
+    )
 
 
 def test_options_of_beam_pass():
     options = main.beam_options(["--runner=DataflowRunner", "--project", "p", "--direct_num_workers=2"])
-    assert options.get_all_options()["project"] == "p" and options.get_all_options()["direct_num_workers"] == 2
+    assert (
+        options.get_all_options()["project"] == "p" and options.get_all_options()["direct_num_workers"] == 2
+    )
     with pytest.raises(config.ConfigError, match="wrong value"):
         main.beam_options(["--direct_num_workers=two"])
 
@@ -76,13 +104,35 @@ def test_commands_without_a_pipeline_take_no_options_of_beam(capsys):
 
 
 def test_errors_before_the_pipeline(tmp_path, capsys):
-    assert main.main(["recognize", "--images", str(tmp_path), "--index", str(tmp_path), "--output", str(tmp_path / "o")]) == 2
+    assert (
+        main.main(
+            [
+                "recognize",
+                "--images",
+                str(tmp_path),
+                "--index",
+                str(tmp_path),
+                "--output",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 2
+    )
     assert "no output of `landmarks index`" in capsys.readouterr().err
-    assert main.main(["index", "--images", str(tmp_path), "--labels", str(tmp_path / "none.csv"), "--output", "o"]) == 1
+    assert (
+        main.main(
+            ["index", "--images", str(tmp_path), "--labels", str(tmp_path / "none.csv"), "--output", "o"]
+        )
+        == 1
+    )
     assert "none.csv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["index"], ["recognize"], ["evaluate"], ["verify"], ["model", "inspect"], ["demo"], ["matches"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [[], ["index"], ["recognize"], ["evaluate"], ["verify"], ["model", "inspect"], ["demo"], ["matches"]],
+    ids=" ".join,
+)
 def test_help_names_every_option(command, capsys):
     assert main.main([*command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -99,5 +149,8 @@ def _parser(command):
 
 
 def test_help_imports_neither_tensorflow_nor_beam():
-    code = "import sys; from beam_pipeline.main import main; main(['--help']); sys.exit(bool({'tensorflow', 'apache_beam', 'cv2', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys; from beam_pipeline.main import main; main(['--help']); sys.exit(bool({'tensorflow', "
+        "'apache_beam', 'cv2', 'pandas'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import onnx.parser
 import pytest
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from tests import oracle
 from tests.local_features import features
@@ -28,28 +30,59 @@ def none() -> QuantizedFeatures:
 
 @pytest.fixture(params=["fastest", "numpy"])
 def product(request: pytest.FixtureRequest, monkeypatch) -> str:
-    """Each of the products of integers: the one that this machine chooses, and the one that any machine has."""
+    """Each of the products of integers: the one that this machine chooses, and the one that any machine
+    has.
+    """
     if request.param == "numpy":
         monkeypatch.setattr(integer_product, "_session", lambda: None)
     return request.param
 
 
-@pytest.mark.parametrize("query, candidate, changes, expected", [
-    pytest.param(at_angles(0, 90), at_angles(80, 10), {}, [(0, 1), (1, 0)], id="nearest"),
-    pytest.param(at_angles(0, 90), at_angles(60, 140), {}, [(1, 0)], id="too far"),
-    pytest.param(at_angles(0), at_angles(10, 90, 10), {}, [(0, 0)], id="of equally near ones the first"),
-    pytest.param(at_angles(0, 4), at_angles(5), {}, [(0, 0), (1, 0)], id="one candidate feature may match twice"),
-    pytest.param(at_angles(0, 4), at_angles(5), {"mutual_check": True}, [(1, 0)], id="mutual check"),
-    pytest.param(at_angles(4, 4), at_angles(5), {"mutual_check": True}, [(0, 0)], id="mutual check, equal query features"),
-    pytest.param(at_angles(0, 50), at_angles(10, -11, 52), {"ratio_test": 0.8}, [(1, 2)], id="ratio test"),
-    pytest.param(at_angles(0), at_angles(10), {"ratio_test": 0.8}, [(0, 0)], id="ratio test without a second neighbour"),
-    pytest.param(at_angles(0), at_angles(30, 70), {"max_distance": 0.6, "ratio_test": 0.5}, [(0, 0)], id="ratio test, the second too far to match"),
-    pytest.param(at_angles(0, 30), at_angles(90, 95), {"max_distance": 2.0}, [(0, 0), (1, 0)], id="any distance"),
-    pytest.param(at_angles(0), at_angles(100, 179), {"max_distance": 2.0}, [(0, 0)], id="negative cosines"),
-    pytest.param(at_angles(0), at_angles(170, 179), {}, [], id="nothing near"),
-    pytest.param(at_angles(0), none(), {}, [], id="candidate without features"),
-    pytest.param(none(), at_angles(0), {}, [], id="query without features"),
-])
+@pytest.mark.parametrize(
+    "query, candidate, changes, expected",
+    [
+        pytest.param(at_angles(0, 90), at_angles(80, 10), {}, [(0, 1), (1, 0)], id="nearest"),
+        pytest.param(at_angles(0, 90), at_angles(60, 140), {}, [(1, 0)], id="too far"),
+        pytest.param(at_angles(0), at_angles(10, 90, 10), {}, [(0, 0)], id="of equally near ones the first"),
+        pytest.param(
+            at_angles(0, 4), at_angles(5), {}, [(0, 0), (1, 0)], id="one candidate feature may match twice"
+        ),
+        pytest.param(at_angles(0, 4), at_angles(5), {"mutual_check": True}, [(1, 0)], id="mutual check"),
+        pytest.param(
+            at_angles(4, 4),
+            at_angles(5),
+            {"mutual_check": True},
+            [(0, 0)],
+            id="mutual check, equal query features",
+        ),
+        pytest.param(
+            at_angles(0, 50), at_angles(10, -11, 52), {"ratio_test": 0.8}, [(1, 2)], id="ratio test"
+        ),
+        pytest.param(
+            at_angles(0),
+            at_angles(10),
+            {"ratio_test": 0.8},
+            [(0, 0)],
+            id="ratio test without a second neighbour",
+        ),
+        pytest.param(
+            at_angles(0),
+            at_angles(30, 70),
+            {"max_distance": 0.6, "ratio_test": 0.5},
+            [(0, 0)],
+            id="ratio test, the second too far to match",
+        ),
+        pytest.param(
+            at_angles(0, 30), at_angles(90, 95), {"max_distance": 2.0}, [(0, 0), (1, 0)], id="any distance"
+        ),
+        pytest.param(
+            at_angles(0), at_angles(100, 179), {"max_distance": 2.0}, [(0, 0)], id="negative cosines"
+        ),
+        pytest.param(at_angles(0), at_angles(170, 179), {}, [], id="nothing near"),
+        pytest.param(at_angles(0), none(), {}, [], id="candidate without features"),
+        pytest.param(none(), at_angles(0), {}, [], id="query without features"),
+    ],
+)
 def test_putative_matches(query, candidate, changes, expected, product):
     matches = putative_matches(query, candidate, dataclasses.replace(DEFAULT, **changes))
     assert matches.dtype == np.int32 and matches.shape == (len(expected), 2)
@@ -63,17 +96,28 @@ def test_descriptors_of_two_models_are_refused():
 
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans(), st.sampled_from([None, 0.7, 0.9, 1.0]),
-    st.sampled_from([0.5, 0.9, 1.6]), st.sampled_from([1.0, 0.3]))
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 2**31),
+    st.booleans(),
+    st.sampled_from([None, 0.7, 0.9, 1.0]),
+    st.sampled_from([0.5, 0.9, 1.6]),
+    st.sampled_from([1.0, 0.3]),
+)
 def test_putative_matches_agree_with_the_oracle(n, m, seed, mutual_check, ratio_test, max_distance, spread):
     rng = np.random.default_rng(seed)
     centre = rng.normal(size=6)
-    query, candidate = (quantized(features(centre * (spread < 1) + spread * rng.normal(size=(count, 6)))) for count in (n, m))
-    settings = VerificationSettings(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance)
+    query, candidate = (
+        quantized(features(centre * (spread < 1) + spread * rng.normal(size=(count, 6)))) for count in (n, m)
+    )
+    settings = VerificationSettings(
+        mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance
+    )
     expected = oracle.putative_matches(
         oracle.OracleImage("q", None, np.ones(1), *dataclasses.astuple(dequantized(query))),
         oracle.OracleImage("c", "1", np.ones(1), *dataclasses.astuple(dequantized(candidate))),
-        oracle.OracleParameters(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance))
+        oracle.OracleParameters(mutual_check=mutual_check, ratio_test=ratio_test, max_distance=max_distance),
+    )
     assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
 
 
@@ -94,9 +138,15 @@ def test_every_near_pair_counts_whatever_the_lengths(product, largest, max_dista
     assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
     distance = np.sort(np.sqrt(np.maximum(2 - 2 * cosine, 0)), axis=1)
     apart = [(q, c) for q, c in expected if distance[q, 0] < distance[q, 1]]
-    assert [tuple(m) for m in putative_matches(query, candidate, dataclasses.replace(settings, ratio_test=1.0)).tolist()] == apart
+    assert [
+        tuple(m)
+        for m in putative_matches(query, candidate, dataclasses.replace(settings, ratio_test=1.0)).tolist()
+    ] == apart
     mutual = [(q, c) for q, c in expected if cosine[:, c].argmax() == q]
-    assert [tuple(m) for m in putative_matches(query, candidate, dataclasses.replace(settings, mutual_check=True)).tolist()] == mutual
+    assert [
+        tuple(m)
+        for m in putative_matches(query, candidate, dataclasses.replace(settings, mutual_check=True)).tolist()
+    ] == mutual
 
 
 @pytest.mark.parametrize("width", [1, 128, 131, 1041, 2048])
@@ -115,5 +165,9 @@ def test_the_stored_model_is_its_text():
 
 
 def test_a_model_that_is_not_exact_is_not_used(monkeypatch):
-    monkeypatch.setattr(integer_product, "_product", lambda session, a, b: np.minimum(integer_product.numpy_product(a, b), 2**15))
+    monkeypatch.setattr(
+        integer_product,
+        "_product",
+        lambda session, a, b: np.minimum(integer_product.numpy_product(a, b), 2**15),
+    )
     assert integer_product._session.__wrapped__() is None

@@ -1,7 +1,5 @@
 """Exact nearest neighbours against float64 brute force."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -15,7 +13,15 @@ from hypothesis import strategies as st
 from transforms import nearest as nearest_module
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.products import (
-    Bfloat16Product, NumpyProduct, Product, TensorFlowProduct, error_bound, exact_scores, fastest_product, penalty_columns)
+    Bfloat16Product,
+    NumpyProduct,
+    Product,
+    TensorFlowProduct,
+    error_bound,
+    exact_scores,
+    fastest_product,
+    penalty_columns,
+)
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 
@@ -42,18 +48,29 @@ def ids(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{i:05d}" for i in range(count)]
 
 
-def index_of(descriptors: np.ndarray, image_ids: list[str] | None = None, penalty: np.ndarray | None = None) -> IndexBlock:
+def index_of(
+    descriptors: np.ndarray, image_ids: list[str] | None = None, penalty: np.ndarray | None = None
+) -> IndexBlock:
     count = len(descriptors)
     names = np.array([i.encode() for i in image_ids or ids("x", count)], "S")
-    labels, units = np.array([b"label-%d" % (i % 7) for i in range(count)], "S"), np.array([b"u%d" % (i // 50) for i in range(count)], "S")
-    return IndexBlock(names, descriptors, labels, units, np.arange(count) * 1000, np.arange(count, dtype=np.int32), penalty)
+    labels, units = (
+        np.array([b"label-%d" % (i % 7) for i in range(count)], "S"),
+        np.array([b"u%d" % (i // 50) for i in range(count)], "S"),
+    )
+    return IndexBlock(
+        names, descriptors, labels, units, np.arange(count) * 1000, np.arange(count, dtype=np.int32), penalty
+    )
 
 
 def queries_of(descriptors: np.ndarray, image_ids: list[str] | None = None) -> DescriptorBlock:
-    return DescriptorBlock(np.array([i.encode() for i in image_ids or ids("q", len(descriptors))], "S"), descriptors)
+    return DescriptorBlock(
+        np.array([i.encode() for i in image_ids or ids("q", len(descriptors))], "S"), descriptors
+    )
 
 
-def brute_force(queries: DescriptorBlock, index: IndexBlock, k: int) -> tuple[list[list[bytes]], list[list[float]]]:
+def brute_force(
+    queries: DescriptorBlock, index: IndexBlock, k: int
+) -> tuple[list[list[bytes]], list[list[float]]]:
     """Ids and scores of the k best, in plain loops."""
     all_ids, all_scores = [], []
     for query_id, q in zip(queries.image_ids, queries.descriptors):
@@ -73,7 +90,9 @@ def check(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product)
     found = nearest(queries, index, k, product)
     want_ids, want_scores = brute_force(queries, index, k)
     assert found.image_id.tolist() == want_ids
-    np.testing.assert_array_equal(found.similarity, np.array(want_scores, np.float32).reshape(found.similarity.shape))
+    np.testing.assert_array_equal(
+        found.similarity, np.array(want_scores, np.float32).reshape(found.similarity.shape)
+    )
     return found
 
 
@@ -84,7 +103,9 @@ def assert_same(a: Neighbors, b: Neighbors) -> None:
 
 def near_ties(rng: np.random.Generator, count: int, width: int, spread: float) -> np.ndarray:
     centres = unit_rows(rng.standard_normal((3, width)))
-    return unit_rows(centres[rng.integers(0, 3, count)] + spread * rng.standard_normal((count, width)) / np.sqrt(width))
+    return unit_rows(
+        centres[rng.integers(0, 3, count)] + spread * rng.standard_normal((count, width)) / np.sqrt(width)
+    )
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 3e-2, 1.0], ids=lambda s: f"spread {s:g}")
@@ -99,12 +120,19 @@ def test_near_ties_are_ordered_as_in_float64(product: Product, spread: float, k:
 @pytest.mark.parametrize("count, k", [(1, 1), (1, 5), (63, 64), (64, 64), (65, 64), (130, 3)])
 def test_small_widths_and_counts(product: Product, width: int, count: int, k: int) -> None:
     rng = np.random.default_rng(width)
-    check(queries_of(unit_rows(rng.standard_normal((9, width)))), index_of(unit_rows(rng.standard_normal((count, width)))), k, product)
+    check(
+        queries_of(unit_rows(rng.standard_normal((9, width)))),
+        index_of(unit_rows(rng.standard_normal((count, width)))),
+        k,
+        product,
+    )
 
 
 def test_all_rows_equal_are_ordered_by_id(product: Product) -> None:
     row = unit_rows(np.random.default_rng(0).standard_normal((1, 40)))
-    found = check(queries_of(row), index_of(row.repeat(150, 0), [f"{149 - i:03d}" for i in range(150)]), 5, product)
+    found = check(
+        queries_of(row), index_of(row.repeat(150, 0), [f"{149 - i:03d}" for i in range(150)]), 5, product
+    )
     assert found.image_id[0].tolist() == [b"000", b"001", b"002", b"003", b"004"]
     assert len(set(found.similarity[0])) == 1
 
@@ -112,7 +140,12 @@ def test_all_rows_equal_are_ordered_by_id(product: Product) -> None:
 def test_all_similarities_negative(product: Product) -> None:
     rng = np.random.default_rng(1)
     centre = rng.standard_normal((1, 32))
-    found = check(queries_of(unit_rows(-centre)), index_of(unit_rows(centre + 0.3 * rng.standard_normal((150, 32)))), 4, product)
+    found = check(
+        queries_of(unit_rows(-centre)),
+        index_of(unit_rows(centre + 0.3 * rng.standard_normal((150, 32)))),
+        4,
+        product,
+    )
     assert np.all(found.similarity < 0)
 
 
@@ -122,9 +155,13 @@ def test_similarities_around_zero(product: Product) -> None:
 
 
 def test_operands_that_round_as_badly_as_they_can(product: Product) -> None:
-    # 1 + 2^-8 lies halfway between two bfloat16: half of the rows round up, half down, against the true order.
+    # 1 + 2^-8 lies halfway between two bfloat16: half of the rows round up, half down, against the true
+    # order.
     rng = np.random.default_rng(2)
-    rows = unit_rows(np.where(rng.random((200, 256)) < 0.5, 1 + 2**-8 + 1e-6, 1 + 2**-8 - 1e-6) * (1 + 1e-4 * rng.random((200, 1))))
+    rows = unit_rows(
+        np.where(rng.random((200, 256)) < 0.5, 1 + 2**-8 + 1e-6, 1 + 2**-8 - 1e-6)
+        * (1 + 1e-4 * rng.random((200, 1)))
+    )
     check(queries_of(rows[:10]), index_of(rows), 7, product)
 
 
@@ -136,12 +173,16 @@ def test_a_query_is_not_its_own_neighbour(product: Product) -> None:
 
 def test_a_query_alone_with_itself_has_no_neighbours(product: Product) -> None:
     row = np.ones((1, 1), np.float32)
-    assert check(queries_of(row, ["a"]), index_of(row, ["a"]), 2, product).similarity.tolist() == [[-np.inf, -np.inf]]
+    assert check(queries_of(row, ["a"]), index_of(row, ["a"]), 2, product).similarity.tolist() == [
+        [-np.inf, -np.inf]
+    ]
 
 
 def test_ids_are_ordered_by_code_point(product: Product) -> None:
     names = ["é", "z", "Z", "日本", "a" * 40, "𝄞", "", "ﬁ"]
-    found = check(queries_of(np.ones((1, 1), np.float32)), index_of(np.ones((8, 1), np.float32), names), 8, product)
+    found = check(
+        queries_of(np.ones((1, 1), np.float32)), index_of(np.ones((8, 1), np.float32), names), 8, product
+    )
     assert [i.decode() for i in found.image_id[0]] == sorted(names)
 
 
@@ -150,15 +191,25 @@ def test_the_neighbours_records(product: Product) -> None:
     found = nearest(queries_of(index.descriptors[[120]]), index, 1, product)
     values = {f.name: getattr(found, f.name)[0, 0] for f in dataclasses.fields(Neighbors)}
     assert values.pop("similarity") == pytest.approx(1, abs=1e-6)
-    assert values == {"image_id": b"x00120", "landmark_id": b"label-1", "unit": b"u2", "local_offset": 120_000, "local_size": 120}
+    assert values == {
+        "image_id": b"x00120",
+        "landmark_id": b"label-1",
+        "unit": b"u2",
+        "local_offset": 120_000,
+        "local_size": 120,
+    }
     assert {n: getattr(found, n).dtype for n in ("similarity", "local_offset", "local_size")} == {
-        "similarity": np.float32, "local_offset": np.int64, "local_size": np.int32
+        "similarity": np.float32,
+        "local_offset": np.int64,
+        "local_size": np.int32,
     }
 
 
 @pytest.mark.parametrize("queries, rows", [(0, 5), (4, 0), (0, 0)])
 def test_nothing_to_search(queries: int, rows: int) -> None:
-    found = nearest(queries_of(np.ones((queries, 1), np.float32)), index_of(np.ones((rows, 1), np.float32)), 3)
+    found = nearest(
+        queries_of(np.ones((queries, 1), np.float32)), index_of(np.ones((rows, 1), np.float32)), 3
+    )
     assert found.image_id.shape == found.local_size.shape == (queries, 3)
     assert np.all(found.similarity == -np.inf) and np.all(found.unit == b"")
 
@@ -167,7 +218,12 @@ def test_nothing_to_search(queries: int, rows: int) -> None:
 def test_penalties_are_subtracted_before_the_best_are_taken(product: Product, size: float) -> None:
     rng = np.random.default_rng(5)
     penalty = (size * rng.standard_normal(150)).astype(np.float32)
-    check(queries_of(near_ties(rng, 12, 64, 0.5)), index_of(near_ties(rng, 150, 64, 0.5), penalty=penalty), 6, product)
+    check(
+        queries_of(near_ties(rng, 12, 64, 0.5)),
+        index_of(near_ties(rng, 150, 64, 0.5), penalty=penalty),
+        6,
+        product,
+    )
 
 
 def test_penalty_columns_are_exact_in_bfloat16() -> None:
@@ -179,8 +235,14 @@ def test_penalty_columns_are_exact_in_bfloat16() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1), queries=st.integers(1, 20), rows=st.integers(1, 150), width=st.integers(1, 70),
-    k=st.integers(1, 12), levels=st.sampled_from([1, 2, 5, 1000]), penalised=st.booleans(), product=st.sampled_from(list(PRODUCTS)),
+    seed=st.integers(0, 2**32 - 1),
+    queries=st.integers(1, 20),
+    rows=st.integers(1, 150),
+    width=st.integers(1, 70),
+    k=st.integers(1, 12),
+    levels=st.sampled_from([1, 2, 5, 1000]),
+    penalised=st.booleans(),
+    product=st.sampled_from(list(PRODUCTS)),
 )
 def test_any_block_agrees_with_brute_force(
     seed: int, queries: int, rows: int, width: int, k: int, levels: int, penalised: bool, product: str
@@ -190,7 +252,12 @@ def test_any_block_agrees_with_brute_force(
     values = [unit_rows(rng.integers(-levels, levels + 1, (n, width)) + 0.5) for n in (queries, rows)]
     penalty = rng.integers(0, 3, rows).astype(np.float32) / 4 if penalised else None
     names = [f"x{i:05d}" for i in rng.permutation(rows + queries)]
-    check(queries_of(values[0], names[:queries]), index_of(values[1], names[-rows:], penalty), k, PRODUCTS[product])
+    check(
+        queries_of(values[0], names[:queries]),
+        index_of(values[1], names[-rows:], penalty),
+        k,
+        PRODUCTS[product],
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,14 +268,22 @@ def test_scores_keep_their_bound(seed: int, width: int, scale: float) -> None:
     queries, rows = (unit_rows(centre + scale * rng.standard_normal((20, width))) for _ in range(2))
     exact = queries.astype(np.float64) @ rows.T.astype(np.float64)
     for product in PRODUCTS.values():
-        scores = product.values(product.ordered(product.scores(product.operand(queries), product.operand(rows))))
+        scores = product.values(
+            product.ordered(product.scores(product.operand(queries), product.operand(rows)))
+        )
         bound = error_bound(product, queries, 0.0)
         assert np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None])
 
 
 def test_exact_scores_are_the_true_sum_rounded_whatever_its_order() -> None:
     # 1 + 2^-24 lies halfway between two float32; what is added decides, and float64 loses it in some orders.
-    terms = [[1.0, 2**-24, 2**-60], [1.0, 2**-24, -(2**-60)], [1.0, 2**-24, 2**-50], [0.5, -0.5, 2**-80], [0.25, 0.5, 0.0]]
+    terms = [
+        [1.0, 2**-24, 2**-60],
+        [1.0, 2**-24, -(2**-60)],
+        [1.0, 2**-24, 2**-50],
+        [0.5, -0.5, 2**-80],
+        [0.25, 0.5, 0.0],
+    ]
     expected = np.array([1, 1, 1 + 2**-23, 2**-80, 0.75], np.float32)
     for order in itertools.permutations(range(3)):
         sums = np.array([(row[order[0]] + row[order[1]]) + row[order[2]] for row in terms])
@@ -252,15 +327,22 @@ def test_a_searcher_may_keep_the_index_in_its_form(product: Product) -> None:
             assert_same(searcher.nearest(queries, k, product), nearest(queries, index, k, NumpyProduct()))
 
 
-@pytest.mark.parametrize("length, text", [
-    (0.5, "1 {} descriptors are not of unit length within 0.001; the first is that of b, of length 0.5"),
-    (1.0011, "of length 1.0011"),
-    (np.nan, "of length nan"),
-], ids=["half", "a little long", "NaN"])
+@pytest.mark.parametrize(
+    "length, text",
+    [
+        (0.5, "1 {} descriptors are not of unit length within 0.001; the first is that of b, of length 0.5"),
+        (1.0011, "of length 1.0011"),
+        (np.nan, "of length nan"),
+    ],
+    ids=["half", "a little long", "NaN"],
+)
 @pytest.mark.parametrize("side", ["query", "index"])
 def test_descriptors_must_be_of_unit_length(side: str, length: float, text: str) -> None:
     good, bad = np.float32([[1, 0], [0, 1]]), np.float32([[1, 0], [length, 0]])
-    queries, index = queries_of(bad if side == "query" else good, ["a", "b"]), index_of(bad if side == "index" else good, ["a", "b"])
+    queries, index = (
+        queries_of(bad if side == "query" else good, ["a", "b"]),
+        index_of(bad if side == "index" else good, ["a", "b"]),
+    )
     with pytest.raises(ValueError, match=text.format(side)):
         nearest(queries, index, 1)
 
@@ -273,7 +355,9 @@ def test_wrong_arguments_are_named() -> None:
         nearest(queries_of(two), index_of(three), 1)
     with pytest.raises(ValueError, match="1 penalties are not finite"):
         nearest(queries_of(two), index_of(two, penalty=np.float32([0, np.inf])), 1)
-    with pytest.raises(ValueError, match=r"1 images need descriptors of float32 \[1, D\], not float64 \[2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"1 images need descriptors of float32 \[1, D\], not float64 \[2, 2\]"
+    ):
         queries_of(two.astype(np.float64), ["a"])
     with pytest.raises(ValueError, match="neighbours of 2 queries cannot be merged with those of 1"):
         merge(nearest(queries_of(two), index_of(two), 1), nearest(queries_of(two[:1]), index_of(two), 1), 1)
@@ -282,7 +366,12 @@ def test_wrong_arguments_are_named() -> None:
 def parts_of(index: IndexBlock, cuts: list[int]) -> list[IndexBlock]:
     edges = [0, *cuts, len(index)]
     return [
-        IndexBlock(**{f.name: v if (v := getattr(index, f.name)) is None else v[a:b] for f in dataclasses.fields(IndexBlock)})
+        IndexBlock(
+            **{
+                f.name: v if (v := getattr(index, f.name)) is None else v[a:b]
+                for f in dataclasses.fields(IndexBlock)
+            }
+        )
         for a, b in itertools.pairwise(edges)
     ]
 
@@ -308,5 +397,7 @@ def test_merging_pads_to_k() -> None:
     row = np.ones((1, 1), np.float32)
     a, b = (nearest(queries_of(row), index_of(row, [name]), 1) for name in "ba")
     merged = merge(a, b, 4)
-    assert merged.image_id.tolist() == [[b"a", b"b", b"", b""]] and merged.similarity.tolist() == [[1, 1, -np.inf, -np.inf]]
+    assert merged.image_id.tolist() == [[b"a", b"b", b"", b""]] and merged.similarity.tolist() == [
+        [1, 1, -np.inf, -np.inf]
+    ]
     assert_same(merge(b, a, 4), merged)

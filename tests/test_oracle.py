@@ -1,6 +1,8 @@
-"""The product's steps against the oracle of the whole algorithm, on warped views of scikit-image's photographs.
+"""The product's steps against the oracle of the whole algorithm, on warped views of scikit-image's
+photographs.
 
-Features are OpenCV's SIFT as RootSIFT, and a VLAD of them as the global descriptor: a stand-in for a model, quick and independent of it.
+Features are OpenCV's SIFT as RootSIFT, and a VLAD of them as the global descriptor: a stand-in for a model,
+quick and independent of it.
 """
 
 import pathlib
@@ -25,8 +27,8 @@ FEATURES, SIDE = 250, 300
 NOWHERE = FeatureLocation("", 0, 0)
 
 # Both count matches that agree with a homography from the candidate to the query, but RANSAC finds another
-# one each time, and USAC polishes its own. Where most matches are right both see those; the wrong ones near enough to one
-# of the two homographies by chance make the difference: at most a tenth of the count, or 3.
+# one each time, and USAC polishes its own. Where most matches are right both see those; the wrong ones near
+# enough to one of the two homographies by chance make the difference: at most a tenth of the count, or 3.
 CLEAR = 30
 TOLERANCE, LEAST = 0.1, 3
 
@@ -36,7 +38,9 @@ def views() -> list[tuple[str, str, np.ndarray]]:
     rng = np.random.default_rng(0)
     found = []
     for landmark, name in enumerate(PHOTOGRAPHS):
-        photograph = cv2.imread(str(pathlib.Path(skimage.__file__).parent / "data" / name), cv2.IMREAD_GRAYSCALE)
+        photograph = cv2.imread(
+            str(pathlib.Path(skimage.__file__).parent / "data" / name), cv2.IMREAD_GRAYSCALE
+        )
         photograph = resize(photograph, (SIDE, SIDE), anti_aliasing=True)
         corners = np.array([[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]], np.float64)
         for view in range(VIEWS):
@@ -63,7 +67,9 @@ def extract(image: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.nd
 def data() -> tuple[list[oracle.OracleImage], list[oracle.OracleImage]]:
     """Index and queries."""
     centroids = np.abs(np.random.default_rng(1).normal(size=(16, 128))).astype(np.float32)
-    images = [oracle.OracleImage(name, landmark, *extract(image, centroids)) for name, landmark, image in views()]
+    images = [
+        oracle.OracleImage(name, landmark, *extract(image, centroids)) for name, landmark, image in views()
+    ]
     queries = [image for image in images if image.image_id.endswith(f"-{VIEWS - 1}")]
     return [image for image in images if not image.image_id.endswith(f"-{VIEWS - 1}")], queries
 
@@ -72,8 +78,11 @@ def local(image: oracle.OracleImage) -> QuantizedFeatures:
     return quantized(LocalFeatures(image.keypoints, image.descriptors))
 
 
-def product_nearest(index: list[oracle.OracleImage], queries: list[oracle.OracleImage], k: int) -> dict[str, list[tuple[str, float]]]:
+def product_nearest(
+    index: list[oracle.OracleImage], queries: list[oracle.OracleImage], k: int
+) -> dict[str, list[tuple[str, float]]]:
     """Query id -> (index id, similarity), best first."""
+
     def ids(images):
         return np.array([image.image_id.encode() for image in images])
 
@@ -81,8 +90,13 @@ def product_nearest(index: list[oracle.OracleImage], queries: list[oracle.Oracle
         return np.array([image.global_descriptor for image in images], np.float32)
 
     block = IndexBlock(
-        ids(index), descriptors(index), landmark_ids=np.array([image.landmark_id.encode() for image in index]),
-        units=np.full(len(index), b"u"), local_offset=np.zeros(len(index), np.int64), local_size=np.zeros(len(index), np.int32))
+        ids(index),
+        descriptors(index),
+        landmark_ids=np.array([image.landmark_id.encode() for image in index]),
+        units=np.full(len(index), b"u"),
+        local_offset=np.zeros(len(index), np.int64),
+        local_size=np.zeros(len(index), np.int32),
+    )
     found = nearest(DescriptorBlock(ids(queries), descriptors(queries)), block, k)
     return {
         query.image_id: [(i.decode(), float(s)) for i, s in zip(found.image_id[q], found.similarity[q]) if i]
@@ -109,7 +123,10 @@ def test_same_nearest_images(data):
     index, queries = data
     ours = product_nearest(index, queries + index[:3], 5)
     for query in queries + index[:3]:  # images of the index, too: none finds itself
-        expected = [(image.image_id, pytest.approx(similarity, abs=1e-6)) for image, similarity in oracle.nearest_images(query, index, 5)]
+        expected = [
+            (image.image_id, pytest.approx(similarity, abs=1e-6))
+            for image, similarity in oracle.nearest_images(query, index, 5)
+        ]
         assert ours[query.image_id] == expected
 
 
@@ -132,26 +149,41 @@ def test_inliers_agree_where_the_homography_is_clear(data):
         for candidate in index:
             if candidate.landmark_id != query.landmark_id:
                 continue
-            expected = oracle.count_inliers(query, candidate, oracle.putative_matches(query, candidate, parameters), parameters)
+            expected = oracle.count_inliers(
+                query, candidate, oracle.putative_matches(query, candidate, parameters), parameters
+            )
             if expected >= CLEAR:
                 clear += 1
-                ours = verify_pair(query.image_id, local(query), candidate.image_id, local(candidate), settings).inliers
-                assert abs(ours - expected) <= max(TOLERANCE * expected, LEAST), (query.image_id, candidate.image_id, ours, expected)
+                ours = verify_pair(
+                    query.image_id, local(query), candidate.image_id, local(candidate), settings
+                ).inliers
+                assert abs(ours - expected) <= max(TOLERANCE * expected, LEAST), (
+                    query.image_id,
+                    candidate.image_id,
+                    ours,
+                    expected,
+                )
     assert clear >= 10
 
 
-@pytest.mark.parametrize("mutual_check, num_to_rerank, top_k", [
-    pytest.param(False, 3, 3, id="defaults"),
-    pytest.param(True, 6, 3, id="mutual check, more candidates"),
-    pytest.param(True, 40, 2, id="more candidates than images"),
-])
+@pytest.mark.parametrize(
+    "mutual_check, num_to_rerank, top_k",
+    [
+        pytest.param(False, 3, 3, id="defaults"),
+        pytest.param(True, 6, 3, id="mutual check, more candidates"),
+        pytest.param(True, 40, 2, id="more candidates than images"),
+    ],
+)
 def test_same_predictions(data, mutual_check, num_to_rerank, top_k):
     index, queries = data
     queries = queries[:3] if num_to_rerank > len(index) else queries
     settings = VerificationSettings(mutual_check=mutual_check)
     ours = product_recognize(index, queries, settings, num_to_rerank, top_k)
     expected = oracle.recognize(
-        index, queries, oracle.OracleParameters(num_to_rerank=num_to_rerank, top_k=top_k, mutual_check=mutual_check))
+        index,
+        queries,
+        oracle.OracleParameters(num_to_rerank=num_to_rerank, top_k=top_k, mutual_check=mutual_check),
+    )
     for query in queries:
         candidates, landmark, score = expected[query.image_id]
         our_candidates, our_landmark, our_score = ours[query.image_id]

@@ -61,7 +61,9 @@ def test_a_deletion_that_was_killed_is_carried_on(tmp_path, monkeypatch):
         killed.setattr(outputs.files, "delete_tree", lambda *arguments, **keywords: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             unfinished(root, other, True)
-    assert unfinished(root, SETTINGS) and not old.exists()  # nothing of the old output is taken for done, whatever is asked
+    assert (
+        unfinished(root, SETTINGS) and not old.exists()
+    )  # nothing of the old output is taken for done, whatever is asked
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -72,16 +74,20 @@ def test_somebody_elses_folder_is_never_touched(tmp_path, overwrite):
     assert (tmp_path / "thesis.txt").exists()
 
 
-@pytest.mark.parametrize("manifest, message", [
-    (None, "no output of `landmarks index`"),
-    ({"command": "recognize", "format": outputs.FORMAT}, "'recognize'"),
-    ({"command": "index", "format": 99}, "format 99"),
-])
+@pytest.mark.parametrize(
+    "manifest, message",
+    [
+        (None, "no output of `landmarks index`"),
+        ({"command": "recognize", "format": outputs.FORMAT}, "'recognize'"),
+        ({"command": "index", "format": 99}, "format 99"),
+    ],
+)
 def test_a_manifest_of_something_else(tmp_path, manifest, message):
     if manifest:
         outputs.finish(str(tmp_path), manifest)
     with pytest.raises(ConfigError, match=message):
         outputs.read_manifest(str(tmp_path), "index")
+
 
 class FolderFileSystem(localfilesystem.LocalFileSystem):
     """A remote file system: folder://a/b is a/b in the folder `root`."""

@@ -10,7 +10,15 @@ from beam_pipeline import outputs, picture
 from beam_pipeline.config import ConfigError
 from transforms import files, stores
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, Prediction, PredictionUnit
+from transforms.types import (
+    Candidate,
+    FeatureLocation,
+    ImageFeatures,
+    ImageRef,
+    LocalFeatures,
+    Prediction,
+    PredictionUnit,
+)
 
 
 def _image(height, width, level=120):
@@ -36,7 +44,11 @@ def test_every_picture_has_the_same_width_and_keeps_its_margins(shape):
     assert result.dtype == np.uint8 and result.shape[1:] == (picture._CANVAS_WIDTH, 3)
     assert shape[0] != shape[1] or result.shape[0] > picture._BOX_HEIGHT
     border = picture._MARGIN - 5
-    assert (result[:border] == 255).all() and (result[:, :border] == 255).all() and (result[:, -border:] == 255).all()
+    assert (
+        (result[:border] == 255).all()
+        and (result[:, :border] == 255).all()
+        and (result[:, -border:] == 255).all()
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
@@ -49,8 +61,10 @@ def test_every_match_is_drawn_from_its_query_point_to_its_candidate_point(count)
     bare = picture.draw_matches(_image(*shape), [_panel([], [])])
 
     changed = (result != bare).any(axis=2)
-    for left, points in ((picture._MARGIN, query_points),
-                         (picture._MARGIN + picture._BOX_WIDTH + picture._GAP, candidate_points)):
+    for left, points in (
+        (picture._MARGIN, query_points),
+        (picture._MARGIN + picture._BOX_WIDTH + picture._GAP, candidate_points),
+    ):
         corner, scale = _boxes(shape, left)
         y, x = np.rint((points + 0.5) * scale - 0.5 + corner).astype(int).T
         assert changed[y, x].all()
@@ -98,30 +112,39 @@ def test_rows_follow_the_panels():
     together = picture.draw_matches(query, panels)
 
     assert len(together) == sum(heights) - (len(panels) - 1) * picture._MARGIN
-    np.testing.assert_array_equal(together[:heights[0]], picture.draw_matches(query, panels[:1]))
+    np.testing.assert_array_equal(together[: heights[0]], picture.draw_matches(query, panels[:1]))
 
 
 @pytest.mark.parametrize("correct, channel", [(True, 1), (False, 0)], ids=["green", "red"])
 def test_the_frame_shows_whether_the_candidate_is_right(correct, channel):
     result = picture.draw_matches(_image(240, 320), [_panel([], [], correct=correct)])
 
-    frame = result[picture._MARGIN + 1, picture._MARGIN + picture._BOX_WIDTH + picture._GAP + picture._BOX_WIDTH // 2]
+    frame = result[
+        picture._MARGIN + 1, picture._MARGIN + picture._BOX_WIDTH + picture._GAP + picture._BOX_WIDTH // 2
+    ]
     assert frame.argmax() == channel and frame.max() > 2 * np.delete(frame, channel).max()
 
 
 def test_a_long_caption_stays_on_the_canvas():
     result = picture.draw_matches(_image(240, 320), [_panel([], [], caption="landmark " * 100)])
 
-    caption = result[-picture._MARGIN - picture._LINE_HEIGHT:]
-    assert (caption < 128).any() and (caption[:, -picture._MARGIN:] == 255).all()
+    caption = result[-picture._MARGIN - picture._LINE_HEIGHT :]
+    assert (caption < 128).any() and (caption[:, -picture._MARGIN :] == 255).all()
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: picture.draw_matches(_image(9, 9), []), "panels is empty"),
-    (lambda: picture.draw_matches(np.zeros((9, 9)), [_panel([], [])]), r"query_pixels must be uint8 \[H, W, 3\], got float64 \[9, 9\]"),
-    (lambda: _panel([], [], shape=(0, 5)), r"pixels must be .* got uint8 \[0, 5, 3\]"),
-    (lambda: _panel([[1, 2]], [[1, 2], [3, 4]]), r"must both be \[M, 2\], got \(1, 2\) and \(2, 2\)"),
-], ids=["no panel", "grey query", "empty candidate", "unpaired points"])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: picture.draw_matches(_image(9, 9), []), "panels is empty"),
+        (
+            lambda: picture.draw_matches(np.zeros((9, 9)), [_panel([], [])]),
+            r"query_pixels must be uint8 \[H, W, 3\], got float64 \[9, 9\]",
+        ),
+        (lambda: _panel([], [], shape=(0, 5)), r"pixels must be .* got uint8 \[0, 5, 3\]"),
+        (lambda: _panel([[1, 2]], [[1, 2], [3, 4]]), r"must both be \[M, 2\], got \(1, 2\) and \(2, 2\)"),
+    ],
+    ids=["no panel", "grey query", "empty candidate", "unpaired points"],
+)
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -132,8 +155,8 @@ def test_a_title_stands_above_the_rows():
 
     bare, titled = picture.draw_matches(query, panels), picture.draw_matches(query, panels, "Query")
 
-    np.testing.assert_array_equal(titled[picture._LINE_HEIGHT + picture._MARGIN:], bare[picture._MARGIN:])
-    assert (titled[:picture._LINE_HEIGHT + picture._MARGIN] < 128).any()
+    np.testing.assert_array_equal(titled[picture._LINE_HEIGHT + picture._MARGIN :], bare[picture._MARGIN :])
+    assert (titled[: picture._LINE_HEIGHT + picture._MARGIN] < 128).any()
 
 
 _HYPERPARAMETERS = {"num_to_rerank": 3, "top_k": 3, "max_distance": 0.9, "max_reprojection_error": 5.0}
@@ -142,7 +165,9 @@ _SHIFT = np.float32([10, 20])  # (y, x): where the candidate shows what the quer
 
 @pytest.fixture(name="run")
 def _run(tmp_path):
-    """A finished run of one query q with the candidates a (the same features, moved), b (others) and c (none)."""
+    """A finished run of one query q with the candidates a (the same features, moved), b (others) and c
+    (none).
+    """
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(0, 200, size=(80, 2)).astype(np.float32)
     descriptors = rng.standard_normal((80, 128)).astype(np.float32)
@@ -162,15 +187,32 @@ def _run(tmp_path):
     FeatureStore(index).write_unit("u1", [features["b"], features["c"]], [], 2)
     FeatureStore(files.join(run, "queries")).write_unit("v0", [features["q"]], [], 2)
     nowhere = FeatureLocation("", 0, 0)
-    candidates = (Candidate("a", "tower", 0.8, nowhere, 80, 1.8), Candidate("b", "bridge", 0.5, nowhere, 0, 0.5),
-                  Candidate("c", "tower", 0.4, nowhere, None, 0.4))
+    candidates = (
+        Candidate("a", "tower", 0.8, nowhere, 80, 1.8),
+        Candidate("b", "bridge", 0.5, nowhere, 0, 0.5),
+        Candidate("c", "tower", 0.4, nowhere, None, 0.4),
+    )
     predictions = (Prediction("empty", None, None), Prediction("q", "tower", 2.2, candidates))
     stores.write_predictions(run, PredictionUnit("p0", predictions))
-    common = {"format": outputs.FORMAT, "extraction": {"max_image_side": 1024},
-              "reading": {"exif_orientation": True, "max_image_pixels": 1_000_000, "max_image_memory": 480}}
-    outputs.finish(index, {**common, "command": "index", "shards": [{"unit": "u0", "images": 1}, {"unit": "u1", "images": 2}]})
-    outputs.finish(run, {**common, "command": "recognize", "index": index, "query_store": files.join(run, "queries"),
-                         "hyperparameters": _HYPERPARAMETERS})
+    common = {
+        "format": outputs.FORMAT,
+        "extraction": {"max_image_side": 1024},
+        "reading": {"exif_orientation": True, "max_image_pixels": 1_000_000, "max_image_memory": 480},
+    }
+    outputs.finish(
+        index,
+        {**common, "command": "index", "shards": [{"unit": "u0", "images": 1}, {"unit": "u1", "images": 2}]},
+    )
+    outputs.finish(
+        run,
+        {
+            **common,
+            "command": "recognize",
+            "index": index,
+            "query_store": files.join(run, "queries"),
+            "hyperparameters": _HYPERPARAMETERS,
+        },
+    )
     return run
 
 
@@ -178,7 +220,9 @@ def _drawn(monkeypatch):
     """Records what write_match_picture gives to draw_matches, which still draws."""
     calls = []
     draw = picture.draw_matches
-    monkeypatch.setattr(picture, "draw_matches", lambda *arguments: calls.append(arguments) or draw(*arguments))
+    monkeypatch.setattr(
+        picture, "draw_matches", lambda *arguments: calls.append(arguments) or draw(*arguments)
+    )
     return calls
 
 
@@ -203,27 +247,36 @@ def test_a_run_is_drawn_into_a_file(run, tmp_path, monkeypatch, name):
     assert [panel.correct for panel in panels] == [None] * 3
 
 
-@pytest.mark.parametrize("row, correct, shown", [
-    ("q,tower wall,Public", [True, False], ", shows tower or wall"),
-    ("q,,Public", [False, False], ", shows no landmark"),
-    ("other,tower,Public", [None, None], ""),
-], ids=["landmark", "no landmark", "not in the table"])
+@pytest.mark.parametrize(
+    "row, correct, shown",
+    [
+        ("q,tower wall,Public", [True, False], ", shows tower or wall"),
+        ("q,,Public", [False, False], ", shows no landmark"),
+        ("other,tower,Public", [None, None], ""),
+    ],
+    ids=["landmark", "no landmark", "not in the table"],
+)
 def test_the_truth_tells_right_candidates_from_wrong_ones(run, tmp_path, monkeypatch, row, correct, shown):
     (tmp_path / "truth.csv").write_text(f"id,landmarks,Usage\n{row}\n")
     calls = _drawn(monkeypatch)
 
-    picture.write_match_picture(run, "q", str(tmp_path / "out.png"), max_candidates=2, truth=str(tmp_path / "truth.csv"))
+    picture.write_match_picture(
+        run, "q", str(tmp_path / "out.png"), max_candidates=2, truth=str(tmp_path / "truth.csv")
+    )
 
     [(_, panels, title)] = calls
     assert [panel.correct for panel in panels] == correct
     assert title.endswith(f"(score 2.200){shown}")
 
 
-@pytest.mark.parametrize("image_id, output, message", [
-    ("q", "out.gif", "'out.gif' must end in .png, .jpg or .jpeg"),
-    ("nobody", "out.png", "no prediction for a query 'nobody'"),
-    ("empty", "out.png", "no candidates for the query 'empty'"),
-])
+@pytest.mark.parametrize(
+    "image_id, output, message",
+    [
+        ("q", "out.gif", "'out.gif' must end in .png, .jpg or .jpeg"),
+        ("nobody", "out.png", "no prediction for a query 'nobody'"),
+        ("empty", "out.png", "no candidates for the query 'empty'"),
+    ],
+)
 def test_what_cannot_be_drawn_is_wrong_usage(run, image_id, output, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         picture.write_match_picture(run, image_id, output)

@@ -1,7 +1,5 @@
 """The retrieval step on small feature stores."""
 
-from __future__ import annotations
-
 import math
 import pickle
 import time
@@ -17,13 +15,16 @@ from transforms.stores import PROVISIONAL, FeatureStore
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
 
 
-@pytest.mark.parametrize("counts, rows, want", [
-    ([], 10, []),
-    ([3, 3, 3], 10, [3]),
-    ([5, 5, 1], 10, [2, 1]),
-    ([20, 1, 20], 10, [1, 1, 1]),
-    ([0, 0, 10, 0], 10, [4]),
-])
+@pytest.mark.parametrize(
+    "counts, rows, want",
+    [
+        ([], 10, []),
+        ([3, 3, 3], 10, [3]),
+        ([5, 5, 1], 10, [2, 1]),
+        ([20, 1, 20], 10, [1, 1, 1]),
+        ([0, 0, 10, 0], 10, [4]),
+    ],
+)
 def test_groups_are_runs_of_shards(counts: list[int], rows: int, want: list[int]) -> None:
     units = [(f"u{i}", count) for i, count in enumerate(counts)]
     groups = plan_groups(units, rows)
@@ -37,7 +38,9 @@ def test_groups_need_rows() -> None:
         plan_groups([], 0)
 
 
-def write_store(root: str, descriptors: np.ndarray, prefix: str, per_unit: int, labelled: bool = True) -> list[tuple[str, int]]:
+def write_store(
+    root: str, descriptors: np.ndarray, prefix: str, per_unit: int, labelled: bool = True
+) -> list[tuple[str, int]]:
     """A store whose image number n has n % 3 local features; returns its (unit, images)."""
     store, written = FeatureStore(root), []
     for start in range(0, len(descriptors), per_unit):
@@ -52,10 +55,13 @@ def write_store(root: str, descriptors: np.ndarray, prefix: str, per_unit: int, 
     return written
 
 
-@pytest.mark.parametrize("group_rows, k, element, workers", [
-    (1000, 3, 50_000, 1), (40, 3, 50_000, 2), (40, 200, 50_000, 1), (90, 4, 70, 1)
-])
-def test_retrieval_over_stores(tmp_path, monkeypatch, group_rows: int, k: int, element: int, workers: int) -> None:
+@pytest.mark.parametrize(
+    "group_rows, k, element, workers",
+    [(1000, 3, 50_000, 1), (40, 3, 50_000, 2), (40, 200, 50_000, 1), (90, 4, 70, 1)],
+)
+def test_retrieval_over_stores(
+    tmp_path, monkeypatch, group_rows: int, k: int, element: int, workers: int
+) -> None:
     monkeypatch.setattr("transforms.retrieval.ELEMENT_NEIGHBORS", element)
     monkeypatch.setattr("transforms.retrieval.BLOCKS_PER_TASK", 2)
     rng = np.random.default_rng(8)
@@ -63,7 +69,11 @@ def test_retrieval_over_stores(tmp_path, monkeypatch, group_rows: int, k: int, e
     index_root, query_root = str(tmp_path / "index"), str(tmp_path / "queries")
     groups = plan_groups(write_store(index_root, rows, "x", 25), group_rows)
     units = [u for u, _ in write_store(query_root, asked, "q", 20, labelled=False)]
-    blocks = [QueryBlock("first", tuple(units[:3])), QueryBlock("second", tuple(units[3:4])), QueryBlock("third", tuple(units[4:]))]
+    blocks = [
+        QueryBlock("first", tuple(units[:3])),
+        QueryBlock("second", tuple(units[3:4])),
+        QueryBlock("third", tuple(units[4:])),
+    ]
     want = brute_force(queries_of(asked), index_of(rows), k)
 
     def verify(units: list[CandidateUnit]) -> None:
@@ -80,35 +90,50 @@ def test_retrieval_over_stores(tmp_path, monkeypatch, group_rows: int, k: int, e
                 assert candidate.landmark_id == f"label {number % 7}" and candidate.inliers is None
                 assert len(FeatureStore(index_root).read_local(candidate.location)) == number % 3
 
-    options = beam.options.pipeline_options.PipelineOptions(direct_num_workers=workers, direct_running_mode="multi_threading")
+    options = beam.options.pipeline_options.PipelineOptions(
+        direct_num_workers=workers, direct_running_mode="multi_threading"
+    )
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
-        assert_that(pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, groups, k), verify)
+        assert_that(
+            pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, groups, k), verify
+        )
 
 
 def test_retrieval_from_an_empty_index_keeps_the_queries(tmp_path) -> None:
     units = write_store(str(tmp_path / "queries"), unit_rows(np.ones((5, 4))), "q", 3)
 
     def verify(units: list[CandidateUnit]) -> None:
-        assert sorted((q.image_id, q.candidates) for unit in units for q in unit.queries) == [(i, ()) for i in ids("q", 5)]
+        assert sorted((q.image_id, q.candidates) for unit in units for q in unit.queries) == [
+            (i, ()) for i in ids("q", 5)
+        ]
 
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
-        assert_that(blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), [], 3), verify)
+        assert_that(
+            blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), [], 3), verify
+        )
 
 
 @pytest.mark.parametrize("seconds_left, candidates", [(-1, 0), (600, 3)])
-def test_after_the_deadline_queries_keep_what_was_found(tmp_path, seconds_left: float, candidates: int) -> None:
+def test_after_the_deadline_queries_keep_what_was_found(
+    tmp_path, seconds_left: float, candidates: int
+) -> None:
     rows = unit_rows(np.random.default_rng(12).standard_normal((10, 4)))
     groups = plan_groups(write_store(str(tmp_path / "index"), rows, "x", 5))
     units = write_store(str(tmp_path / "queries"), rows, "q", 5)
 
     def verify(units: list[CandidateUnit]) -> None:
-        assert sorted((q.image_id, len(q.candidates)) for unit in units for q in unit.queries) == [(i, candidates) for i in ids("q", 10)]
+        assert sorted((q.image_id, len(q.candidates)) for unit in units for q in unit.queries) == [
+            (i, candidates) for i in ids("q", 10)
+        ]
 
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
         deadline = time.time() + seconds_left
-        assert_that(blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline), verify)
+        assert_that(
+            blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline),
+            verify,
+        )
 
 
 def test_kept_candidates_are_taken_instead_of_a_new_search(tmp_path) -> None:
@@ -126,7 +151,9 @@ def test_kept_candidates_are_taken_instead_of_a_new_search(tmp_path) -> None:
 
         with beam.Pipeline(runner="FnApiRunner") as pipeline:
             blocks = pipeline | beam.Create([QueryBlock(block, units)])
-            step = RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline, str(tmp_path / "run"))
+            step = RetrieveNearest(
+                str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline, str(tmp_path / "run")
+            )
             assert_that(blocks | step, verify)
         return len(list((tmp_path / "run" / "candidates").iterdir()))
 
@@ -146,7 +173,11 @@ def test_retrieval_counts(tmp_path) -> None:
     metrics = pipeline.run().metrics().query(beam.metrics.MetricsFilter().with_namespace("landmarks"))
     counts = {c.key.metric.name: c.committed for c in metrics["counters"]}
     # The only block is read once, though two groups meet it.
-    assert counts == {"retrieve_in": 10, "retrieve_out": 10, "retrieve_descriptor_bytes_read": 2 * rows.nbytes}
+    assert counts == {
+        "retrieve_in": 10,
+        "retrieve_out": 10,
+        "retrieve_descriptor_bytes_read": 2 * rows.nbytes,
+    }
     assert [d.key.metric.name for d in metrics["distributions"]] == ["retrieve_milliseconds"]
 
 

@@ -70,8 +70,10 @@ class TestOracle:
         found = extract(image, scales=(1.0,))
         assert len(found["boxes"]) > 5
         for box, feature in list(zip(found["boxes"], found["features"]))[:5]:
-            row, column = (int(round((side - 1) / 2)) for side in box[:2])
-            expected = (self.root_sift(gray, row, column) - constants["local_mean"]) @ constants["local_projection"]
+            row, column = (round((side - 1) / 2) for side in box[:2])
+            expected = (self.root_sift(gray, row, column) - constants["local_mean"]) @ constants[
+                "local_projection"
+            ]
             np.testing.assert_allclose(feature, expected, atol=2e-3)
 
     def test_attention_is_the_smaller_eigenvalue_of_the_structure_tensor(self, extract):
@@ -82,8 +84,8 @@ class TestOracle:
         window = np.repeat([1, 2, 1], 2) / 8
         window = np.outer(window, window)
         for box, score in list(zip(found["boxes"], found["scores"]))[:10]:
-            y, x = (int(round((low + high) / 2)) - 4 for low, high in zip(box[:2], box[2:]))
-            gradients = np.stack([dx[y:y + 6, x:x + 6], dy[y:y + 6, x:x + 6]]).reshape(2, -1)
+            y, x = (round((low + high) / 2) - 4 for low, high in zip(box[:2], box[2:]))
+            gradients = np.stack([dx[y : y + 6, x : x + 6], dy[y : y + 6, x : x + 6]]).reshape(2, -1)
             tensor = (gradients * window.reshape(-1)) @ gradients.T
             np.testing.assert_allclose(score[0], np.linalg.eigvalsh(tensor)[0], rtol=1e-3)
 
@@ -104,7 +106,9 @@ class TestOracle:
         expected = vlad - constants["global_mean"]
         for axis, loss in zip(constants["global_axes"], constants["global_loss"]):
             expected = expected - loss * ((vlad - constants["global_mean"]) @ axis) * axis
-        np.testing.assert_allclose(extract(image, scales=(1.0,))["global_descriptors"][0], expected, atol=3e-3)
+        np.testing.assert_allclose(
+            extract(image, scales=(1.0,))["global_descriptors"][0], expected, atol=3e-3
+        )
 
     def test_global_axes_are_orthonormal_as_far_as_their_rounding_allows(self):
         axes = rootsift_vlad.load_constants()["global_axes"]

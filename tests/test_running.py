@@ -11,14 +11,17 @@ from beam_pipeline import running
 CORES = len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize("flags, workers", [
-    ([], CORES),
-    (["--direct_num_workers=1"], 1),
-    (["--direct_num_workers", "1"], 1),
-    (["--direct_num_workers=0"], CORES),
-    (["--direct_num_workers=3", "--direct_running_mode=multi_processing"], 3),
-    (["--runner=DataflowRunner", "--direct_num_workers=3"], None),
-])
+@pytest.mark.parametrize(
+    "flags, workers",
+    [
+        ([], CORES),
+        (["--direct_num_workers=1"], 1),
+        (["--direct_num_workers", "1"], 1),
+        (["--direct_num_workers=0"], CORES),
+        (["--direct_num_workers=3", "--direct_running_mode=multi_processing"], 3),
+        (["--runner=DataflowRunner", "--direct_num_workers=3"], None),
+    ],
+)
 def test_workers_of_the_local_runner(flags, workers):
     assert running.local_workers(PipelineOptions(flags)) == workers
 
@@ -27,14 +30,24 @@ def test_workers_of_the_local_runner(flags, workers):
 def test_a_pipeline_has_the_workers_asked_for(flags):
     seen = []
     options = PipelineOptions(flags)
-    running.run_pipeline(lambda pipeline: seen.append((pipeline | beam.Create([1])).pipeline.options), options, [])
-    assert seen[0].view_as(DirectOptions).direct_num_workers == running.local_workers(options) == running.images_in_flight(seen[0])
+    running.run_pipeline(
+        lambda pipeline: seen.append((pipeline | beam.Create([1])).pipeline.options), options, []
+    )
+    assert (
+        seen[0].view_as(DirectOptions).direct_num_workers
+        == running.local_workers(options)
+        == running.images_in_flight(seen[0])
+    )
 
 
-@pytest.mark.parametrize("flags, photographs", [
-    (["--direct_num_workers=3", "--direct_running_mode=multi_threading"], 3),
-    (["--direct_num_workers=3", "--direct_running_mode=multi_processing"], None),
-    (["--runner=DataflowRunner"], None),
-], ids=["threads", "processes", "another engine"])
+@pytest.mark.parametrize(
+    "flags, photographs",
+    [
+        (["--direct_num_workers=3", "--direct_running_mode=multi_threading"], 3),
+        (["--direct_num_workers=3", "--direct_running_mode=multi_processing"], None),
+        (["--runner=DataflowRunner"], None),
+    ],
+    ids=["threads", "processes", "another engine"],
+)
 def test_photographs_in_the_model_at_a_time(flags, photographs):
     assert running.images_in_flight(PipelineOptions(flags)) == photographs

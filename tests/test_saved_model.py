@@ -1,7 +1,5 @@
 """Models of every contract: loaded, checked, fed by name, and their faults told apart."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -21,8 +19,12 @@ from transforms.delg.card import ExtractionSettings
 from transforms.delg.saved_model import DelgModel, ExtractionError, ModelError
 
 SETTINGS = ExtractionSettings(
-    image_scales=(0.5, 0.7071, 1.0, 1.4142), global_scales=(0.7071, 1.4142), max_local_features=60, score_threshold=175.0,
-    max_image_side=256)
+    image_scales=(0.5, 0.7071, 1.0, 1.4142),
+    global_scales=(0.7071, 1.4142),
+    max_local_features=60,
+    score_threshold=175.0,
+    max_image_side=256,
+)
 IMAGE = tiny_models.textured(120, 150)
 
 
@@ -37,7 +39,10 @@ def models(tmp_path_factory) -> pathlib.Path:
 
 def test_importing_is_cheap():
     code = "import sys, transforms.delg.saved_model; print({'tensorflow', 'apache_beam'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )
 
 
 def load(models, kind, **changes) -> DelgModel:
@@ -51,8 +56,11 @@ def call_directly(folder, **feeds) -> dict[str, np.ndarray]:
     loaded = tf.saved_model.load(str(folder))
     if not hasattr(loaded, "prune"):
         return {name: value.numpy() for name, value in loaded.signatures["serving_default"](**feeds).items()}
-    names = [name for name in ("boxes", "features", "scores", "global_descriptors")
-             if name in {op.name for op in loaded.graph.get_operations()}]
+    names = [
+        name
+        for name in ("boxes", "features", "scores", "global_descriptors")
+        if name in {op.name for op in loaded.graph.get_operations()}
+    ]
     function = loaded.prune([f"{name}:0" for name in feeds], [f"{name}:0" for name in names])
     return dict(zip(names, (value.numpy() for value in function(*feeds.values()))))
 
@@ -69,14 +77,17 @@ def feeds_for(kind, scales=SETTINGS.image_scales, indices=(1, 3)) -> dict:
     return feeds
 
 
-@pytest.mark.parametrize(("kind", "how", "has_global", "has_local"), [
-    ("delg_tf1", "prune", True, True),
-    ("kaggle_tf1", "prune", True, True),
-    ("delg_tf2", "signature", True, True),
-    ("local_only", "prune", False, True),
-    ("global_only", "signature", True, False),
-    ("delf_v1", "prune", False, True),
-])
+@pytest.mark.parametrize(
+    ("kind", "how", "has_global", "has_local"),
+    [
+        ("delg_tf1", "prune", True, True),
+        ("kaggle_tf1", "prune", True, True),
+        ("delg_tf2", "signature", True, True),
+        ("local_only", "prune", False, True),
+        ("global_only", "signature", True, False),
+        ("delf_v1", "prune", False, True),
+    ],
+)
 def test_contract_is_recognised(models, kind, how, has_global, has_local):
     model = load(models, kind)
     contract = model.contract
@@ -94,9 +105,14 @@ def test_local_features_are_those_of_a_direct_call(models, kind):
     assert len(found.scores) == 60
     np.testing.assert_array_equal(found.keypoints, (direct["boxes"][:, :2] + direct["boxes"][:, 2:]) / 2)
     np.testing.assert_allclose(
-        found.descriptors, direct["features"] / np.linalg.norm(direct["features"], axis=1, keepdims=True), atol=1e-6)
+        found.descriptors,
+        direct["features"] / np.linalg.norm(direct["features"], axis=1, keepdims=True),
+        atol=1e-6,
+    )
     np.testing.assert_array_equal(found.scores, direct["scores"][:, 0])
-    assert {array.dtype for array in (found.keypoints, found.descriptors, found.scores)} == {np.dtype(np.float32)}
+    assert {array.dtype for array in (found.keypoints, found.descriptors, found.scores)} == {
+        np.dtype(np.float32)
+    }
 
 
 @pytest.mark.parametrize("kind", tiny_models.RETRIEVAL_KINDS)
@@ -127,7 +143,9 @@ def test_delf_v1_is_projected(models):
     mean, projection = rng.normal(size=1024) * 0.01, rng.normal(size=(160, 1024)) / 32
     unit = direct["features"] / np.linalg.norm(direct["features"], axis=1, keepdims=True)
     expected = (unit - mean) @ projection[:128].T
-    np.testing.assert_allclose(found.descriptors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(
+        found.descriptors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5
+    )
     assert found.global_descriptor.shape == (0,)
 
 
@@ -135,21 +153,38 @@ def test_delf_v1_takes_its_projection_from_an_npz(models, tmp_path):
     shutil.copytree(models / "delf_v1", tmp_path / "delf")
     shutil.rmtree(tmp_path / "delf/pca")
     rng = np.random.default_rng(8)
-    np.savez(tmp_path / "delf/pca.npz", mean=rng.normal(size=1024) * 0.01, projection=rng.normal(size=(128, 1024)) / 32)
-    np.testing.assert_allclose(DelgModel.load(str(tmp_path / "delf"), SETTINGS).extract(IMAGE).descriptors,
-                               load(models, "delf_v1").extract(IMAGE).descriptors, atol=1e-6)
+    np.savez(
+        tmp_path / "delf/pca.npz",
+        mean=rng.normal(size=1024) * 0.01,
+        projection=rng.normal(size=(128, 1024)) / 32,
+    )
+    np.testing.assert_allclose(
+        DelgModel.load(str(tmp_path / "delf"), SETTINGS).extract(IMAGE).descriptors,
+        load(models, "delf_v1").extract(IMAGE).descriptors,
+        atol=1e-6,
+    )
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda pca: shutil.rmtree(pca), "features are 1024 wide, as those of DELF v1, which need its PCA"),
-    (lambda pca: (pca / "mean.datum").write_bytes(b"\xff"), "mean.datum is no DatumProto"),
-    (lambda pca: (pca / "pca_proj_mat.datum").unlink(), "the PCA cannot be read"),
-    (lambda pca: (pca / "pca_proj_mat.datum").write_bytes(tiny_models.datum(np.ones((64, 1024)))),
-     r"found \[1024\] and \[64, 1024\]"),
-    (lambda pca: [(pca / name).write_bytes(tiny_models.datum(np.ones(shape)))
-                  for name, shape in (("mean.datum", 512), ("pca_proj_mat.datum", (128, 512)))],
-     "features are 1024 wide, the PCA beside the model takes 512"),
-], ids=["missing", "broken", "half", "too few rows", "other width"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda pca: shutil.rmtree(pca), "features are 1024 wide, as those of DELF v1, which need its PCA"),
+        (lambda pca: (pca / "mean.datum").write_bytes(b"\xff"), "mean.datum is no DatumProto"),
+        (lambda pca: (pca / "pca_proj_mat.datum").unlink(), "the PCA cannot be read"),
+        (
+            lambda pca: (pca / "pca_proj_mat.datum").write_bytes(tiny_models.datum(np.ones((64, 1024)))),
+            r"found \[1024\] and \[64, 1024\]",
+        ),
+        (
+            lambda pca: [
+                (pca / name).write_bytes(tiny_models.datum(np.ones(shape)))
+                for name, shape in (("mean.datum", 512), ("pca_proj_mat.datum", (128, 512)))
+            ],
+            "features are 1024 wide, the PCA beside the model takes 512",
+        ),
+    ],
+    ids=["missing", "broken", "half", "too few rows", "other width"],
+)
 def test_delf_v1_without_its_projection_is_refused(models, tmp_path, spoil, message):
     shutil.copytree(models / "delf_v1", tmp_path / "delf")
     spoil(tmp_path / "delf/pca")
@@ -176,32 +211,52 @@ def test_keypoints_are_y_x_in_pixels_of_the_image_fed(models):
     assert abs(y - 48) < 12 and abs(x - 208) < 12
 
 
-@pytest.mark.parametrize(("side", "scales", "rows"), [(10, [0.5, 0.7071, 1.0, 1.4142], 2), (7, [0.7071, 1.0, 1.4142], 2),
-                                                      (6, [1.0, 1.4142], 1), (4, [1.4142], 1)])
+@pytest.mark.parametrize(
+    ("side", "scales", "rows"),
+    [
+        (10, [0.5, 0.7071, 1.0, 1.4142], 2),
+        (7, [0.7071, 1.0, 1.4142], 2),
+        (6, [1.0, 1.4142], 1),
+        (4, [1.4142], 1),
+    ],
+)
 def test_scales_below_five_pixels_are_dropped(models, side, scales, rows):
     model = load(models, "delg_tf1")
     image = tiny_models.textured(side, 30)
-    expected = dataclasses.replace(SETTINGS, image_scales=tuple(scales),
-                                   global_scales=tuple(scale for scale in SETTINGS.global_scales if scale in scales))
+    expected = dataclasses.replace(
+        SETTINGS,
+        image_scales=tuple(scales),
+        global_scales=tuple(scale for scale in SETTINGS.global_scales if scale in scales),
+    )
     assert model.outputs(image)["global_descriptors"].shape == (rows, 2048)
     found, wanted = model.extract(image), DelgModel.load(str(models / "delg_tf1"), expected).extract(image)
     np.testing.assert_array_equal(found.global_descriptor, wanted.global_descriptor)
 
 
-@pytest.mark.parametrize(("kind", "shape", "scales"), [
-    ("delg_tf1", (1, 1), "[0.7071, 1.4142]"), ("delg_tf1", (3, 500), "[0.7071, 1.4142]"),
-    ("global_only", (500, 2), "[0.7071, 1.4142]"), ("local_only", (2, 2), "[0.5, 0.7071, 1.0, 1.4142]"),
-])
+@pytest.mark.parametrize(
+    ("kind", "shape", "scales"),
+    [
+        ("delg_tf1", (1, 1), "[0.7071, 1.4142]"),
+        ("delg_tf1", (3, 500), "[0.7071, 1.4142]"),
+        ("global_only", (500, 2), "[0.7071, 1.4142]"),
+        ("local_only", (2, 2), "[0.5, 0.7071, 1.0, 1.4142]"),
+    ],
+)
 def test_tiny_image_is_refused_before_the_model_sees_it(models, kind, shape, scales):
     model = load(models, kind)
     with pytest.raises(ExtractionError) as caught:
         model.extract(np.zeros((*shape, 3), np.uint8))
     assert caught.value.kind == "too_small"
-    assert str(caught.value) == (f"an image of {shape[0]} x {shape[1]} px is smaller than 5 px at every scale of {scales}")
+    assert str(caught.value) == (
+        f"an image of {shape[0]} x {shape[1]} px is smaller than 5 px at every scale of {scales}"
+    )
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8),
-                                    np.zeros((9, 9, 3), np.float32)], ids=["grey", "alpha", "float"])
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3), np.float32)],
+    ids=["grey", "alpha", "float"],
+)
 def test_what_is_no_image_is_refused(models, pixels):
     with pytest.raises(ValueError, match=r"an image must be uint8 \[H, W, 3\], not"):
         load(models, "global_only").extract(pixels)
@@ -209,13 +264,17 @@ def test_what_is_no_image_is_refused(models, pixels):
 
 def test_faults_of_one_image_leave_the_model_usable(models):
     model = load(models, "nan_on_white")
-    with pytest.raises(ExtractionError, match="global_descriptors of an image of 40 x 50 px holds NaN") as caught:
+    with pytest.raises(
+        ExtractionError, match="global_descriptors of an image of 40 x 50 px holds NaN"
+    ) as caught:
         model.extract(np.full((40, 50, 3), 255, np.uint8))
     assert caught.value.kind == "non_finite"
     assert len(model.extract(IMAGE).scores) == 60
 
     model = load(models, "raises_when_tiny")
-    with pytest.raises(ExtractionError, match="raised on an image of 20 x 50 px: InvalidArgumentError") as caught:
+    with pytest.raises(
+        ExtractionError, match="raised on an image of 20 x 50 px: InvalidArgumentError"
+    ) as caught:
         model.extract(tiny_models.textured(20, 50))
     assert caught.value.kind == "model_error"
     assert len(model.extract(IMAGE).scores) == 60
@@ -227,12 +286,22 @@ def test_another_width_is_a_fault_of_the_model(models):
         model.extract(tiny_models.textured(210, 60))
 
 
-@pytest.mark.parametrize(("kind", "messages"), [
-    ("foreign", ["input_image is missing", "input x is not known", "neither global_descriptors nor boxes",
-                 "inputs x uint8 (None, None, 3); outputs y float32 (3,)"]),
-    ("five_corners", [", 5], features [", "expected [N, 4], [N, D] and N"]),
-    ("nan", ["fails on a test image: global_descriptors of an image of 128 x 96 px holds NaN"]),
-])
+@pytest.mark.parametrize(
+    ("kind", "messages"),
+    [
+        (
+            "foreign",
+            [
+                "input_image is missing",
+                "input x is not known",
+                "neither global_descriptors nor boxes",
+                "inputs x uint8 (None, None, 3); outputs y float32 (3,)",
+            ],
+        ),
+        ("five_corners", [", 5], features [", "expected [N, 4], [N, D] and N"]),
+        ("nan", ["fails on a test image: global_descriptors of an image of 128 x 96 px holds NaN"]),
+    ],
+)
 def test_models_that_break_the_contract_are_refused_at_load(models, kind, messages):
     with pytest.raises(ModelError) as caught:
         load(models, kind)
@@ -252,7 +321,9 @@ def test_wrong_dtype_and_rank_are_listed(tmp_path):
         builder = v1.saved_model.Builder(str(tmp_path / "batched"))
         builder.add_meta_graph_and_variables(session, ["serve"])
         builder.save()
-    with pytest.raises(ModelError, match=r"input_image must be uint8 of rank 3\. Found \(prune\) inputs input_image float32 "):
+    with pytest.raises(
+        ModelError, match=r"input_image must be uint8 of rank 3\. Found \(prune\) inputs input_image float32 "
+    ):
         DelgModel.load(str(tmp_path / "batched"), SETTINGS)
 
 
@@ -274,8 +345,10 @@ def test_threads_share_a_model(models):
     images = [tiny_models.textured(60, 80, seed) for seed in range(8)]
     expected = [model.extract(image).global_descriptor for image in images]
     found: dict[int, np.ndarray] = {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: model.extract(images[n]).global_descriptor}))
-               for n in range(len(images))]
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: model.extract(images[n]).global_descriptor}))
+        for n in range(len(images))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -398,7 +471,9 @@ def test_remote_model_is_copied_once(models, shelf, kind):
 def test_remote_folder_without_a_model_is_refused(shelf):
     (shelf / "photos").mkdir()
     (shelf / "photos/a.jpg").write_bytes(b"a")
-    with pytest.raises(ModelError, match=r"shelf://photos is no SavedModel: no saved_model.pb among \['a.jpg'\]"):
+    with pytest.raises(
+        ModelError, match=r"shelf://photos is no SavedModel: no saved_model.pb among \['a.jpg'\]"
+    ):
         saved_model.fetch_model("shelf://photos")
 
 
@@ -411,12 +486,22 @@ def test_local_model_is_used_where_it_lies(models):
     assert saved_model.fetch_model(str(models / "delf_v1")) == str(models / "delf_v1")
 
 
-@pytest.mark.parametrize(("kind", "lines"), [
-    ("delg_tf1", ["global descriptor and local features", "called by    prune", "global_descriptors                [3, 2048]",
-                  "card         none, official DELG settings"]),
-    ("global_only", ["global descriptor only: no re-ranking", "called by    signature"]),
-    ("delf_v1", ["offers no global descriptor, so it cannot retrieve", "[?, 1024]"]),
-])
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "delg_tf1",
+            [
+                "global descriptor and local features",
+                "called by    prune",
+                "global_descriptors                [3, 2048]",
+                "card         none, official DELG settings",
+            ],
+        ),
+        ("global_only", ["global descriptor only: no re-ranking", "called by    signature"]),
+        ("delf_v1", ["offers no global descriptor, so it cannot retrieve", "[?, 1024]"]),
+    ],
+)
 def test_inspection_tells_what_a_model_offers(models, kind, lines):
     report = saved_model.inspect_model(str(models / kind))
     for line in lines:
@@ -443,26 +528,35 @@ def test_card_round_trip(tmp_path):
 
 
 def test_card_states_what_it_states(tmp_path):
-    (tmp_path / card.CARD_NAME).write_text('{"score_threshold": 357, "image_scales": [1, 2], "global_scales": [1]}')
+    (tmp_path / card.CARD_NAME).write_text(
+        '{"score_threshold": 357, "image_scales": [1, 2], "global_scales": [1]}'
+    )
     read = card.read_card(str(tmp_path))
     assert read == {"score_threshold": 357.0, "image_scales": (1.0, 2.0), "global_scales": (1.0,)}
     assert card.settings_from_card(read) == dataclasses.replace(
-        card.OFFICIAL_DELG, score_threshold=357.0, image_scales=(1.0, 2.0), global_scales=(1.0,))
+        card.OFFICIAL_DELG, score_threshold=357.0, image_scales=(1.0, 2.0), global_scales=(1.0,)
+    )
     assert card.settings_from_card(None) == card.OFFICIAL_DELG
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"{", "Expecting property name"),
-    (b"\xff\xfe", "codec can't decode"),
-    (b"[1]", "expected a JSON object, found list"),
-    (b'{"scales": [1]}', r"unknown keys \['scales'\]; known are"),
-    (b'{"name": 1}', "name must be a text, not 1"),
-    (b'{"max_distance": 0}', "max_distance must be positive, not 0"),
-    (b'{"image_scales": [1, 2]}', "must be given together"),
-    (b'{"image_scales": [], "global_scales": []}', r"image_scales must be a list of one or more numbers, not \[\]"),
-    (b'{"max_image_side": "1024"}', "max_image_side must be a whole number of at least 1, not '1024'"),
-    (b'{"score_threshold": NaN}', "score_threshold must be a finite number, not nan"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "Expecting property name"),
+        (b"\xff\xfe", "codec can't decode"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b'{"scales": [1]}', r"unknown keys \['scales'\]; known are"),
+        (b'{"name": 1}', "name must be a text, not 1"),
+        (b'{"max_distance": 0}', "max_distance must be positive, not 0"),
+        (b'{"image_scales": [1, 2]}', "must be given together"),
+        (
+            b'{"image_scales": [], "global_scales": []}',
+            r"image_scales must be a list of one or more numbers, not \[\]",
+        ),
+        (b'{"max_image_side": "1024"}', "max_image_side must be a whole number of at least 1, not '1024'"),
+        (b'{"score_threshold": NaN}', "score_threshold must be a finite number, not nan"),
+    ],
+)
 def test_malformed_card_is_refused(tmp_path, content, message):
     (tmp_path / card.CARD_NAME).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -470,17 +564,23 @@ def test_malformed_card_is_refused(tmp_path, content, message):
     assert str(tmp_path / card.CARD_NAME) in str(caught.value)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"image_scales": (1.0, -1.0)}, r"image_scales must be positive and different from each other, not \(1.0, -1.0\)"),
-    ({"image_scales": (1.0, 1.0)}, "different from each other"),
-    ({"image_scales": ("1",)}, "image_scales must be a finite number, not '1'"),
-    ({"global_scales": (3.0,)}, r"global_scales \[3.0\] are not among image_scales"),
-    ({"max_local_features": 0}, "max_local_features must be a whole number of at least 1, not 0"),
-    ({"max_local_features": True}, "not True"),
-    ({"max_image_side": 10.5}, "not 10.5"),
-    ({"score_threshold": float("inf")}, "score_threshold must be a finite number, not inf"),
-    ({"precision": "float16"}, r"precision must be one of \('float32', 'bfloat16'\), not 'float16'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"image_scales": (1.0, -1.0)},
+            r"image_scales must be positive and different from each other, not \(1.0, -1.0\)",
+        ),
+        ({"image_scales": (1.0, 1.0)}, "different from each other"),
+        ({"image_scales": ("1",)}, "image_scales must be a finite number, not '1'"),
+        ({"global_scales": (3.0,)}, r"global_scales \[3.0\] are not among image_scales"),
+        ({"max_local_features": 0}, "max_local_features must be a whole number of at least 1, not 0"),
+        ({"max_local_features": True}, "not True"),
+        ({"max_image_side": 10.5}, "not 10.5"),
+        ({"score_threshold": float("inf")}, "score_threshold must be a finite number, not inf"),
+        ({"precision": "float16"}, r"precision must be one of \('float32', 'bfloat16'\), not 'float16'"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTINGS, **change)

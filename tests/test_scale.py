@@ -1,6 +1,6 @@
-"""What travels between workers stays small, however many the photographs; `benchmarks/run.py scale` measures it at size."""
-
-from __future__ import annotations
+"""What travels between workers stays small, however many the photographs; `benchmarks/run.py scale` measures
+it at size.
+"""
 
 import functools
 import pathlib
@@ -37,7 +37,9 @@ GLDV2_IMAGES, GLDV2_QUERIES, WORKERS = 1_580_470, 118_000, 100
 def measured(build: Any) -> dict[str, dict[str, Any]]:
     """`collections` of a pipeline that `build` makes."""
     found: dict[str, Any] = {}
-    with beam.Pipeline(runner=RecordingRunner(lambda pipeline, infos: found.update(collections(pipeline, infos)))) as pipeline:
+    with beam.Pipeline(
+        runner=RecordingRunner(lambda pipeline, infos: found.update(collections(pipeline, infos)))
+    ) as pipeline:
         build(pipeline)
     return found
 
@@ -49,11 +51,22 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
     for n in range(photographs):
         Image.fromarray(tiny_models.textured(96, 96, n)).save(folder / f"{photographs}-{n:03d}.png")
     images = match_images([str(folder)])
-    planned = write_plan(str(folder), [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)])
+    planned = write_plan(
+        str(folder),
+        [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)],
+    )
     reader = functools.partial(read_images, max_side=96, exif_orientation=True, max_pixels=10**6)
-    handler = DelgModelHandler(model, ExtractionSettings((1.0,), (1.0,), 100, 0.0, 96), reader, FeatureStore(str(folder / "store")))
+    handler = DelgModelHandler(
+        model, ExtractionSettings((1.0,), (1.0,), 100, 0.0, 96), reader, FeatureStore(str(folder / "store"))
+    )
     found = measured(
-        lambda pipeline: pipeline | beam.Create(planned).with_output_types(PlannedUnit) | ReadUnits(str(folder)) | ExtractFeatures(handler))
+        lambda pipeline: (
+            pipeline
+            | beam.Create(planned).with_output_types(PlannedUnit)
+            | ReadUnits(str(folder))
+            | ExtractFeatures(handler)
+        )
+    )
     stored = sum(path.stat().st_size for path in (folder / "store" / "local_features").iterdir())
     assert stored > photographs * 100 * 128  # so there was something that could have travelled
     return found
@@ -63,20 +76,34 @@ def recognition(tmp_path: pathlib.Path, images: int) -> dict[str, dict[str, Any]
     """Searches as many queries as index images, in blocks and groups of 20."""
     rng = np.random.default_rng(images)
     roots = [str(tmp_path / f"{images}-{side}") for side in ("index", "queries")]
-    index_units, query_units = (write_store(root, unit_rows(rng.standard_normal((images, 8))), side, 5) for root, side in zip(roots, "iq"))
-    blocks = [QueryBlock(f"{at:05d}", tuple(name for name, _ in query_units[at : at + 4])) for at in range(0, len(query_units), 4)]
+    index_units, query_units = (
+        write_store(root, unit_rows(rng.standard_normal((images, 8))), side, 5)
+        for root, side in zip(roots, "iq")
+    )
+    blocks = [
+        QueryBlock(f"{at:05d}", tuple(name for name, _ in query_units[at : at + 4]))
+        for at in range(0, len(query_units), 4)
+    ]
 
     def build(pipeline: beam.Pipeline) -> None:
-        found = pipeline | beam.Create(blocks).with_output_types(QueryBlock) | RetrieveNearest(*roots, plan_groups(index_units, 20), 3)
+        found = (
+            pipeline
+            | beam.Create(blocks).with_output_types(QueryBlock)
+            | RetrieveNearest(*roots, plan_groups(index_units, 20), 3)
+        )
         found | VerifyCandidates(*roots, VerificationSettings()) | AggregatePredictions(3)
 
     return measured(build)
 
 
-def assert_only_numbers_grow(few: dict[str, dict[str, Any]], many: dict[str, dict[str, Any]], largest: int) -> None:
+def assert_only_numbers_grow(
+    few: dict[str, dict[str, Any]], many: dict[str, dict[str, Any]], largest: int
+) -> None:
     assert few.keys() == many.keys()
     for name, collection in many.items():
-        assert collection["largest"] <= 1.1 * few[name]["largest"] + 16, name  # an integer may take a byte more
+        assert collection["largest"] <= 1.1 * few[name]["largest"] + 16, (
+            name
+        )  # an integer may take a byte more
         assert collection["largest"] <= largest, name
     assert max(c["elements"] for c in many.values()) >= 4 * max(c["elements"] for c in few.values())
 
@@ -114,7 +141,11 @@ def test_the_graph_holds_places_in_the_plan_not_photographs(tmp_path):
         (tmp_path / "list.txt").write_text("".join(f"/somewhere/{n:016x}.jpg\n" for n in range(count)))
         planned = write_plan(str(tmp_path), make_units(match_images([f"@{tmp_path}/list.txt"]), "settings"))
         pipeline = beam.Pipeline()
-        pipeline | beam.Create(planned, reshuffle=False).with_output_types(PlannedUnit) | ReadUnits(str(tmp_path))
+        (
+            pipeline
+            | beam.Create(planned, reshuffle=False).with_output_types(PlannedUnit)
+            | ReadUnits(str(tmp_path))
+        )
         sizes[count] = pipeline.to_runner_api().ByteSize()
     assert (sizes[16_384] - sizes[4096]) / 12_288 < 2  # bytes a photograph
 
@@ -122,7 +153,12 @@ def test_the_graph_holds_places_in_the_plan_not_photographs(tmp_path):
 def test_the_launcher_holds_half_a_kilobyte_for_a_photograph(tmp_path):
     count = 20_000
     (tmp_path / "list.txt").write_text("".join(f"/somewhere/0/1/2/{n:016x}.jpg\n" for n in range(count)))
-    labels = pa.table({"image_id": [f"{n:016x}" for n in range(count)], "landmark_id": [f"landmark {n % 50}" for n in range(count)]})
+    labels = pa.table(
+        {
+            "image_id": [f"{n:016x}" for n in range(count)],
+            "landmark_id": [f"landmark {n % 50}" for n in range(count)],
+        }
+    )
     tracemalloc.start()
     try:
         images, _ = index.labelled(match_images([f"@{tmp_path}/list.txt"]), labels)

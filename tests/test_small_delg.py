@@ -49,7 +49,9 @@ class TestLocalFeatures:
         assert features.shape[1] == 128
         np.testing.assert_allclose((features**2).sum(1), 1, rtol=1e-4)
         kept = small_delg.load_constants()["rootsift/projection"].shape[1]
-        np.testing.assert_allclose((features[:, :kept] ** 2).sum(1), small_delg.ROOTSIFT_LOCAL_SHARE, rtol=1e-4)
+        np.testing.assert_allclose(
+            (features[:, :kept] ** 2).sum(1), small_delg.ROOTSIFT_LOCAL_SHARE, rtol=1e-4
+        )
 
     def test_sampling_is_bilinear_between_the_middles_of_cells(self):
         import tensorflow as tf
@@ -57,7 +59,9 @@ class TestLocalFeatures:
         maps = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
         points = np.array([[7.5, 7.5], [15.5, 31.5], [11.5, 7.5], [13.5, 21.5], [-5, 900]], np.float32)
         found = small_delg.sample(tf, tf.constant(maps[None]), tf.constant(points[None]))[0].numpy()
-        between = 0.25 * (0.25 * maps[0, 1] + 0.75 * maps[0, 2]) + 0.75 * (0.25 * maps[1, 1] + 0.75 * maps[1, 2])
+        between = 0.25 * (0.25 * maps[0, 1] + 0.75 * maps[0, 2]) + 0.75 * (
+            0.25 * maps[1, 1] + 0.75 * maps[1, 2]
+        )
         expected = [maps[0, 0], maps[1, 3], (maps[0, 0] + maps[1, 0]) / 2, between, maps[0, 4]]
         position = (points[3] - 7.5) / 8
         np.testing.assert_allclose(position, [0.75, 1.75])
@@ -72,7 +76,10 @@ class TestLocalFeatures:
         flat = np.full((256, 256, 3), 110, np.float32)
         marked = flat.copy()
         marked[112:144, 144:176] = textured(32, 32, seed=2)
-        maps = [small_delg.forward(tf, (image[None] - 128) / 64, convolve)[1][0].numpy() for image in (flat, marked)]
+        maps = [
+            small_delg.forward(tf, (image[None] - 128) / 64, convolve)[1][0].numpy()
+            for image in (flat, marked)
+        ]
         change = np.linalg.norm(maps[1] - maps[0], axis=2) ** 2
         rows, columns = np.indices(change.shape) * small_delg.LOCAL_STRIDE + small_delg.LOCAL_STRIDE - 0.5
         middle = np.array([(change * rows).sum(), (change * columns).sum()]) / change.sum()
@@ -83,7 +90,9 @@ class TestGlobalDescriptor:
     def test_parts_have_their_shares(self, extract):
         rows = extract(textured(240, 320))["global_descriptors"]
         assert rows.shape[1] == 2048
-        np.testing.assert_allclose((rows[:, :small_delg.EMBEDDING_DIMENSIONS] ** 2).sum(1), small_delg.EMBEDDING_SHARE, atol=1e-3)
+        np.testing.assert_allclose(
+            (rows[:, : small_delg.EMBEDDING_DIMENSIONS] ** 2).sum(1), small_delg.EMBEDDING_SHARE, atol=1e-3
+        )
         np.testing.assert_allclose((rows**2).sum(1), 1, atol=1e-3)
 
     def test_only_scales_that_are_asked_for_are_described(self, extract):

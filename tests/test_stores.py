@@ -4,13 +4,22 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transforms import files, stores
 from transforms.quantization import dequantized
 from transforms.stores import FeatureStore
 from transforms.types import (
-    Candidate, Failure, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, Prediction, PredictionUnit)
+    Candidate,
+    Failure,
+    FeatureLocation,
+    ImageFeatures,
+    ImageRef,
+    LocalFeatures,
+    Prediction,
+    PredictionUnit,
+)
 
 
 def local_features(count, width=128, seed=0):
@@ -22,7 +31,14 @@ def local_features(count, width=128, seed=0):
 
 def image(image_id, count=5, seed=0):
     descriptor = np.random.default_rng(seed).normal(size=64).astype(np.float32)
-    return ImageFeatures(ImageRef(image_id, f"/p/{image_id}.jpg", 9, "7"), 640, 480, 0.5, descriptor, local_features(count, seed=seed))
+    return ImageFeatures(
+        ImageRef(image_id, f"/p/{image_id}.jpg", 9, "7"),
+        640,
+        480,
+        0.5,
+        descriptor,
+        local_features(count, seed=seed),
+    )
 
 
 @given(count=st.integers(0, 40), width=st.integers(1, 130), seed=st.integers(0, 99))
@@ -60,7 +76,8 @@ def test_a_unit_reads_back(tmp_path):
         local = store.read_local(FeatureLocation("u", row["local_offset"], row["local_size"]))
         assert np.array_equal(local.keypoints, expected.local.keypoints) and len(local) == row["local_count"]
     assert store.failures(["u"]).to_pylist() == [
-        {"stage": "decode", "image_id": "x", "uri": "/p/x.jpg", "kind": "corrupt", "message": "bad"}]
+        {"stage": "decode", "image_id": "x", "uri": "/p/x.jpg", "kind": "corrupt", "message": "bad"}
+    ]
     assert store.failures(["empty"]).num_rows == 0
 
 
@@ -80,10 +97,13 @@ def test_a_descriptor_of_another_width_is_refused(tmp_path):
 def test_pandas_and_duckdb_read_predictions_without_tricks(tmp_path):
     candidate = Candidate("i", "7", 0.5, FeatureLocation("u", 0, 0), 12, 0.7)
     predictions = (Prediction("b", "7", 0.7, (candidate,)), Prediction("a", None, None))
-    stores.write_predictions(str(tmp_path), PredictionUnit("u", predictions, (Failure("verify", "b", "x", "k", "m"),)))
+    stores.write_predictions(
+        str(tmp_path), PredictionUnit("u", predictions, (Failure("verify", "b", "x", "k", "m"),))
+    )
     pattern = str(tmp_path / "predictions" / "*.parquet")
-    assert duckdb.sql(f"select image_id, candidates[1].inliers, score from '{pattern}' order by 1").fetchall() == [
-        ("a", None, None), ("b", 12, 0.7)]
+    assert duckdb.sql(
+        f"select image_id, candidates[1].inliers, score from '{pattern}' order by 1"
+    ).fetchall() == [("a", None, None), ("b", 12, 0.7)]
     frame = pd.read_parquet(tmp_path / "predictions")
     assert frame.image_id.tolist() == ["a", "b"] and frame.candidates[1][0]["image_id"] == "i"
     assert stores.has_predictions(str(tmp_path), "u")
@@ -95,4 +115,6 @@ def test_pandas_and_duckdb_read_an_index_without_tricks(tmp_path):
     frame = pd.read_parquet(tmp_path / "images")
     assert frame.global_descriptor[0].shape == (64,)
     pattern = str(tmp_path / "images" / "*.parquet")
-    assert duckdb.sql(f"select count(*), any_value(len(global_descriptor)) from '{pattern}'").fetchall() == [(2, 64)]
+    assert duckdb.sql(f"select count(*), any_value(len(global_descriptor)) from '{pattern}'").fetchall() == [
+        (2, 64)
+    ]

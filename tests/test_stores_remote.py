@@ -1,4 +1,5 @@
-"""Everything that takes a path takes an object store's: on one in memory, and on real servers where the environment names a place on them.
+"""Everything that takes a path takes an object store's: on one in memory, and on real servers where the
+environment names a place on them.
 
     LANDMARKS_TEST_S3=s3://bucket/folder    with AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
     LANDMARKS_TEST_GS=gs://bucket/folder    with STORAGE_EMULATOR_HOST
@@ -102,14 +103,20 @@ def test_a_file_is_written_read_listed_and_deleted(root):
     uri = files.join(root, "a", "file with a space, ä and #.bin")
     files.write_bytes(uri, bytes(range(100)))
     files.write_bytes(files.join(root, "empty.bin"), b"")
-    assert files.read_bytes(uri) == bytes(range(100)) and files.read_bytes(files.join(root, "empty.bin")) == b""
-    assert files.read_bytes(uri, 10, 5) == bytes(range(10, 15)) and files.read_bytes(uri, 98) == bytes([98, 99])
+    assert (
+        files.read_bytes(uri) == bytes(range(100)) and files.read_bytes(files.join(root, "empty.bin")) == b""
+    )
+    assert files.read_bytes(uri, 10, 5) == bytes(range(10, 15)) and files.read_bytes(uri, 98) == bytes(
+        [98, 99]
+    )
     for offset in (95, 200):
         with pytest.raises(EOFError, match=f"{offset + 10} expected"):
             files.read_bytes(uri, offset, 10)
     files.write_bytes(uri, b"new")
     assert files.read_bytes(uri) == b"new" and files.remote_entry(uri).size == 3
-    assert files.file_sizes(files.join(root, "a"), ".bin") == {uri: 3} and files.list_files(root, ".bin") == [files.join(root, "empty.bin")]
+    assert files.file_sizes(files.join(root, "a"), ".bin") == {uri: 3} and files.list_files(root, ".bin") == [
+        files.join(root, "empty.bin")
+    ]
     assert files.list_files(files.join(root, "none"), "") == []
     assert not files.exists(uri[:-1]) and not files.exists(files.join(root, "a"))
     files.delete(uri), files.delete(uri)
@@ -129,7 +136,9 @@ def test_more_than_a_page_is_listed_and_deleted_but_for_what_is_kept(root):
 def test_a_bucket_that_is_not_there_is_an_error_with_its_name(server):
     uri = server.split("://")[0] + "://landmarks-no-such-bucket/file"
     for call in (
-        lambda: files.read_bytes(uri), lambda: files.write_bytes(uri, b""), lambda: files.list_files(uri, ""),
+        lambda: files.read_bytes(uri),
+        lambda: files.write_bytes(uri, b""),
+        lambda: files.list_files(uri, ""),
         lambda: lock.held(uri).__enter__(),
     ):
         with pytest.raises(FileNotFoundError, match="landmarks-no-such-bucket"):
@@ -150,7 +159,11 @@ def test_of_many_swaps_at_once_one_succeeds(root):
 
         at_once(swap)
         assert len(won) == 1 and files.read_bytes(uri) == won.pop()
-    assert not files.swap_remote(uri, None, b"x") and not files.swap_remote(uri, b"another", b"x") and files.read_bytes(uri) != b"x"
+    assert (
+        not files.swap_remote(uri, None, b"x")
+        and not files.swap_remote(uri, b"another", b"x")
+        and files.read_bytes(uri) != b"x"
+    )
     files.delete(uri)
     assert not files.swap_remote(uri, b"first", b"x") and not files.exists(uri)
 
@@ -203,7 +216,10 @@ def test_a_writer_killed_in_the_middle_of_an_upload_leaves_nothing(server, size)
     for before in (None, b"before"):
         if before:
             files.write_bytes(uri, before)
-        assert subprocess.run([sys.executable, "-c", _KILLED_WRITER, uri, str(size)]).returncode == -signal.SIGKILL
+        assert (
+            subprocess.run([sys.executable, "-c", _KILLED_WRITER, uri, str(size)]).returncode
+            == -signal.SIGKILL
+        )
         time.sleep(0.5)  # the server has seen the connection end
         if before:
             assert files.read_bytes(uri) == before
@@ -223,9 +239,17 @@ def test_photographs_are_matched_by_folder_glob_file_and_list(root):
         return [(ref.image_id, ref.size_bytes, ref.uri) for ref in images.match_images([pattern])]
 
     assert [m[0] for m in matched(root)] == [m[0] for m in matched(root + "/")] == ["one", "three", "two"]
-    assert matched(root + "/*/*.jpg") == matched(root + "/a/one.jpg") == [("one", sizes["one"], root + "/a/one.jpg")]
+    assert (
+        matched(root + "/*/*.jpg")
+        == matched(root + "/a/one.jpg")
+        == [("one", sizes["one"], root + "/a/one.jpg")]
+    )
     files.write_bytes(root + "/list.txt", f"a/one.jpg\n{root}/c/three.png\nmissing.jpg\n".encode())
-    assert [m[:2] for m in matched("@" + root + "/list.txt")] == [("missing", 0), ("one", sizes["one"]), ("three", sizes["three"])]
+    assert [m[:2] for m in matched("@" + root + "/list.txt")] == [
+        ("missing", 0),
+        ("one", sizes["one"]),
+        ("three", sizes["three"]),
+    ]
     for pattern in (root + "/none", root + "/none/*.jpg", root + "/none.jpg"):
         with pytest.raises(images.MatchError, match="no image matches"):
             images.match_images([pattern])
@@ -246,7 +270,9 @@ def test_photographs_are_read_in_order_and_what_is_missing_is_a_failure(root):
     refs = images.match_images([root])
     refs.insert(7, images.ImageRef("gone", files.join(root, "gone.jpg"), 0))
     found = list(images.read_images(refs, 60, True, 10**6))
-    assert [image.image_id if isinstance(image, Failure) else image.ref.image_id for image in found] == [ref.image_id for ref in refs]
+    assert [image.image_id if isinstance(image, Failure) else image.ref.image_id for image in found] == [
+        ref.image_id for ref in refs
+    ]
     assert [(f.stage, f.kind) for f in found if isinstance(f, Failure)] == [("read", "not_found")]
     assert all(image.pixels.shape == (40, 60, 3) for image in found if isinstance(image, DecodedImage))
 
@@ -273,8 +299,12 @@ def test_a_model_is_fetched_and_inspected(root, tmp_path, monkeypatch, capsys):
             path = os.path.join(folder, name)
             with open(path, "rb") as f:
                 files.write_bytes(files.join(root, "model", os.path.relpath(path, embedded)), f.read())
-    assert saved_model.fingerprint(saved_model.fetch_model(files.join(root, "model"))) == saved_model.fingerprint(embedded)
-    assert saved_model.fetch_model(files.join(root, "model") + "/") == saved_model.fetch_model(files.join(root, "model"))
+    assert saved_model.fingerprint(
+        saved_model.fetch_model(files.join(root, "model"))
+    ) == saved_model.fingerprint(embedded)
+    assert saved_model.fetch_model(files.join(root, "model") + "/") == saved_model.fetch_model(
+        files.join(root, "model")
+    )
 
 
 def test_an_output_is_locked_resumed_overwritten_and_verified(root, capsys):
@@ -287,7 +317,9 @@ def test_an_output_is_locked_resumed_overwritten_and_verified(root, capsys):
         store.write_unit("u0", [], [Failure("read", "a", "x", "k", "m")], 8)
     with outputs.opened(root, settings) as work:
         assert work and store.units() == ["u0"]
-        outputs.finish(root, {"command": "index", "format": outputs.FORMAT, "shards": store.summaries(["u0"])})
+        outputs.finish(
+            root, {"command": "index", "format": outputs.FORMAT, "shards": store.summaries(["u0"])}
+        )
     with outputs.opened(root, settings) as work:
         assert not work
     assert main.main(["verify", root]) == 0 and "all as they were written" in capsys.readouterr().out
@@ -296,7 +328,9 @@ def test_an_output_is_locked_resumed_overwritten_and_verified(root, capsys):
     assert main.main(["verify", root]) == 1 and "truncated" in capsys.readouterr().out
     assert integrity.discard_damaged(store, ["u0"]) and store.units() == []
     with outputs.opened(root, {"command": "recognize"}, overwrite=True):
-        assert sorted(entry.uri for entry in files.remote_entries(root)) == [files.join(root, name) for name in (".lock.json", "settings.json")]
+        assert sorted(entry.uri for entry in files.remote_entries(root)) == [
+            files.join(root, name) for name in (".lock.json", "settings.json")
+        ]
     assert not files.exists(files.join(root, ".lock.json"))
 
 
@@ -305,13 +339,19 @@ def test_threads_share_a_client_and_new_options_bring_a_new_one(root):
     at_once(lambda: found.append(object_stores.store_of(root)))
     assert len({id(store) for store in found}) == 1
     FileSystems.set_options(PipelineOptions([]))
-    assert object_stores.store_of(root) is not found[0] and object_stores.store_of(root) is object_stores.store_of(root)
+    assert object_stores.store_of(root) is not found[0] and object_stores.store_of(
+        root
+    ) is object_stores.store_of(root)
 
 
 def test_beams_options_reach_the_client_before_there_is_a_pipeline(server, monkeypatch, capsys):
     if server.startswith("gs://"):
         pytest.skip("STORAGE_EMULATOR_HOST is no option of Beam")
-    names = {"AWS_ENDPOINT_URL": "--s3_endpoint_url", "AWS_ACCESS_KEY_ID": "--s3_access_key_id", "AWS_SECRET_ACCESS_KEY": "--s3_secret_access_key"}
+    names = {
+        "AWS_ENDPOINT_URL": "--s3_endpoint_url",
+        "AWS_ACCESS_KEY_ID": "--s3_access_key_id",
+        "AWS_SECRET_ACCESS_KEY": "--s3_secret_access_key",
+    }
     flags = [f"{option}={os.environ[variable]}" for variable, option in names.items()]
     for variable in names:
         monkeypatch.delenv(variable)
@@ -323,5 +363,7 @@ def test_beams_options_reach_the_client_before_there_is_a_pipeline(server, monke
 def test_a_store_without_its_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "boto3", None)
     monkeypatch.setattr(object_stores, "_stores", {})
-    with pytest.raises(ValueError, match=r"s3:// needs a package that is not installed \(pip install 'landmarks\[aws\]'\)"):
+    with pytest.raises(
+        ValueError, match=r"s3:// needs a package that is not installed \(pip install 'landmarks\[aws\]'\)"
+    ):
         files.read_bytes("s3://bucket/file")

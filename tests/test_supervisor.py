@@ -52,7 +52,17 @@ OUTPUT, GUILTY, CODE = sys.argv[1], sys.argv[2].split(","), 0
 
 def run_job(folder, guilty="", more=""):
     return subprocess.run(
-        [sys.executable, "-c", f"{JOB}\n{more}\nsys.exit(supervisor.run(job, [OUTPUT]))", str(folder), guilty], capture_output=True, text=True, timeout=120)
+        [
+            sys.executable,
+            "-c",
+            f"{JOB}\n{more}\nsys.exit(supervisor.run(job, [OUTPUT]))",
+            str(folder),
+            guilty,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -64,14 +74,22 @@ def test_exit_codes_pass(tmp_path, code):
 def test_photographs_that_kill_become_failures_and_the_rest_is_done(tmp_path):
     result = run_job(tmp_path, "i2,i7")
     assert result.returncode == 0
-    assert result.stdout.split("started\n")[-1].splitlines() == ["failed extract i2 crashed", "failed extract i7 crashed"]
+    assert result.stdout.split("started\n")[-1].splitlines() == [
+        "failed extract i2 crashed",
+        "failed extract i7 crashed",
+    ]
     assert result.stderr.count("died of SIGSEGV over 'i2', which becomes a failure row") == 1
     assert sorted(os.listdir(tmp_path)) == [f"i{n}" for n in range(10) if n not in (2, 7)]
 
 
 def test_a_photograph_that_kills_once_is_no_failure(tmp_path):
-    once = "GUILTY = ['i3'] if not os.path.exists(OUTPUT + '/once') and not open(OUTPUT + '/once', 'w').close() else []"
-    result = run_job(tmp_path, more=f"real = job\ndef job():\n    global GUILTY\n    {once}\n    return real()")
+    once = (
+        "GUILTY = ['i3'] if not os.path.exists(OUTPUT + '/once') and not open(OUTPUT + '/once', "
+        "'w').close() else []"
+    )
+    result = run_job(
+        tmp_path, more=f"real = job\ndef job():\n    global GUILTY\n    {once}\n    return real()"
+    )
     assert result.returncode == 0 and "failed" not in result.stdout and result.stdout.count("started") == 2
 
 
@@ -95,7 +113,11 @@ def job():
     return 1
 """
     result = run_job(tmp_path, "i4", workers)
-    assert result.returncode == 0 and "failed extract i4 crashed" in result.stdout and "a worker process died" in result.stderr
+    assert (
+        result.returncode == 0
+        and "failed extract i4 crashed" in result.stdout
+        and "a worker process died" in result.stderr
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
@@ -109,10 +131,19 @@ def job():
         return 1
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{JOB}\n{waiting}\nsys.exit(supervisor.run(job, [OUTPUT]))", str(tmp_path), ""],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-c",
+            f"{JOB}\n{waiting}\nsys.exit(supervisor.run(job, [OUTPUT]))",
+            str(tmp_path),
+            "",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         # A shell starts what it runs in the background with SIGINT ignored, the test suite perhaps.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     child = int(process.stdout.readline())
     process.send_signal(number)
     assert process.wait(timeout=30) == (1 if number == signal.SIGINT else -number)
@@ -145,7 +176,11 @@ def test_a_photograph_is_noted_while_it_is_in_the_model(tmp_path, monkeypatch):
 
     image = DecodedImage(ref, np.zeros((8, 8, 3), np.uint8), 8, 8, 1.0)
     extracted = extract_unit(ImageUnit("u", (ref,)), Model(), lambda refs: iter([image]))
-    assert seen == ["photo"] and extracted.failures[0].kind == "model_error" and os.listdir(tmp_path / "notes") == []
+    assert (
+        seen == ["photo"]
+        and extracted.failures[0].kind == "model_error"
+        and os.listdir(tmp_path / "notes") == []
+    )
 
 
 # Runs at the start of every Python process of the test below: a decoder with a fault.
@@ -170,16 +205,31 @@ def test_a_crash_in_a_decoder_costs_one_photograph(tmp_path):
         f.write(b"crash")
     (tmp_path / "labels.csv").write_text("id,landmark_id\n" + "".join(f"i{n},{n % 3}\n" for n in range(10)))
     (tmp_path / "sitecustomize.py").write_text(FAULTY_DECODER)
-    command = ["index", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels.csv"), "--max_failure_rate", "0.2"]
+    command = [
+        "index",
+        "--images",
+        str(tmp_path / "images"),
+        "--labels",
+        str(tmp_path / "labels.csv"),
+        "--max_failure_rate",
+        "0.2",
+    ]
     assert main([*command, "--output", str(tmp_path / "undisturbed")]) == 0
     result = subprocess.run(
         [sys.executable, "-m", "beam_pipeline", *command, "--output", str(tmp_path / "index")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}, capture_output=True, text=True, timeout=300)
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0 and "over 'i6', which becomes a failure row" in result.stderr
     failures = pd.read_parquet(tmp_path / "index" / "failures")
     assert failures[["image_id", "stage", "kind"]].values.tolist() == [["i6", "extract", "crashed"]]
     columns = ["image_id", "landmark_id", "width", "height", "local_size"]
-    there, undisturbed = (pd.read_parquet(tmp_path / name / "images").set_index("image_id", drop=False) for name in ("index", "undisturbed"))
+    there, undisturbed = (
+        pd.read_parquet(tmp_path / name / "images").set_index("image_id", drop=False)
+        for name in ("index", "undisturbed")
+    )
     undisturbed = undisturbed.drop(index="i6")
     assert there[columns].equals(undisturbed[columns])
     assert all((a == b).all() for a, b in zip(there.global_descriptor, undisturbed.global_descriptor))

@@ -47,7 +47,9 @@ def run(folder, *arguments):
 def reference(tmp_path_factory):
     """An undisturbed round of the commands."""
     folder = tmp_path_factory.mktemp("reference")
-    kill.write_inputs(folder, kill.find_photographs(None, tmp_path_factory.mktemp("demo") / "set"), (16, 8, 16))
+    kill.write_inputs(
+        folder, kill.find_photographs(None, tmp_path_factory.mktemp("demo") / "set"), (16, 8, 16)
+    )
     for command in kill.COMMANDS:
         assert run(folder, *command.arguments) == 0
         kill.record(command, folder)
@@ -83,8 +85,12 @@ def test_an_index_that_was_added_to_predicts_as_one_made_at_once(reference, fold
     with open(folder / "images.txt", "a", encoding="utf-8") as f:
         f.write((folder / "more.txt").read_text())
     assert run(folder, *INDEX.arguments) == 0 and run(folder, *RECOGNIZE.arguments) == 0
-    assert (folder / "run" / "submission.csv").read_bytes() == (reference / "run" / "submission.csv").read_bytes()
-    at_once, added = (json.loads((root / "index" / "manifest.json").read_text()) for root in (folder, reference))
+    assert (folder / "run" / "submission.csv").read_bytes() == (
+        reference / "run" / "submission.csv"
+    ).read_bytes()
+    at_once, added = (
+        json.loads((root / "index" / "manifest.json").read_text()) for root in (folder, reference)
+    )
     assert at_once["counts"] == added["counts"] and added["counts"]["indexed"] == 24
 
 
@@ -109,29 +115,42 @@ def test_an_index_stays_readable_while_it_is_added_to(reference, folder, monkeyp
 
 def test_what_an_index_has_is_not_added_again(reference, folder, capsys):
     shutil.copytree(reference / "index", folder / "index")
-    assert run(folder, *APPEND.arguments) == 0 and "has these images and labels already" in capsys.readouterr().out
+    assert (
+        run(folder, *APPEND.arguments) == 0
+        and "has these images and labels already" in capsys.readouterr().out
+    )
     assert run(folder, *INDEX.arguments) == 0 and "nothing to do" in capsys.readouterr().out
-    (folder / "more.txt").write_text((folder / "queries.txt").read_text() + (folder / "images.txt").read_text().splitlines()[0])
-    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(
-        f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines()))
+    (folder / "more.txt").write_text(
+        (folder / "queries.txt").read_text() + (folder / "images.txt").read_text().splitlines()[0]
+    )
+    (folder / "labels.csv").write_text(
+        "id,landmark_id\n"
+        + "".join(f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines())
+    )
     assert run(folder, *APPEND.arguments) == 2
     known = pathlib.Path((folder / "images.txt").read_text().splitlines()[0]).stem
     assert f"1 of 17 images are in index already: {known}" in capsys.readouterr().err
     assert same_as(reference, APPEND, folder)
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--max_image_side", "400"], "--max_image_side 400 differs from the index's 320"),
-    (["--no-exif_orientation"], "exif_orientation: True there, False wanted"),
-    (["--overwrite"], "--overwrite and --append do not go together"),
-    (["--preset", "host"], "--preset and --append do not go together"),
-], ids=lambda value: value[0] if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--max_image_side", "400"], "--max_image_side 400 differs from the index's 320"),
+        (["--no-exif_orientation"], "exif_orientation: True there, False wanted"),
+        (["--overwrite"], "--overwrite and --append do not go together"),
+        (["--preset", "host"], "--preset and --append do not go together"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
 def test_an_index_is_added_to_with_its_own_settings(reference, folder, flags, message, capsys):
     shutil.copytree(reference / "index", folder / "index")
     with open(folder / "more.txt", "w", encoding="utf-8") as f:
         f.write((folder / "queries.txt").read_text())
-    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(
-        f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines()))
+    (folder / "labels.csv").write_text(
+        "id,landmark_id\n"
+        + "".join(f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines())
+    )
     assert run(folder, *APPEND.arguments, *flags) == 2
     assert message in capsys.readouterr().err and same_as(reference, APPEND, folder)
 
@@ -150,7 +169,9 @@ def test_only_a_finished_index_is_added_to(reference, folder, capsys):
 def mounted(folder, options):
     """A small file system in memory at `folder`; skips the test where that is not allowed."""
     folder.mkdir(exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         yield
@@ -167,7 +188,9 @@ def test_a_full_disk_stops_the_job_and_a_later_start_goes_on(reference, folder, 
         assert run(folder, *INDEX.arguments) == 1
         assert "error: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
         assert not (folder / "index" / "manifest.json").exists()
-        assert not [path for path in (folder / "index").rglob(".*") if path.is_file()]  # neither a lock nor half a file
+        assert not [
+            path for path in (folder / "index").rglob(".*") if path.is_file()
+        ]  # neither a lock nor half a file
         remount(folder / "index", "size=64m")
         there = list((folder / "index" / "images").glob("*"))
         assert len(there) == 1
@@ -201,7 +224,9 @@ def test_a_truncated_shard_is_named_before_it_is_used(reference, folder, capsys)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_shard_that_vanishes_on_the_way_stops_the_job_and_a_later_start_goes_on(reference, folder, workers, capsys, monkeypatch):
+def test_a_shard_that_vanishes_on_the_way_stops_the_job_and_a_later_start_goes_on(
+    reference, folder, workers, capsys, monkeypatch
+):
     shutil.copytree(reference / "index", folder / "index")
     shard = sorted((folder / "index" / "local_features").iterdir())[0]
 
@@ -211,7 +236,10 @@ def test_a_shard_that_vanishes_on_the_way_stops_the_job_and_a_later_start_goes_o
     with monkeypatch.context() as patched:
         patched.setattr(integrity, "check_sizes", vanish)
         assert run(folder, *RECOGNIZE.arguments, f"--direct_num_workers={workers}") == 1
-    assert f"error: FileNotFoundError: [Errno 2] No such file or directory: 'index/local_features/{shard.name}'" in capsys.readouterr().err
+    assert (
+        f"error: FileNotFoundError: [Errno 2] No such file or directory: 'index/local_features/{shard.name}'"
+        in capsys.readouterr().err
+    )
     assert run(folder, *RECOGNIZE.arguments) == 1
     assert f"index/local_features/{shard.name} is missing" in capsys.readouterr().err
     (folder / "elsewhere").rename(shard)
@@ -242,12 +270,27 @@ def test_odd_objects_among_the_photographs_are_rows_and_never_hang(reference, fo
     (folder / "odd.txt").write_text("\n".join(names))
     with open(folder / "labels.csv", "a", encoding="utf-8") as f:
         f.writelines(f"{name},1\n" for name in ("pipe", "dangling", "loop", "folder", "never_was"))
-    arguments = ["--labels", "labels.csv", "--output", "index", "--max_image_side", "320", "--images", "photos", "@odd.txt"]
+    arguments = [
+        "--labels",
+        "labels.csv",
+        "--output",
+        "index",
+        "--max_image_side",
+        "320",
+        "--images",
+        "photos",
+        "@odd.txt",
+    ]
     assert run(folder, "index", *arguments) == 1
     error = capsys.readouterr().err
     assert "4 of 20 images failed (20.0%), more than --max_failure_rate 0.05" in error
     rows = pd.read_parquet(folder / "index" / "failures").set_index("image_id")
-    assert dict(rows.kind) == {"dangling": "not_found", "loop": "unreadable", "never_was": "not_found", "pipe": "unreadable"}
+    assert dict(rows.kind) == {
+        "dangling": "not_found",
+        "loop": "unreadable",
+        "never_was": "not_found",
+        "pipe": "unreadable",
+    }
     assert set(rows.stage) == {"read"} and "not a regular file" in rows.message["pipe"]
     # All else is written, and stays judged.
     assert len(pd.read_parquet(folder / "index" / "images")) == 16
@@ -268,7 +311,9 @@ def test_a_photograph_that_vanishes_after_the_match_is_a_row(reference, tmp_path
 
 
 def as_nobody(call):
-    """Runs `call` in a process that is not root, to whom permissions mean something; returns whether it gave true."""
+    """Runs `call` in a process that is not root, to whom permissions mean something; returns whether it gave
+    true.
+    """
     child = os.fork()
     if child == 0:
         code = 2
@@ -300,7 +345,10 @@ def test_permission_denied_is_a_row_for_a_photograph_and_an_error_for_a_shard(cl
 
     def refused():
         failure = images.read_image(images.ImageRef("a", str(photo), 1), 320, True, 10**8)
-        assert (failure.stage, failure.kind) == ("read", "unreadable") and "Permission denied" in failure.message
+        assert (failure.stage, failure.kind) == (
+            "read",
+            "unreadable",
+        ) and "Permission denied" in failure.message
         with pytest.raises(PermissionError):
             files.write_bytes(str(shard), b"content")
         return True

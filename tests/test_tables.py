@@ -66,22 +66,49 @@ BAD_LABELS = {
     "empty_file": (b"", "line 1: the file is empty"),
     "only_line_ends": (b"\n\n", "the file is empty"),
     "header_alone": (b"id,landmark_id\n", "line 1: there are no rows below the header"),
-    "no_header": (b"a1,7\nb2,8\n", "line 1: columns 'a1,7', where id,landmark_id or landmark_id,images is expected"),
+    "no_header": (
+        b"a1,7\nb2,8\n",
+        "line 1: columns 'a1,7', where id,landmark_id or landmark_id,images is expected",
+    ),
     "missing_column": (b"id,label\na1,7\n", "line 1: columns 'id,label', where id,landmark_id"),
-    "doubled_column": (b"id,landmark_id,ID\na1,7,b\n", "line 1: column 'id' stands twice in 'id,landmark_id,id'"),
+    "doubled_column": (
+        b"id,landmark_id,ID\na1,7,b\n",
+        "line 1: column 'id' stands twice in 'id,landmark_id,id'",
+    ),
     "doubled_id": (b"id,landmark_id\na1,7\nb2,7\n\na1,8\n", "line 5: id 'a1' stands in line 2 already"),
-    "doubled_id_in_lists": (b"landmark_id,images\n7,a1 a2\n9,b1\n8,a2\n", "line 4: id 'a2' stands in line 2 already"),
+    "doubled_id_in_lists": (
+        b"landmark_id,images\n7,a1 a2\n9,b1\n8,a2\n",
+        "line 4: id 'a2' stands in line 2 already",
+    ),
     "same_row_twice": (b"id,landmark_id\na1,7\na1,7\n", "line 3: id 'a1' stands in line 2 already"),
     "empty_id": (b"id,landmark_id\na1,7\n  ,8\n", "line 3: id '' is empty"),
     "empty_label": (b"id,landmark_id\na1,\n", "line 2: landmark_id '' is empty"),
     "empty_images": (b"landmark_id,images\n7, \n", "line 2: images '' is empty"),
-    "label_with_space": (b"id,landmark_id\na1,7\nb2,Eiffel Tower\n", "line 3: landmark_id 'Eiffel Tower' holds a space"),
-    "too_many_values": (b"id,landmark_id\na1,7\nb2,8,9\n", "line 3: 3 values where the header has 2: 'b2,8,9'"),
+    "label_with_space": (
+        b"id,landmark_id\na1,7\nb2,Eiffel Tower\n",
+        "line 3: landmark_id 'Eiffel Tower' holds a space",
+    ),
+    "too_many_values": (
+        b"id,landmark_id\na1,7\nb2,8,9\n",
+        "line 3: 3 values where the header has 2: 'b2,8,9'",
+    ),
     "too_few_values": (b'id,landmark_id\n"a1","7"\r\nb2\n', "line 3: 1 values where the header has 2: 'b2'"),
-    "open_quote": (b'id,landmark_id\na1,7\nb2,"8\nc3,9\n', r"line 3: landmark_id '8\nc3,9\n' holds a line end (a quote left open?)"),
-    "open_quote_in_another_column": (b'id,landmark_id,note\na1,7,\nb2,8,"x\nc3,9,\n', r"line 3: note 'x\nc3,9,\n' holds a line end"),
-    "quoted_line_end_before": (b'id,url,landmark_id\na1,"x\ny",7\nb2,z,\n', "line 4: landmark_id '' is empty"),
-    "not_utf8": ("id,landmark_id\na1,7\nb2,Zürich\n".encode("latin-1"), r"line 3: not UTF-8: b'b2,Z\xfcrich\n'"),
+    "open_quote": (
+        b'id,landmark_id\na1,7\nb2,"8\nc3,9\n',
+        r"line 3: landmark_id '8\nc3,9\n' holds a line end (a quote left open?)",
+    ),
+    "open_quote_in_another_column": (
+        b'id,landmark_id,note\na1,7,\nb2,8,"x\nc3,9,\n',
+        r"line 3: note 'x\nc3,9,\n' holds a line end",
+    ),
+    "quoted_line_end_before": (
+        b'id,url,landmark_id\na1,"x\ny",7\nb2,z,\n',
+        "line 4: landmark_id '' is empty",
+    ),
+    "not_utf8": (
+        "id,landmark_id\na1,7\nb2,Zürich\n".encode("latin-1"),
+        r"line 3: not UTF-8: b'b2,Z\xfcrich\n'",
+    ),
     "compressed": (gzip.compress(b"id,landmark_id\na1,7\n", mtime=0), "line 1: not UTF-8"),
     "not_utf8_and_too_few_values": (b"id,landmark_id\na1,7\n\xff\xfe\n", "line 3: not UTF-8"),
     "utf16": ("id,landmark_id\na1,7\n".encode("utf-16"), "line 1: not UTF-8"),
@@ -122,7 +149,12 @@ def test_truth_with_usage(tmp_path):
     path = write(tmp_path, b"id,landmarks,Usage\na,1 2,Public\nb,,Private\nc,,Ignored\nd,2,Private\n")
     table = tables.read_truth(path)
     assert table.schema == tables.TRUTH_SCHEMA
-    assert rows(table) == [("a", ["1", "2"], "Public"), ("b", [], "Private"), ("c", [], "Ignored"), ("d", ["2"], "Private")]
+    assert rows(table) == [
+        ("a", ["1", "2"], "Public"),
+        ("b", [], "Private"),
+        ("c", [], "Ignored"),
+        ("d", ["2"], "Private"),
+    ]
 
 
 @pytest.mark.parametrize("header", [b"id,landmarks", b"id,landmark_id", b"id,url,landmark_id"])
@@ -133,7 +165,10 @@ def test_truth_without_usage_is_public(tmp_path, header):
 
 
 BAD_TRUTHS = {
-    "usage": (b"id,landmarks,Usage\na,1,Public\nb,1,public\n", "line 3: usage 'public' is none of Public, Private, Ignored"),
+    "usage": (
+        b"id,landmarks,Usage\na,1,Public\nb,1,public\n",
+        "line 3: usage 'public' is none of Public, Private, Ignored",
+    ),
     "empty_usage": (b"id,landmarks,Usage\na,1,\n", "line 2: usage '' is none of"),
     "doubled_id": (b"id,landmarks\na,1\na,2\n", "line 3: id 'a' stands in line 2 already"),
     "no_rows": (b"id,landmarks,Usage\n", "there are no rows"),
@@ -148,13 +183,31 @@ def test_wrong_truth(tmp_path, data, text):
     assert text in str(error.value)
 
 
-SCORES = ["0.1", "-3", "+2.5", "1e-84", "4.9e-324", "1.7976931348623157e308", "0.30000000000000004", ".5", "5.", "1E5", "-0.0"]
+SCORES = [
+    "0.1",
+    "-3",
+    "+2.5",
+    "1e-84",
+    "4.9e-324",
+    "1.7976931348623157e308",
+    "0.30000000000000004",
+    ".5",
+    "5.",
+    "1E5",
+    "-0.0",
+]
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_every_finite_score_is_read_exactly(tmp_path, score):
-    [(_, landmark_id, value)] = rows(tables.read_submission(write(tmp_path, f"id,landmarks\na,12  {score} \n".encode())))
-    assert (landmark_id, value, math.copysign(1, value)) == ("12", float(score), math.copysign(1, float(score)))
+    [(_, landmark_id, value)] = rows(
+        tables.read_submission(write(tmp_path, f"id,landmarks\na,12  {score} \n".encode()))
+    )
+    assert (landmark_id, value, math.copysign(1, value)) == (
+        "12",
+        float(score),
+        math.copysign(1, float(score)),
+    )
 
 
 def test_submission_with_empty_predictions(tmp_path):
@@ -169,8 +222,14 @@ def test_submission_of_nothing(tmp_path):
 
 BAD_SUBMISSIONS = {
     "score_missing": (b"id,landmarks\na,1 0.5\nb,12\n", "line 3: landmarks '12' is not a class and a score"),
-    "two_predictions": (b"id,landmarks\na,1 0.5 2 0.4\n", "line 2: landmarks '1 0.5 2 0.4' is not a class and a score"),
-    "score_no_number": (b"id,landmarks\nx,\na,1 high\n", "line 3: score 'high' is not a finite decimal number"),
+    "two_predictions": (
+        b"id,landmarks\na,1 0.5 2 0.4\n",
+        "line 2: landmarks '1 0.5 2 0.4' is not a class and a score",
+    ),
+    "score_no_number": (
+        b"id,landmarks\nx,\na,1 high\n",
+        "line 3: score 'high' is not a finite decimal number",
+    ),
     "score_nan": (b"id,landmarks\na,1 nan\n", "line 2: score 'nan' is not a finite"),
     "score_inf": (b"id,landmarks\na,1 -inf\n", "line 2: score '-inf' is not a finite"),
     "score_overflow": (b"id,landmarks\na,1 1e999\n", "line 2: score '1e999' is not a finite"),
@@ -191,18 +250,23 @@ def test_wrong_submission(tmp_path, data, text):
 
 def answers(*prediction_rows):
     columns = list(zip(*prediction_rows)) or [[], [], []]
-    return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, tables.ANSWER_SCHEMA)], schema=tables.ANSWER_SCHEMA)
+    return pa.Table.from_arrays(
+        [pa.array(c, f.type) for c, f in zip(columns, tables.ANSWER_SCHEMA)], schema=tables.ANSWER_SCHEMA
+    )
 
 
 def test_submission_is_written_sorted(tmp_path):
     path = str(tmp_path / "deep" / "submission.csv")
-    tables.write_submission_csv(path, answers(("b", "7", 0.1 + 0.2), ("é", "x", -1e-300), ("B", None, None), ('a,"', "1", 2.0)))
+    tables.write_submission_csv(
+        path, answers(("b", "7", 0.1 + 0.2), ("é", "x", -1e-300), ("B", None, None), ('a,"', "1", 2.0))
+    )
     with open(path, "rb") as f:
         assert f.read().decode() == 'id,landmarks\nB,\n"a,""",1 2.0\nb,7 0.30000000000000004\né,x -1e-300\n'
 
 
 @pytest.mark.parametrize(
-    "landmark_id, score", [("two words", 1.0), ("", 1.0), (" x", 1.0), ("7", math.nan), ("7", math.inf), ("7", None)]
+    "landmark_id, score",
+    [("two words", 1.0), ("", 1.0), (" x", 1.0), ("7", math.nan), ("7", math.inf), ("7", None)],
 )
 def test_what_could_not_be_read_back_is_not_written(tmp_path, landmark_id, score):
     path = tmp_path / "submission.csv"
@@ -223,7 +287,10 @@ def test_written_submissions_are_read_back_exactly(tmp_path_factory, predictions
     assert rows(tables.read_submission(path)) == rows(table.sort_by("image_id"))
 
 
-@given(st.lists(st.tuples(words, words), min_size=1, max_size=8, unique_by=lambda row: row[0]), st.sampled_from(["\n", "\r\n", "\r"]))
+@given(
+    st.lists(st.tuples(words, words), min_size=1, max_size=8, unique_by=lambda row: row[0]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
 def test_labels_agree_with_the_csv_module(tmp_path_factory, labels, line_end):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=line_end, quoting=csv.QUOTE_ALL)
@@ -242,7 +309,9 @@ def write_run(folder, *shards):
 
 def test_predictions_of_a_run_and_of_its_csv_are_the_same(tmp_path):
     first, second = answers(("a", "1", 0.5), ("c", None, None)), answers(("b", "2", 1e-84))
-    run = write_run(tmp_path / "run", first.append_column("candidates", pa.array([[], []], pa.list_(pa.string()))), second)
+    run = write_run(
+        tmp_path / "run", first.append_column("candidates", pa.array([[], []], pa.list_(pa.string()))), second
+    )
     path = str(tmp_path / "submission.csv")
     tables.write_submission_csv(path, tables.read_predictions(run))
     assert tables.read_predictions(run).sort_by("image_id").equals(tables.read_predictions(path))
@@ -250,10 +319,22 @@ def test_predictions_of_a_run_and_of_its_csv_are_the_same(tmp_path):
 
 BAD_SHARDS = {
     "no_score": (answers(("a", "1", None)), r"0.parquet, row 0: score None of image a is not finite"),
-    "nan": (answers(("a", None, None), ("b", "1", math.nan)), r"0.parquet, row 1: score nan of image b is not finite"),
-    "missing_column": (answers(("a", "1", 0.5)).drop_columns(["score"]), "0.parquet: no table of predictions: .*score"),
-    "other_type": (pa.table({"image_id": ["a"], "landmark_id": ["1"], "score": ["x"]}), "0.parquet: no table of predictions"),
-    "null_id": (pa.table({"image_id": pa.array([None], pa.string()), "landmark_id": ["1"], "score": [1.0]}), "0.parquet: no table of predictions"),
+    "nan": (
+        answers(("a", None, None), ("b", "1", math.nan)),
+        r"0.parquet, row 1: score nan of image b is not finite",
+    ),
+    "missing_column": (
+        answers(("a", "1", 0.5)).drop_columns(["score"]),
+        "0.parquet: no table of predictions: .*score",
+    ),
+    "other_type": (
+        pa.table({"image_id": ["a"], "landmark_id": ["1"], "score": ["x"]}),
+        "0.parquet: no table of predictions",
+    ),
+    "null_id": (
+        pa.table({"image_id": pa.array([None], pa.string()), "landmark_id": ["1"], "score": [1.0]}),
+        "0.parquet: no table of predictions",
+    ),
 }
 
 
@@ -273,7 +354,9 @@ def test_truncated_shard(tmp_path):
 
 def test_image_in_two_shards(tmp_path):
     with pytest.raises(TableError, match="run: image a is predicted twice"):
-        tables.read_predictions(write_run(tmp_path / "run", answers(("a", "1", 0.5)), answers(("a", "2", 0.5))))
+        tables.read_predictions(
+            write_run(tmp_path / "run", answers(("a", "1", 0.5)), answers(("a", "2", 0.5)))
+        )
 
 
 def test_folder_without_predictions(tmp_path):

@@ -1,4 +1,6 @@
-"""The code that trains the embedded model: its split, its views, its losses, and that it goes on where it stopped."""
+"""The code that trains the embedded model: its split, its views, its losses, and that it goes on where it
+stopped.
+"""
 
 import csv
 
@@ -11,9 +13,15 @@ from training.batches import Batches
 from training.correspondences import Correspondences
 
 ROWS = [
-    ("0a", "in_qutub_minar", "landmark"), ("0b", "in_alai_minar", "landmark"), ("0c", "gr_white_tower", "landmark"),
-    ("0d", "gr_white_tower", "landmark"), ("0e", "pt_porto_clerigos", "landmark"), ("0f", "vn_hoian_town", "area"), ("10", "vn_hoian_town", "area"),
-    ("11", "", "unlabelled"), *((f"{number:02x}", "", "distractor") for number in range(32, 64)),
+    ("0a", "in_qutub_minar", "landmark"),
+    ("0b", "in_alai_minar", "landmark"),
+    ("0c", "gr_white_tower", "landmark"),
+    ("0d", "gr_white_tower", "landmark"),
+    ("0e", "pt_porto_clerigos", "landmark"),
+    ("0f", "vn_hoian_town", "area"),
+    ("10", "vn_hoian_town", "area"),
+    ("11", "", "unlabelled"),
+    *((f"{number:02x}", "", "distractor") for number in range(32, 64)),
 ]
 
 
@@ -38,7 +46,11 @@ class TestSplit:
         assert not split.CHOOSE & split.REPORT
 
     def test_distractors_are_in_every_part(self, folder):
-        dealt = {photograph.part for photograph in split.read_photographs(folder) if photograph.kind == "distractor"}
+        dealt = {
+            photograph.part
+            for photograph in split.read_photographs(folder)
+            if photograph.kind == "distractor"
+        }
         assert dealt == set(split.PARTS)
 
     def test_index_and_queries_share_nothing_and_have_as_many_distractors(self, folder):
@@ -55,8 +67,14 @@ def photograph(photo_id, label="", kind="landmark", place=None):
 
 @pytest.fixture
 def batches():
-    photographs = [photograph("a", "x"), photograph("b", "x"), photograph("c", "town", "area"), photograph("d", "town", "area"),
-                   photograph("e"), photograph("f", "y", place="x")]
+    photographs = [
+        photograph("a", "x"),
+        photograph("b", "x"),
+        photograph("c", "town", "area"),
+        photograph("d", "town", "area"),
+        photograph("e"),
+        photograph("f", "y", place="x"),
+    ]
     pixels = [textured(200, 240, seed) for seed in range(len(photographs))]
     points = np.random.default_rng(0).uniform(0.3, 0.7, (40, 4)).astype(np.float32)
     found = [Correspondences(0, 1, points), Correspondences(2, 3, points)]
@@ -82,19 +100,28 @@ class TestBatches:
 
     def test_shared_points_show_the_same_pixels(self):
         rng = np.random.default_rng(4)
-        ramp = np.stack(np.broadcast_arrays(np.arange(200)[:, None], np.arange(240)[None], 0), -1).astype(np.float32)
+        ramp = np.stack(np.broadcast_arrays(np.arange(200)[:, None], np.arange(240)[None], 0), -1).astype(
+            np.float32
+        )
         import cv2
 
         compared = 0
         for _ in range(20):
             centre = augment.centre_of((200, 240), rng)
             first, second = (augment.warp((200, 240), 96, centre, rng) for _ in range(2))
-            views = [cv2.warpPerspective(ramp, warp, (96, 96), borderValue=(-1, -1, -1)) for warp in (first, second)]
+            views = [
+                cv2.warpPerspective(ramp, warp, (96, 96), borderValue=(-1, -1, -1))
+                for warp in (first, second)
+            ]
             for y1, x1, y2, x2 in augment.shared_points(first, second, 96, rng):
-                one, two = (view[int(round(y)), int(round(x))] for view, y, x in ((views[0], y1, x1), (views[1], y2, x2)))
+                one, two = (
+                    view[round(y), round(x)] for view, y, x in ((views[0], y1, x1), (views[1], y2, x2))
+                )
                 if one[2] == two[2] == 0:  # neither lies outside the photograph
                     compared += 1
-                    np.testing.assert_allclose(one[:2], two[:2], atol=8)  # a px of a view is up to 4 of the photograph, and rounded
+                    np.testing.assert_allclose(
+                        one[:2], two[:2], atol=8
+                    )  # a px of a view is up to 4 of the photograph, and rounded
         assert compared > 100
 
 
@@ -114,7 +141,9 @@ class TestLosses:
             logits = {j: rows[i] @ rows[j] / losses.GLOBAL_TEMPERATURE for j in others}
             positives = [j for j in others if classes[j] == classes[i]]
             total += np.log(sum(np.exp(v) for v in logits.values())) - np.mean([logits[j] for j in positives])
-        found = losses.supervised_contrastive(tf.constant(rows, tf.float32), tf.constant(classes), tf.constant(places))
+        found = losses.supervised_contrastive(
+            tf.constant(rows, tf.float32), tf.constant(classes), tf.constant(places)
+        )
         np.testing.assert_allclose(float(found), total / 8, rtol=1e-4)
 
     def test_sampling_reads_the_middle_of_a_cell(self):
@@ -140,7 +169,9 @@ class TestLosses:
         points = np.tile(np.arange(8, dtype=np.float32)[None, :, None] * 20, (2, 1, 4))
         valid = np.ones((2, 8), bool)
         valid[1, 7] = False
-        _, right = losses.matching(*(tf.constant(v) for v in (first, second, points, valid)), tf.constant([0, 1]))
+        _, right = losses.matching(
+            *(tf.constant(v) for v in (first, second, points, valid)), tf.constant([0, 1])
+        )
         expected = valid.copy()
         expected[0, :2] = False
         np.testing.assert_array_equal(right, expected)
@@ -158,13 +189,17 @@ class TestReport:
             points = rng.uniform(0, 300, (40, 2)).astype(np.float32)
             rows = rng.standard_normal((40, 16)).astype(np.float32)
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            return Features(photo_id, label, np.array(descriptor, np.float32), quantized(LocalFeatures(points, rows)))
+            return Features(
+                photo_id, label, np.array(descriptor, np.float32), quantized(LocalFeatures(points, rows))
+            )
 
         index = [features("a", "x", [1, 0, 0]), features("b", "yy", [0, 1, 0])]
         queries = [features("c", "x", [0.9, 0.1, 0]), features("d", "yy", [0.1, 0.9, 0])]
         perfect = report.measure(index, queries, 1, True, VerificationSettings())
         assert (perfect.gap, perfect.top1, perfect.true_inliers) == (1, 1, 40)
-        worse = report.measure(index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings())
+        worse = report.measure(
+            index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings()
+        )
         assert worse.gap == pytest.approx((1 / 2 + 2 / 3) / 2) and worse.gap_landmarks == worse.top1 == 1
 
 
@@ -202,16 +237,28 @@ def test_folded_weights_give_what_normalisation_gives():
             variable.assign(rng.uniform(0.5, 2, variable.shape))
         elif name.endswith(("/offset", "/mean")):
             variable.assign(rng.normal(0, 0.2, variable.shape))
-    plain = network.folded(*({name: variable.numpy() for name, variable in group.items()} for group in (net.weights, net.moments)))
+    plain = network.folded(
+        *(
+            {name: variable.numpy() for name, variable in group.items()}
+            for group in (net.weights, net.moments)
+        )
+    )
 
     def normalised(x, layer):
         y = tf.nn.conv2d(x, net.weights[layer.name], layer.stride, "SAME")
         if not layer.normalised:
             return y + net.weights[f"{layer.name}/bias"]
         return tf.nn.batch_normalization(
-            y, *(net.moments[f"{layer.name}/{key}"] for key in ("mean", "variance")), net.weights[f"{layer.name}/offset"],
-            net.weights[f"{layer.name}/scale"], network.BATCH_NORM_EPSILON)
+            y,
+            *(net.moments[f"{layer.name}/{key}"] for key in ("mean", "variance")),
+            net.weights[f"{layer.name}/offset"],
+            net.weights[f"{layer.name}/scale"],
+            network.BATCH_NORM_EPSILON,
+        )
 
     image = rng.uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
-    for expected, found in zip(small_delg.forward(tf, image, normalised), small_delg.forward(tf, image, small_delg.convolution(tf, plain))):
+    for expected, found in zip(
+        small_delg.forward(tf, image, normalised),
+        small_delg.forward(tf, image, small_delg.convolution(tf, plain)),
+    ):
         np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())

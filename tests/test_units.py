@@ -1,10 +1,10 @@
 """The plan of a job."""
 
+import apache_beam as beam
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-import apache_beam as beam
 from transforms import units
 from transforms.types import ImageRef
 
@@ -50,4 +50,7 @@ def test_units_are_read_by_workers(tmp_path):
     planned = units.write_plan(str(tmp_path), made)
     with TestPipeline() as pipeline:
         read = pipeline | beam.Create(planned) | units.ReadUnits(str(tmp_path))
-        assert_that(read | beam.Map(lambda u: (u.name, len(u.images))), equal_to([(u.name, len(u.images)) for u in made]))
+        assert_that(
+            read | beam.Map(lambda u: (u.name, len(u.images))),
+            equal_to([(u.name, len(u.images)) for u in made]),
+        )

@@ -6,14 +6,33 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from tests.local_features import features
 from transforms.quantization import quantized
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, CandidateUnit, FeatureLocation, ImageFeatures, ImageRef, LocalFeatures, QuantizedFeatures, QueryCandidates
+from transforms.types import (
+    Candidate,
+    CandidateUnit,
+    FeatureLocation,
+    ImageFeatures,
+    ImageRef,
+    LocalFeatures,
+    QuantizedFeatures,
+    QueryCandidates,
+)
 from transforms.verification import (
-    MIN_MATCHES, VerificationSettings, VerifyCandidates, count_inliers, pair_seed, ranked, total_score, verify_pair)
+    MIN_MATCHES,
+    VerificationSettings,
+    VerifyCandidates,
+    count_inliers,
+    pair_seed,
+    ranked,
+    total_score,
+    verify_pair,
+)
 
 DEFAULT = VerificationSettings()
 HOMOGRAPHY = np.array([[1.1, 0.1, 20.0], [-0.05, 0.95, 10.0], [1e-4, -5e-5, 1.0]])  # on (x, y, 1)
@@ -30,11 +49,15 @@ def mapped(points) -> np.ndarray:
 
 
 def two_views(good: int, bad: int, seed: int = 0) -> tuple[LocalFeatures, LocalFeatures]:
-    """Query and candidate with matching descriptors; `good` keypoints follow HOMOGRAPHY to within 3 pixels, `bad` lie anywhere."""
+    """Query and candidate with matching descriptors; `good` keypoints follow HOMOGRAPHY to within 3 pixels,
+    `bad` lie anywhere.
+    """
     rng = np.random.default_rng(seed)
     descriptors = rng.normal(size=(good + bad, 128))
     points = rng.uniform(0, 600, (good + bad, 2))
-    other = np.concatenate([mapped(points[:good]) + rng.uniform(-2, 2, (good, 2)), rng.uniform(0, 600, (bad, 2))])
+    other = np.concatenate(
+        [mapped(points[:good]) + rng.uniform(-2, 2, (good, 2)), rng.uniform(0, 600, (bad, 2))]
+    )
     order = rng.permutation(good + bad)
     return features(descriptors, points), features(descriptors[order], other[order])
 
@@ -44,18 +67,25 @@ def quantized_views(good: int, bad: int) -> tuple[QuantizedFeatures, QuantizedFe
     return quantized(query), quantized(candidate)
 
 
-@pytest.mark.parametrize("name, value, text", [
-    ("max_distance", 0.0, r"max_distance must be in \(0, 2\], not 0.0"),
-    ("max_distance", 2.1, "not 2.1"),
-    ("max_distance", float("nan"), "not nan"),
-    ("max_inlier_score", 0, "max_inlier_score must be at least 1, not 0"),
-    ("max_reprojection_error", 0.0, "max_reprojection_error must be a positive number of pixels, not 0.0"),
-    ("max_reprojection_error", float("inf"), "not inf"),
-    ("max_ransac_iterations", 0, "max_ransac_iterations must be at least 1, not 0"),
-    ("homography_confidence", 1.0, r"homography_confidence must be in \(0, 1\), not 1.0"),
-    ("ratio_test", 0.0, r"ratio_test must be in \(0, 1\] or None, not 0.0"),
-    ("global_weight", -0.1, "global_weight must be a number not below 0, not -0.1"),
-])
+@pytest.mark.parametrize(
+    "name, value, text",
+    [
+        ("max_distance", 0.0, r"max_distance must be in \(0, 2\], not 0.0"),
+        ("max_distance", 2.1, "not 2.1"),
+        ("max_distance", float("nan"), "not nan"),
+        ("max_inlier_score", 0, "max_inlier_score must be at least 1, not 0"),
+        (
+            "max_reprojection_error",
+            0.0,
+            "max_reprojection_error must be a positive number of pixels, not 0.0",
+        ),
+        ("max_reprojection_error", float("inf"), "not inf"),
+        ("max_ransac_iterations", 0, "max_ransac_iterations must be at least 1, not 0"),
+        ("homography_confidence", 1.0, r"homography_confidence must be in \(0, 1\), not 1.0"),
+        ("ratio_test", 0.0, r"ratio_test must be in \(0, 1\] or None, not 0.0"),
+        ("global_weight", -0.1, "global_weight must be a number not below 0, not -0.1"),
+    ],
+)
 def test_settings_are_checked(name, value, text):
     with pytest.raises(ValueError, match=text):
         VerificationSettings(**{name: value})
@@ -72,7 +102,11 @@ def test_clear_homography_is_found():
 def test_inliers_lie_within_the_reprojection_error():
     query, candidate = quantized_views(good=60, bad=0)
     strict = dataclasses.replace(DEFAULT, max_reprojection_error=0.01)
-    assert verify_pair("q", query, "c", candidate, strict).inliers < 30 < verify_pair("q", query, "c", candidate, DEFAULT).inliers
+    assert (
+        verify_pair("q", query, "c", candidate, strict).inliers
+        < 30
+        < verify_pair("q", query, "c", candidate, DEFAULT).inliers
+    )
 
 
 def test_many_query_features_on_one_candidate_feature_are_no_homography():
@@ -105,42 +139,75 @@ def test_same_pair_same_answer():
 
 
 def test_pair_seed():
-    seeds = [pair_seed("a", "b"), pair_seed("b", "a"), pair_seed("ab", ""), pair_seed("", "ab"), pair_seed("é", "b")]
+    seeds = [
+        pair_seed("a", "b"),
+        pair_seed("b", "a"),
+        pair_seed("ab", ""),
+        pair_seed("", "ab"),
+        pair_seed("é", "b"),
+    ]
     assert len(set(seeds)) == 5 and all(0 <= seed < 2**31 for seed in seeds)
     assert pair_seed("a", "b") == 2024456823  # the same on every machine
 
 
-@pytest.mark.parametrize("similarity, inliers, changes, expected", [
-    (0.5, 30, {}, 1.0), (0.5, 60, {}, 1.5), (0.5, 600, {}, 1.5), (0.5, None, {}, 0.5), (-0.25, 0, {}, -0.25),
-    (0.5, 7, {"max_inlier_score": 70, "global_weight": 0.25}, 0.225),
-])
+@pytest.mark.parametrize(
+    "similarity, inliers, changes, expected",
+    [
+        (0.5, 30, {}, 1.0),
+        (0.5, 60, {}, 1.5),
+        (0.5, 600, {}, 1.5),
+        (0.5, None, {}, 0.5),
+        (-0.25, 0, {}, -0.25),
+        (0.5, 7, {"max_inlier_score": 70, "global_weight": 0.25}, 0.225),
+    ],
+)
 def test_total_score(similarity, inliers, changes, expected):
-    assert total_score(similarity, inliers, dataclasses.replace(DEFAULT, **changes)) == pytest.approx(expected)
+    assert total_score(similarity, inliers, dataclasses.replace(DEFAULT, **changes)) == pytest.approx(
+        expected
+    )
 
 
 def test_ranked_by_total_score_then_id():
     nowhere = FeatureLocation("", 0, 0)
-    given_order = [Candidate("c", "1", 0.5, nowhere, 0), Candidate("b", "2", 0.25, nowhere, 60), Candidate("a", "3", 0.5, nowhere, 0)]
-    assert [(c.image_id, c.score) for c in ranked(given_order, DEFAULT)] == [("b", 1.25), ("a", 0.5), ("c", 0.5)]
+    given_order = [
+        Candidate("c", "1", 0.5, nowhere, 0),
+        Candidate("b", "2", 0.25, nowhere, 60),
+        Candidate("a", "3", 0.5, nowhere, 0),
+    ]
+    assert [(c.image_id, c.score) for c in ranked(given_order, DEFAULT)] == [
+        ("b", 1.25),
+        ("a", 0.5),
+        ("c", 0.5),
+    ]
 
 
 @pytest.fixture
 def store(tmp_path):
-    """A store with the images q (the query), same (another view of it), other and blank (without local features)."""
+    """A store with the images q (the query), same (another view of it), other and blank (without local
+    features).
+    """
     query, same = two_views(good=100, bad=100)
     images = {"q": query, "same": same, "other": two_views(good=200, bad=0, seed=1)[0], "blank": none()}
-    made = [ImageFeatures(ImageRef(name, name, 0), 600, 600, 1.0, np.zeros(4, np.float32), local) for name, local in images.items()]
+    made = [
+        ImageFeatures(ImageRef(name, name, 0), 600, 600, 1.0, np.zeros(4, np.float32), local)
+        for name, local in images.items()
+    ]
     store = FeatureStore(str(tmp_path))
     store.write_unit("u", made, [], 4)
     return store
 
 
 def locations(store) -> dict[str, FeatureLocation]:
-    return {row["image_id"]: FeatureLocation("u", row["local_offset"], row["local_size"]) for row in store.read_images("u").to_pylist()}
+    return {
+        row["image_id"]: FeatureLocation("u", row["local_offset"], row["local_size"])
+        for row in store.read_images("u").to_pylist()
+    }
 
 
 def check(store, query_location, candidate_locations, expect, **options) -> None:
-    """Runs the step on a query whose candidates all have similarity 0.5, and calls `expect` with the unit it makes."""
+    """Runs the step on a query whose candidates all have similarity 0.5, and calls `expect` with the unit it
+    makes.
+    """
     candidates = tuple(Candidate(name, "1", 0.5, place) for name, place in candidate_locations.items())
     unit = CandidateUnit("unit", (QueryCandidates("q", query_location, candidates),))
 
@@ -150,7 +217,9 @@ def check(store, query_location, candidate_locations, expect, **options) -> None
         expect(verified, verified.queries[0])
 
     with beam.Pipeline("FnApiRunner") as pipeline:
-        assert_that(pipeline | beam.Create([unit]) | VerifyCandidates(store.root, store.root, DEFAULT, **options), one)
+        assert_that(
+            pipeline | beam.Create([unit]) | VerifyCandidates(store.root, store.root, DEFAULT, **options), one
+        )
 
 
 def test_step_ranks_by_inliers(store):
@@ -173,15 +242,30 @@ def test_step_without_local_features_of_the_query_keeps_global_scores(store):
 
 def test_step_disabled_reads_nothing(store):
     def expect(unit, query):
-        assert not query.verified and not unit.failures and [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5)]
+        assert (
+            not query.verified
+            and not unit.failures
+            and [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5)]
+        )
 
-    check(store, FeatureLocation("missing", 0, 9), {"same": FeatureLocation("missing", 0, 9)}, expect, enabled=False)
+    check(
+        store,
+        FeatureLocation("missing", 0, 9),
+        {"same": FeatureLocation("missing", 0, 9)},
+        expect,
+        enabled=False,
+    )
 
 
-@pytest.mark.parametrize("place, message", [
-    pytest.param(FeatureLocation("missing", 0, 9), r"FileNotFoundError: .*missing\.bin", id="no such shard"),
-    pytest.param(FeatureLocation("u", 0, 10**7), r"u\.bin ends at byte", id="shard too short"),
-])
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        pytest.param(
+            FeatureLocation("missing", 0, 9), r"FileNotFoundError: .*missing\.bin", id="no such shard"
+        ),
+        pytest.param(FeatureLocation("u", 0, 10**7), r"u\.bin ends at byte", id="shard too short"),
+    ],
+)
 def test_unreadable_shard_is_an_error_that_names_it(store, place, message):
     with pytest.raises((RuntimeError, EOFError), match=message):  # as Beam passes it on
         check(store, locations(store)["q"], {"bad": place}, None)
@@ -194,7 +278,10 @@ def test_damaged_candidate_is_a_failure_and_keeps_its_global_score(store):
         [failure] = unit.failures
         assert (failure.stage, failure.image_id, failure.kind) == ("verify", "bad", "unreadable_features")
         assert failure.uri.endswith("u.bin") and failure.message.startswith("ValueError")
-        assert query.verified and [(c.image_id, c.inliers is None) for c in query.candidates] == [("same", False), ("bad", True)]
+        assert query.verified and [(c.image_id, c.inliers is None) for c in query.candidates] == [
+            ("same", False),
+            ("bad", True),
+        ]
         assert query.candidates[1].score == 0.5
 
     places = locations(store)

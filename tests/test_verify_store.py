@@ -13,15 +13,26 @@ from transforms.types import Failure, ImageFeatures, ImageRef, LocalFeatures
 
 def features(image_id, count=5):
     rng = np.random.default_rng(count)
-    local = LocalFeatures(rng.uniform(0, 99, (count, 2)).astype(np.float32), rng.normal(size=(count, 8)).astype(np.float32))
-    return ImageFeatures(ImageRef(image_id, f"/p/{image_id}.jpg", 9, "7"), 64, 48, 1.0, rng.normal(size=16).astype(np.float32), local)
+    local = LocalFeatures(
+        rng.uniform(0, 99, (count, 2)).astype(np.float32), rng.normal(size=(count, 8)).astype(np.float32)
+    )
+    return ImageFeatures(
+        ImageRef(image_id, f"/p/{image_id}.jpg", 9, "7"),
+        64,
+        48,
+        1.0,
+        rng.normal(size=16).astype(np.float32),
+        local,
+    )
 
 
 @pytest.fixture
 def store(tmp_path):
     """A finished index of two shards."""
     made = FeatureStore(str(tmp_path / "index"))
-    made.write_unit("u0", [features("a"), features("b", 9)], [Failure("decode", "x", "/p/x.jpg", "corrupt", "bad")], 16)
+    made.write_unit(
+        "u0", [features("a"), features("b", 9)], [Failure("decode", "x", "/p/x.jpg", "corrupt", "bad")], 16
+    )
     made.write_unit("u1", [features("c")], [], 16)
     shards = made.summaries(["u0", "u1"])
     outputs.finish(made.root, {"command": "index", "format": outputs.FORMAT, "shards": shards})
@@ -51,7 +62,11 @@ def test_every_damage_is_named(store, tmp_path, damage, part, capsys):
     assert main(["verify", store.root]) == 1
     out, err = capsys.readouterr()
     # The size of a folder in a file's place is another too.
-    assert out.startswith(f"{store.root}/{part}: ") and (damage in out or damage == "unreadable") and out.count("\n") == 1
+    assert (
+        out.startswith(f"{store.root}/{part}: ")
+        and (damage in out or damage == "unreadable")
+        and out.count("\n") == 1
+    )
     assert "1 of 5 files are not as they were written" in err
 
 
@@ -68,7 +83,10 @@ def test_sizes_are_checked_without_reading(store, tmp_path):
     flip(tmp_path / "index" / "local_features" / "u1.bin")
     integrity.check_sizes(store.root, manifest)
     os.truncate(tmp_path / "index" / "local_features" / "u1.bin", 3)
-    with pytest.raises(integrity.DamagedError, match=r"is damaged: .*/local_features/u1.bin is truncated: 3 bytes, \d+ written"):
+    with pytest.raises(
+        integrity.DamagedError,
+        match=r"is damaged: .*/local_features/u1.bin is truncated: 3 bytes, \d+ written",
+    ):
         integrity.check_sizes(store.root, manifest)
 
 
@@ -81,7 +99,9 @@ def test_a_damaged_shard_of_an_unfinished_store_is_made_again(store, tmp_path):
     assert line == f"{path} is altered: {len(before) + 4} bytes, {len(before)} written"
     assert store.units() == ["u0"]
     store.write_unit("u1", [features("c")], [], 16)
-    assert path.read_bytes() == before and integrity.find_problems(store.root, outputs.read_manifest(store.root, "index")) == (5, {})
+    assert path.read_bytes() == before and integrity.find_problems(
+        store.root, outputs.read_manifest(store.root, "index")
+    ) == (5, {})
 
 
 def test_a_failure_of_an_attempt_that_was_killed_is_forgotten(store, tmp_path):
@@ -92,7 +112,9 @@ def test_a_failure_of_an_attempt_that_was_killed_is_forgotten(store, tmp_path):
     assert again.failures(["u"]).num_rows == 0 and not list((tmp_path / "other" / "failures").iterdir())
 
 
-@pytest.mark.parametrize("manifest", [None, {"command": "evaluate", "format": outputs.FORMAT}], ids=["none", "of another command"])
+@pytest.mark.parametrize(
+    "manifest", [None, {"command": "evaluate", "format": outputs.FORMAT}], ids=["none", "of another command"]
+)
 def test_what_is_no_output_is_wrong_usage(tmp_path, manifest, capsys):
     if manifest:
         outputs.finish(str(tmp_path), manifest)

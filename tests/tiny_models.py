@@ -1,12 +1,12 @@
-"""Tiny SavedModels of every contract that a loader meets, with random seeded weights, built in a second or two.
+"""Tiny SavedModels of every contract that a loader meets, with random seeded weights, built in a second or
+two.
 
-They behave like the real ones: boxes centre on a grid in pixels of the image fed, features are not normalised, scores are
-sorted and respect the threshold, N can be 0, global rows follow the order of the scales. Attention is ten times the standard
-deviation of the grey values in a 32 px patch, so that the official threshold of 175 keeps textured patches and drops flat
-ones. A feature is a random projection of its patch without the mean: equal patches match, and brightness does not matter.
+They behave like the real ones: boxes centre on a grid in pixels of the image fed, features are not
+normalised, scores are sorted and respect the threshold, N can be 0, global rows follow the order of the
+scales. Attention is ten times the standard deviation of the grey values in a 32 px patch, so that the
+official threshold of 175 keeps textured patches and drops flat ones. A feature is a random projection of its
+patch without the mean: equal patches match, and brightness does not matter.
 """
-
-from __future__ import annotations
 
 import pathlib
 
@@ -25,7 +25,9 @@ PCA_WIDTH = 128
 
 
 def build(kind: str, directory: str | pathlib.Path) -> None:
-    """Writes the SavedModel of one of KINDS or FAULTS to `directory`, which is made; "delf_v1" in its subfolder model/."""
+    """Writes the SavedModel of one of KINDS or FAULTS to `directory`, which is made; "delf_v1" in its
+    subfolder model/.
+    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if kind in ("delg_tf1", "kaggle_tf1"):
@@ -54,7 +56,9 @@ def textured(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def _initial_weights(local_width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kernels float32 [8, 8, 3, local_width] of zero mean, and the global projection float32 [local_width, 2048]."""
+    """Kernels float32 [8, 8, 3, local_width] of zero mean, and the global projection float32 [local_width,
+    2048].
+    """
     rng = np.random.default_rng(7)
     kernels = rng.normal(size=(8, 8, 3, local_width))
     kernels -= kernels.mean(axis=(0, 1), keepdims=True)
@@ -90,7 +94,13 @@ def _network(image, image_scales, max_features, threshold, kernels, projection):
     tf = import_tensorflow()
 
     width = kernels.shape[-1]
-    empty = [tf.zeros([0, 4]), tf.zeros([0, width]), tf.zeros([0]), tf.zeros([0]), tf.zeros([0, GLOBAL_WIDTH])]
+    empty = [
+        tf.zeros([0, 4]),
+        tf.zeros([0, width]),
+        tf.zeros([0]),
+        tf.zeros([0]),
+        tf.zeros([0, GLOBAL_WIDTH]),
+    ]
 
     def body(index, *so_far):
         scale = image_scales[index]
@@ -101,15 +111,27 @@ def _network(image, image_scales, max_features, threshold, kernels, projection):
         return [index + 1] + [tf.concat([old, part], 0) for old, part in zip(so_far, new)]
 
     _, boxes, features, scores, scales, rows = tf.while_loop(
-        lambda index, *_: index < tf.size(image_scales), body, [tf.constant(0), *empty],
-        shape_invariants=[tf.TensorShape([])] + [tf.TensorShape([None, *part.shape[1:]]) for part in empty])
+        lambda index, *_: index < tf.size(image_scales),
+        body,
+        [tf.constant(0), *empty],
+        shape_invariants=[tf.TensorShape([])] + [tf.TensorShape([None, *part.shape[1:]]) for part in empty],
+    )
     scores, best = tf.math.top_k(scores, tf.minimum(max_features, tf.size(scores)))
-    return {"boxes": tf.gather(boxes, best), "features": tf.gather(features, best), "scales": tf.gather(scales, best),
-            "scores": scores[:, tf.newaxis], "global_descriptors": rows}
+    return {
+        "boxes": tf.gather(boxes, best),
+        "features": tf.gather(features, best),
+        "scales": tf.gather(scales, best),
+        "scores": scores[:, tf.newaxis],
+        "global_descriptors": rows,
+    }
 
 
-def _save_tf1(directory: pathlib.Path, has_indices: bool, has_global: bool = True, local_width: int = 128) -> None:
-    """A TF1-style export: a graph with placeholders and named tensors, so that the loaded object has `prune`."""
+def _save_tf1(
+    directory: pathlib.Path, has_indices: bool, has_global: bool = True, local_width: int = 128
+) -> None:
+    """A TF1-style export: a graph with placeholders and named tensors, so that the loaded object has
+    `prune`.
+    """
     tf = import_tensorflow()
 
     v1 = tf.compat.v1
@@ -120,12 +142,16 @@ def _save_tf1(directory: pathlib.Path, has_indices: bool, has_global: bool = Tru
             "input_max_feature_num": v1.placeholder(tf.int32, [], "input_max_feature_num"),
             "input_abs_thres": v1.placeholder(tf.float32, [], "input_abs_thres"),
         }
-        kernels, projection = (v1.get_variable(name, initializer=value) for name, value in zip(
-            ("kernels", "projection"), _initial_weights(local_width)))
+        kernels, projection = (
+            v1.get_variable(name, initializer=value)
+            for name, value in zip(("kernels", "projection"), _initial_weights(local_width))
+        )
         outputs = _network(*inputs.values(), kernels, projection)
         if has_indices:
             inputs["input_global_scales_ind"] = v1.placeholder(tf.int32, [None], "input_global_scales_ind")
-            outputs["global_descriptors"] = tf.gather(outputs["global_descriptors"], inputs["input_global_scales_ind"])
+            outputs["global_descriptors"] = tf.gather(
+                outputs["global_descriptors"], inputs["input_global_scales_ind"]
+            )
         if not has_global:
             del outputs["global_descriptors"]
         for name, tensor in outputs.items():
@@ -145,7 +171,9 @@ def _save_pca(directory: pathlib.Path) -> None:
 
 
 def datum(array: np.ndarray) -> bytes:
-    """`array` as a serialised DatumProto: field 1 the shape, field 2 the values, both packed in a nested message."""
+    """`array` as a serialised DatumProto: field 1 the shape, field 2 the values, both packed in a nested
+    message.
+    """
 
     def varint(value: int) -> bytes:
         low, rest = value & 127, value >> 7
@@ -182,8 +210,14 @@ def _save_tf2(directory: pathlib.Path, has_local: bool = True, fault: str | None
             if fault == "foreign":
                 return {"y": tf.reduce_mean(tf.cast(inputs["x"], tf.float32), [0, 1])}
             image, local = inputs["input_image"], has_local
-            outputs = _network(image, inputs["input_scales"], inputs["input_max_feature_num"] if local else 1,
-                               inputs["input_abs_thres"] if local else 0.0, self.kernels, self.projection)
+            outputs = _network(
+                image,
+                inputs["input_scales"],
+                inputs["input_max_feature_num"] if local else 1,
+                inputs["input_abs_thres"] if local else 0.0,
+                self.kernels,
+                self.projection,
+            )
             rows = tf.gather(outputs["global_descriptors"], inputs["input_global_scales_ind"])
             if not local:
                 return {"global_descriptors": rows}
@@ -191,8 +225,13 @@ def _save_tf2(directory: pathlib.Path, has_local: bool = True, fault: str | None
 
     module = Export()
     module.serve = tf.function(module.serve)
-    tf.saved_model.save(module, str(directory), signatures=module.serve.get_concrete_function(
-        **{name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in specs.items()}))
+    tf.saved_model.save(
+        module,
+        str(directory),
+        signatures=module.serve.get_concrete_function(
+            **{name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in specs.items()}
+        ),
+    )
 
 
 def _spoil(outputs: dict, image, fault: str | None) -> dict:
@@ -205,7 +244,9 @@ def _spoil(outputs: dict, image, fault: str | None) -> dict:
     elif fault == "nan_on_white":
         rows = tf.where(tf.reduce_all(image == 255), rows * float("nan"), rows)
     elif fault == "raises_when_tiny":
-        with tf.control_dependencies([tf.debugging.assert_greater_equal(tf.reduce_min(tf.shape(image)[:2]), 32)]):
+        with tf.control_dependencies(
+            [tf.debugging.assert_greater_equal(tf.reduce_min(tf.shape(image)[:2]), 32)]
+        ):
             rows = tf.identity(rows)
     elif fault == "unstable_width":
         rows = rows[:, : tf.where(tf.shape(image)[0] > 200, GLOBAL_WIDTH // 2, GLOBAL_WIDTH)]

@@ -1,6 +1,6 @@
-"""Views of a photograph: warped by a random homography, re-lit, blurred, compressed; and which of their points are the same."""
-
-from __future__ import annotations
+"""Views of a photograph: warped by a random homography, re-lit, blurred, compressed; and which of their
+points are the same.
+"""
 
 import cv2
 import numpy as np
@@ -35,21 +35,33 @@ def warp(size: tuple[int, int], side: int, centre: np.ndarray, rng: np.random.Ge
 
 
 def render(pixels: np.ndarray, homography: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """The view of a photograph under a homography, uint8 [side, side, 3], with its light and quality changed."""
+    """The view of a photograph under a homography, uint8 [side, side, 3], with its light and quality
+    changed.
+    """
     zoom = np.sqrt(abs(np.linalg.det(homography[:2, :2])))
     if zoom < 0.7:  # shrink first, against aliasing
         factor = max(zoom, 0.3)
         small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        homography = homography @ np.diag([pixels.shape[1] / small.shape[1], pixels.shape[0] / small.shape[0], 1.0])
+        homography = homography @ np.diag(
+            [pixels.shape[1] / small.shape[1], pixels.shape[0] / small.shape[0], 1.0]
+        )
         pixels = small
     border = cv2.BORDER_REFLECT if rng.random() < 0.5 else cv2.BORDER_CONSTANT
-    view = cv2.warpPerspective(pixels, homography, (side, side), flags=cv2.INTER_LINEAR, borderMode=border, borderValue=(118, 118, 118))
+    view = cv2.warpPerspective(
+        pixels,
+        homography,
+        (side, side),
+        flags=cv2.INTER_LINEAR,
+        borderMode=border,
+        borderValue=(118, 118, 118),
+    )
     return _photometric(view, rng)
 
 
 def _photometric(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     side = len(view)
-    # Light: one table per channel, with gamma, contrast, brightness and a colour cast; dark scenes now and then.
+    # Light: one table per channel, with gamma, contrast, brightness and a colour cast; dark scenes now and
+    # then.
     ramp = np.arange(256, dtype=np.float32) / 255
     gamma = np.exp(rng.normal(0, 0.25)) * (rng.uniform(1.4, 2.2) if rng.random() < 0.1 else 1.0)
     contrast, brightness = np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.08)
@@ -65,12 +77,15 @@ def _photometric(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal((side, side, 1), np.float32) * rng.uniform(2, 12)
         view = np.clip(view + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.2:
-        view = cv2.imdecode(cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 80))])[1], cv2.IMREAD_COLOR)
+        view = cv2.imdecode(
+            cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 80))])[1],
+            cv2.IMREAD_COLOR,
+        )
     for _ in range(rng.integers(0, 3)):  # people and cars in front
         if rng.random() < 0.4:
             height, width = (rng.uniform(0.1, 0.4, 2) * side).astype(int)
             top, left = rng.integers(0, side - height), rng.integers(0, side - width)
-            view[top:top + height, left:left + width] = rng.integers(0, 256, 3)
+            view[top : top + height, left : left + width] = rng.integers(0, 256, 3)
     return np.ascontiguousarray(view)
 
 
@@ -86,7 +101,9 @@ def project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def shared_points(first: np.ndarray, second: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Random points of a first view of a photograph that lie in the second view too, [N, 4]: (y, x) in the one and in the other."""
+    """Random points of a first view of a photograph that lie in the second view too, [N, 4]: (y, x) in the
+    one and in the other.
+    """
     points = rng.uniform(MARGIN, side - MARGIN, (2 * POINTS, 2))
     return inside(points, project(second @ np.linalg.inv(first), points), side)
 

@@ -1,11 +1,11 @@
-"""Batches of pairs of views. A batch depends on the seed and its number alone, so training resumes with the same ones."""
-
-from __future__ import annotations
+"""Batches of pairs of views. A batch depends on the seed and its number alone, so training resumes with the
+same ones.
+"""
 
 import collections
 import concurrent.futures
 import dataclasses
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from training import augment
 from training.correspondences import Correspondences
 from training.split import Photograph
 
-VERIFIED_PARTNER, LABEL_PARTNER = 0.45, 0.15  # shares of second views that show another photograph, where there is one
+VERIFIED_PARTNER, LABEL_PARTNER = (
+    0.45,
+    0.15,
+)  # shares of second views that show another photograph, where there is one
 FLIPPED = 0.3  # of the pairs; a mirrored landmark is another landmark
 
 
@@ -39,7 +42,9 @@ class Batch:
 class Batches:
     """Draws batches from decoded photographs."""
 
-    def __init__(self, photographs: list[Photograph], pixels: list[np.ndarray], found: list[Correspondences], seed: int):
+    def __init__(
+        self, photographs: list[Photograph], pixels: list[np.ndarray], found: list[Correspondences], seed: int
+    ):
         self._pixels, self._seed = pixels, seed
         self._partners = collections.defaultdict(list)
         for pair in found:
@@ -56,7 +61,9 @@ class Batches:
     def stream(self, start: int, stop: int, pairs: int, side: int) -> Iterator[Batch]:
         """Batches number `start` to `stop` - 1, made a few ahead in the background."""
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            waiting = collections.deque(pool.submit(self.make, number, pairs, side) for number in range(start, min(start + 4, stop)))
+            waiting = collections.deque(
+                pool.submit(self.make, number, pairs, side) for number in range(start, min(start + 4, stop))
+            )
             for number in range(start + 4, stop + 4):
                 yield waiting.popleft().result()
                 if number < stop:
@@ -71,14 +78,14 @@ class Batches:
         classes, places = np.zeros((2, pairs), np.int32), np.zeros((2, pairs), np.int32)
         for slot, first in enumerate(chosen):
             rng = np.random.default_rng((self._seed, number, slot))
-            second, both, shared = self._pair(first, side, rng)
+            _, both, shared = self._pair(first, side, rng)
             flipped = rng.random() < FLIPPED
             for half, view in enumerate(both):
                 views[half * pairs + slot] = view[:, ::-1] if flipped else view
             if flipped:
                 shared = shared.copy()
                 shared[:, [1, 3]] = side - shared[:, [1, 3]]
-            points[slot, :len(shared)], valid[slot, :len(shared)] = shared, True
+            points[slot, : len(shared)], valid[slot, : len(shared)] = shared, True
             classes[:, slot] = 2 * self._classes[first] + flipped  # also of a verified partner in an area
             places[:, slot] = self._places[first]
         return Batch(views, classes.ravel(), places.ravel(), points, valid)
@@ -95,16 +102,31 @@ class Batches:
             second, agreed = partners[rng.integers(len(partners))]
             middle = agreed[rng.integers(len(agreed))]
             size2 = self._pixels[second].shape[:2]
-            warps = [augment.warp(s, side, m * s + rng.normal(0, 0.06, 2) * s, rng) for s, m in ((size, middle[:2]), (size2, middle[2:]))]
-            shared = augment.inside(*(augment.project(w, m * s) for w, m, s in zip(warps, (agreed[:, :2], agreed[:, 2:]), (size, size2))), side)
+            warps = [
+                augment.warp(s, side, m * s + rng.normal(0, 0.06, 2) * s, rng)
+                for s, m in ((size, middle[:2]), (size2, middle[2:]))
+            ]
+            shared = augment.inside(
+                *(
+                    augment.project(w, m * s)
+                    for w, m, s in zip(warps, (agreed[:, :2], agreed[:, 2:]), (size, size2))
+                ),
+                side,
+            )
         elif len(members) > 1 and draw > 1 - LABEL_PARTNER:
             second = members[rng.integers(len(members))]
-            warps = [augment.warp(s, side, augment.centre_of(s, rng), rng) for s in (size, self._pixels[second].shape[:2])]
+            warps = [
+                augment.warp(s, side, augment.centre_of(s, rng), rng)
+                for s in (size, self._pixels[second].shape[:2])
+            ]
             shared = np.zeros((0, 4))
         else:
             second = first
             centre = augment.centre_of(size, rng)
             warps = [augment.warp(size, side, centre + rng.normal(0, 0.06, 2) * size, rng) for _ in range(2)]
             shared = augment.shared_points(*warps, side, rng)
-        views = [augment.render(self._pixels[number], warp, side, rng) for number, warp in zip((first, second), warps)]
+        views = [
+            augment.render(self._pixels[number], warp, side, rng)
+            for number, warp in zip((first, second), warps)
+        ]
         return second, views, shared.astype(np.float32)

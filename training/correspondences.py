@@ -1,9 +1,8 @@
-"""Pseudo-labels: photographs of one label that verify geometrically with RootSIFT, and the points where they agree.
+"""Pseudo-labels: photographs of one label that verify geometrically with RootSIFT, and the points where they
+agree.
 
 They give the network what no warp of a single photograph has: other light, other seasons, other viewpoints.
 """
-
-from __future__ import annotations
 
 import dataclasses
 
@@ -43,13 +42,15 @@ def find(folder: str, photographs: list[Photograph]) -> list[Correspondences]:
     card = read_card(model_folder)
     extraction = settings_from_card(card)
     model = load_model(model_folder, extraction)
-    settings = VerificationSettings(max_distance=card["max_distance"], mutual_check=True, max_reprojection_error=5.7)
+    settings = VerificationSettings(
+        max_distance=card["max_distance"], mutual_check=True, max_reprojection_error=5.7
+    )
     by_label: dict[str, list[int]] = {}
     for number, photograph in enumerate(photographs):
         if photograph.label:
             by_label.setdefault(photograph.label, []).append(number)
     found = []
-    for label, members in sorted(by_label.items()):
+    for _, members in sorted(by_label.items()):
         if len(members) < 2:
             continue
         features, sizes, descriptors = [], [], []
@@ -61,13 +62,26 @@ def find(folder: str, photographs: list[Photograph]) -> list[Correspondences]:
             descriptors.append(extracted.global_descriptor)
         similarity = np.stack(descriptors) @ np.stack(descriptors).T
         np.fill_diagonal(similarity, -np.inf)
-        pairs = {(min(a, b), max(a, b)) for a in range(len(members)) for b in np.argsort(-similarity[a])[:NEIGHBOURS] if a != b}
+        pairs = {
+            (min(a, b), max(a, b))
+            for a in range(len(members))
+            for b in np.argsort(-similarity[a])[:NEIGHBOURS]
+            if a != b
+        }
         for a, b in sorted(pairs):
-            verified = verify_pair(photographs[members[a]].id, features[a], photographs[members[b]].id, features[b], settings)
+            verified = verify_pair(
+                photographs[members[a]].id, features[a], photographs[members[b]].id, features[b], settings
+            )
             if verified.inliers < MIN_INLIERS:
                 continue
             matches = verified.matches[verified.inlier_mask]
-            points = np.concatenate([features[a].keypoints[matches[:, 0]] / sizes[a], features[b].keypoints[matches[:, 1]] / sizes[b]], 1)
+            points = np.concatenate(
+                [
+                    features[a].keypoints[matches[:, 0]] / sizes[a],
+                    features[b].keypoints[matches[:, 1]] / sizes[b],
+                ],
+                1,
+            )
             rng = np.random.default_rng(order(photographs[members[a]].id, photographs[members[b]].id))
             points = points[rng.permutation(len(points))[:MAX_POINTS]]
             found.append(Correspondences(members[a], members[b], points.astype(np.float32)))
@@ -77,8 +91,13 @@ def find(folder: str, photographs: list[Photograph]) -> list[Correspondences]:
 def save(path: str, found: list[Correspondences]) -> None:
     """Writes correspondences to one .npz file."""
     lengths = np.array([len(pair.points) for pair in found])
-    np.savez_compressed(path, first=[pair.first for pair in found], second=[pair.second for pair in found], lengths=lengths,
-                        points=np.concatenate([pair.points for pair in found]))
+    np.savez_compressed(
+        path,
+        first=[pair.first for pair in found],
+        second=[pair.second for pair in found],
+        lengths=lengths,
+        points=np.concatenate([pair.points for pair in found]),
+    )
 
 
 def load(path: str) -> list[Correspondences]:

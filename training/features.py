@@ -1,7 +1,5 @@
 """What a model says of a photograph, for comparisons."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

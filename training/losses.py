@@ -1,7 +1,5 @@
 """What is asked of the global descriptors, of the local ones and of the attention."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import tensorflow as tf
@@ -14,7 +12,8 @@ _NEVER = -1e4
 
 
 def supervised_contrastive(descriptors: Any, classes: Any, places: Any) -> Any:
-    """The supervised contrastive loss (Khosla et al. 2020, L_out): near to all of the class, far from all others.
+    """The supervised contrastive loss (Khosla et al. 2020, L_out): near to all of the class, far from all
+    others.
 
     Args:
       descriptors: float32 [N, D], unit length.
@@ -30,7 +29,8 @@ def supervised_contrastive(descriptors: Any, classes: Any, places: Any) -> Any:
 
 
 def matching(first: Any, second: Any, points: Any, valid: Any, places: Any) -> tuple[Any, Any]:
-    """InfoNCE over the points of a pair of views, in both directions, with some points of all other pairs as wrong answers.
+    """InfoNCE over the points of a pair of views, in both directions, with some points of all other pairs as
+    wrong answers.
 
     Args:
       first, second: float32 [B, P, D], descriptors of corresponding points, unit length.
@@ -51,7 +51,10 @@ def matching(first: Any, second: Any, points: Any, valid: Any, places: Any) -> t
         itself = tf.eye(points.shape[1], dtype=tf.bool)[None]
         logits = tf.where((near & ~itself) | ~valid[:, None], _NEVER, logits)
         pool = tf.reshape(there[:, :FROM_OTHERS], [-1, there.shape[2]])
-        wrong = tf.reshape(tf.matmul(tf.reshape(here, [-1, here.shape[2]]), pool, transpose_b=True), [here.shape[0], here.shape[1], here.shape[0], FROM_OTHERS])
+        wrong = tf.reshape(
+            tf.matmul(tf.reshape(here, [-1, here.shape[2]]), pool, transpose_b=True),
+            [here.shape[0], here.shape[1], here.shape[0], FROM_OTHERS],
+        )
         wrong = tf.where(others, wrong / LOCAL_TEMPERATURE, _NEVER)
         wrong = tf.reshape(wrong, [here.shape[0], here.shape[1], -1])
         answer = tf.linalg.diag_part(logits)

@@ -1,8 +1,6 @@
 """An outside yardstick: OpenCV's SIFT, 1,000 features of a photograph, and their VLAD over 16 centroids."""
 
-from __future__ import annotations
-
-from typing import Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -25,7 +23,9 @@ class Extractor:
 
     def __init__(self, folder: str, everything: list[split.Photograph]):
         self._sift = cv2.SIFT_create(FEATURES)
-        chosen = sorted((p for p in everything if p.part == "train"), key=lambda p: split.order("sift", p.id))[:LEARNED_FROM]
+        chosen = sorted(
+            (p for p in everything if p.part == "train"), key=lambda p: split.order("sift", p.id)
+        )[:LEARNED_FROM]
         sample = np.concatenate([self._local(folder, photograph).descriptors for photograph in chosen])
         criteria = (cv2.TERM_CRITERIA_MAX_ITER, 25, 0)
         cv2.setRNGSeed(0)
@@ -47,8 +47,14 @@ class Extractor:
 
     def _vlad(self, descriptors: np.ndarray) -> np.ndarray:
         """Residuals to the nearest centroid, signed square roots, unit length (Jegou et al. 2010)."""
-        nearest = (descriptors @ self._centroids.T - 0.5 * (self._centroids**2).sum(1)).argmax(1) if len(descriptors) else np.zeros(0, int)
-        sums = np.stack([(descriptors[nearest == k] - centroid).sum(0) for k, centroid in enumerate(self._centroids)])
+        nearest = (
+            (descriptors @ self._centroids.T - 0.5 * (self._centroids**2).sum(1)).argmax(1)
+            if len(descriptors)
+            else np.zeros(0, int)
+        )
+        sums = np.stack(
+            [(descriptors[nearest == k] - centroid).sum(0) for k, centroid in enumerate(self._centroids)]
+        )
         return _unit(_unit(np.sign(sums) * np.sqrt(np.abs(sums))).reshape(1, -1))[0]
 
 

@@ -1,7 +1,5 @@
 """The training photographs in memory, decoded once."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import os
 
@@ -20,7 +18,9 @@ def load(folder: str, photographs: list[Photograph], max_side: int = MAX_SIDE) -
       OSError: one cannot be decoded.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda photograph: _read(os.path.join(folder, photograph.path), max_side), photographs))
+        return list(
+            pool.map(lambda photograph: _read(os.path.join(folder, photograph.path), max_side), photographs)
+        )
 
 
 def _read(path: str, max_side: int) -> np.ndarray:
@@ -30,5 +30,7 @@ def _read(path: str, max_side: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     factor = max_side / max(height, width)
     if factor < 1:
-        pixels = cv2.resize(pixels, (round(width * factor), round(height * factor)), interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(
+            pixels, (round(width * factor), round(height * factor)), interpolation=cv2.INTER_AREA
+        )
     return np.ascontiguousarray(pixels[..., ::-1])

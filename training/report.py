@@ -1,14 +1,12 @@
 """Compares models on one part of the split: `python -m training.report --photographs FOLDER --part report`.
 
-Every model goes through the product's own functions under the same settings: 60 % of every label are the index, the rest and as many
-photographs without a landmark are the queries.
+Every model goes through the product's own functions under the same settings: 60 % of every label are the
+index, the rest and as many photographs without a landmark are the queries.
 """
-
-from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,7 +24,11 @@ from transforms.verification import ranked, verify_pair
 TOP_K = 3
 NOWHERE = FeatureLocation("", 0, 0)
 # name: num_to_rerank, whether candidates are verified, mutual check
-RUNS = {"global alone": (3, False, False), "defaults": (3, True, False), "20 candidates, mutual check": (20, True, True)}
+RUNS = {
+    "global alone": (3, False, False),
+    "defaults": (3, True, False),
+    "20 candidates, mutual check": (20, True, True),
+}
 
 
 def saved_model_features(model: str, folder: str, chosen: list[split.Photograph]) -> Iterator[Features]:
@@ -36,7 +38,12 @@ def saved_model_features(model: str, folder: str, chosen: list[split.Photograph]
     for photograph in chosen:
         (pixels,) = photographs.load(folder, [photograph], settings.max_image_side)
         found = loaded.extract(pixels)
-        yield Features(photograph.id, photograph.label, found.global_descriptor, quantized(LocalFeatures(found.keypoints, found.descriptors)))
+        yield Features(
+            photograph.id,
+            photograph.label,
+            found.global_descriptor,
+            quantized(LocalFeatures(found.keypoints, found.descriptors)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +53,35 @@ class Result:
     Attributes:
       gap, gap_landmarks: GAP@1 of all queries, and of landmark queries alone.
       top1: share of the landmark queries whose landmark is predicted.
-      true_inliers, false_inliers: medians over candidates of the right label and of another one, for landmark queries; None where nothing is verified.
+      true_inliers, false_inliers: medians over candidates of the right label and of another one, for landmark
+        queries; None where nothing is verified.
     """
 
     gap: float
     gap_landmarks: float
     top1: float
-    true_inliers: Optional[float]
-    false_inliers: Optional[float]
+    true_inliers: float | None
+    false_inliers: float | None
 
 
-def measure(index: list[Features], queries: list[Features], num_to_rerank: int, verify: bool, settings: VerificationSettings) -> Result:
+def measure(
+    index: list[Features],
+    queries: list[Features],
+    num_to_rerank: int,
+    verify: bool,
+    settings: VerificationSettings,
+) -> Result:
     """Retrieves, verifies and predicts, as the product does, and compares with the labels."""
     similarity = np.stack([q.descriptor for q in queries]) @ np.stack([x.descriptor for x in index]).T
     predictions, inliers = [], {True: [], False: []}
     for row, query in zip(similarity, queries):
         candidates = []
         for at in np.argsort(-row, kind="stable")[:num_to_rerank]:
-            found = verify_pair(query.id, query.local, index[at].id, index[at].local, settings).inliers if verify else None
+            found = (
+                verify_pair(query.id, query.local, index[at].id, index[at].local, settings).inliers
+                if verify
+                else None
+            )
             candidates.append(Candidate(index[at].id, index[at].label, float(row[at]), NOWHERE, found))
             if verify and query.label:
                 inliers[index[at].label == query.label].append(found)
@@ -71,13 +89,21 @@ def measure(index: list[Features], queries: list[Features], num_to_rerank: int, 
 
     def score(kept: list[int]) -> float:
         return gap.global_average_precision(
-            [queries[i].id for i in kept], [predictions[i].landmark_id for i in kept], np.array([predictions[i].score for i in kept]),
-            right[kept], len(landmarks))
+            [queries[i].id for i in kept],
+            [predictions[i].landmark_id for i in kept],
+            np.array([predictions[i].score for i in kept]),
+            right[kept],
+            len(landmarks),
+        )
 
-    right = np.array([prediction.landmark_id == query.label for prediction, query in zip(predictions, queries)])
+    right = np.array(
+        [prediction.landmark_id == query.label for prediction, query in zip(predictions, queries)]
+    )
     landmarks = [i for i, query in enumerate(queries) if query.label]
     medians = [float(np.median(inliers[kind])) if inliers[kind] else None for kind in (True, False)]
-    return Result(score(list(range(len(queries)))), score(landmarks), float(right[landmarks].mean()), *medians)
+    return Result(
+        score(list(range(len(queries)))), score(landmarks), float(right[landmarks].mean()), *medians
+    )
 
 
 def main() -> None:
@@ -85,22 +111,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", required=True, help="folder with photos.csv")
     parser.add_argument("--part", choices=split.PARTS, default="report")
-    parser.add_argument("--models", nargs="+", default=[catalog.ROOTSIFT_VLAD, catalog.EMBEDDED, opencv_sift.NAME])
+    parser.add_argument(
+        "--models", nargs="+", default=[catalog.ROOTSIFT_VLAD, catalog.EMBEDDED, opencv_sift.NAME]
+    )
     args = parser.parse_args()
     everything = split.read_photographs(args.photographs)
     index, queries = split.index_and_queries(everything, args.part)
-    print(f"{args.part}: index {len(index)}, queries {len(queries)}, {sum(bool(q.label) for q in queries)} of them with a landmark")
-    print("| model | run | GAP | GAP of landmark queries | top-1 | median inliers, true | false |\n|---|---|---|---|---|---|---|")
+    print(
+        f"{args.part}: index {len(index)}, queries {len(queries)}, {sum(bool(q.label) for q in queries)} of "
+        "them with a landmark"
+    )
+    print(
+        "| model | run | GAP | GAP of landmark queries | top-1 | median inliers, true | false "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     for model in args.models:
         extract: Callable
         if model == opencv_sift.NAME:
-            extract, max_distance = opencv_sift.Extractor(args.photographs, everything).features, opencv_sift.MAX_DISTANCE
+            extract, max_distance = (
+                opencv_sift.Extractor(args.photographs, everything).features,
+                opencv_sift.MAX_DISTANCE,
+            )
         else:
-            extract, max_distance = saved_model_features, read_card(catalog.model_folder(model))["max_distance"]
+            extract, max_distance = (
+                saved_model_features,
+                read_card(catalog.model_folder(model))["max_distance"],
+            )
         of_index, of_queries = (list(extract(model, args.photographs, part)) for part in (index, queries))
         for name, (count, verify, mutual) in RUNS.items():
-            result = measure(of_index, of_queries, count, verify, VerificationSettings(max_distance=max_distance, mutual_check=mutual))
-            text = ["-" if value is None else f"{value:.3f}" if value <= 1 else f"{value:.0f}" for value in dataclasses.astuple(result)]
+            result = measure(
+                of_index,
+                of_queries,
+                count,
+                verify,
+                VerificationSettings(max_distance=max_distance, mutual_check=mutual),
+            )
+            text = [
+                "-" if value is None else f"{value:.3f}" if value <= 1 else f"{value:.0f}"
+                for value in dataclasses.astuple(result)
+            ]
             print(f"| {model} | {name} | {' | '.join(text)} |", flush=True)
 
 

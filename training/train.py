@@ -1,6 +1,6 @@
-"""Trains the network: `python -m training.train --photographs FOLDER --output FOLDER`. Started again, it goes on from its last checkpoint."""
-
-from __future__ import annotations
+"""Trains the network: `python -m training.train --photographs FOLDER --output FOLDER`. Started again, it goes
+on from its last checkpoint.
+"""
 
 import argparse
 import os
@@ -14,7 +14,8 @@ from training.batches import Batch, Batches
 from training.network import ATTENTION, BATCH_NORM_MOMENTUM, Network
 from transforms.delg import small_delg
 
-# (share of the steps, side of the views in px): small views first, for more passes over the photographs in the same time.
+# (share of the steps, side of the views in px): small views first, for more passes over the photographs in
+# the same time.
 SIDES = ((0.3, 128), (0.75, 160), (1.0, 224))
 PAIRS = {128: 112, 160: 80, 224: 48}
 WEIGHT_DECAY = 0.05
@@ -32,7 +33,9 @@ class Trainer:
         self.network = Network(seed)
         rng = np.random.default_rng(seed + 1)
         name, inputs, outputs = small_delg.EMBEDDING
-        self.network.weights[name] = tf.Variable((rng.standard_normal((inputs, outputs)) / np.sqrt(inputs)).astype(np.float32))
+        self.network.weights[name] = tf.Variable(
+            (rng.standard_normal((inputs, outputs)) / np.sqrt(inputs)).astype(np.float32)
+        )
         self.network.weights[f"{name}/bias"] = tf.Variable(np.zeros(outputs, np.float32))
         weights = self.network.weights
         self.first = {key: tf.Variable(tf.zeros_like(value)) for key, value in weights.items()}
@@ -42,9 +45,18 @@ class Trainer:
 
     def state(self) -> dict[str, tf.Variable]:
         """Every variable, by a name of its own."""
-        groups = {"weight": self.network.weights, "moment": self.network.moments, "first": self.first, "second": self.second,
-                  "average": self.average}
-        return {f"{group}:{name}": variable for group, members in groups.items() for name, variable in members.items()}
+        groups = {
+            "weight": self.network.weights,
+            "moment": self.network.moments,
+            "first": self.first,
+            "second": self.second,
+            "average": self.average,
+        }
+        return {
+            f"{group}:{name}": variable
+            for group, members in groups.items()
+            for name, variable in members.items()
+        }
 
     def save(self, path: str, step: int) -> None:
         """Writes a checkpoint, whole or not at all."""
@@ -61,9 +73,17 @@ class Trainer:
 
     def train(self, batch: Batch, step: int, steps: int) -> dict[str, tf.Tensor]:
         """One step; returns what is worth watching."""
-        rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * np.cos(np.pi * step / steps)) + 1e-6
-        return self._step(*(tf.constant(value) for value in (batch.views, batch.classes, batch.places, batch.points, batch.valid)),
-                          tf.constant(rate, tf.float32), tf.constant(step + 1.0, tf.float32))
+        rate = (
+            LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * np.cos(np.pi * step / steps)) + 1e-6
+        )
+        return self._step(
+            *(
+                tf.constant(value)
+                for value in (batch.views, batch.classes, batch.places, batch.points, batch.valid)
+            ),
+            tf.constant(rate, tf.float32),
+            tf.constant(step + 1.0, tf.float32),
+        )
 
     def _train_step(self, views, classes, places, points, valid, rate, step):
         updates = []
@@ -80,8 +100,12 @@ class Trainer:
             maps = tf.concat([tf.cast(local, tf.float32), tf.cast(attention, tf.float32)], 3)
             sampled = small_delg.sample(tf, maps, both)
             descriptors = tf.math.l2_normalize(sampled[..., :-1], 2)
-            local_loss, right = losses.matching(descriptors[:pairs], descriptors[pairs:], points, valid, places[:pairs])
-            attention_loss = losses.matchability(sampled[..., -1], tf.concat([right, right], 0), tf.concat([valid, valid], 0))
+            local_loss, right = losses.matching(
+                descriptors[:pairs], descriptors[pairs:], points, valid, places[:pairs]
+            )
+            attention_loss = losses.matchability(
+                sampled[..., -1], tf.concat([right, right], 0), tf.concat([valid, valid], 0)
+            )
             loss = global_loss + LOCAL_WEIGHT * local_loss + ATTENTION_WEIGHT * attention_loss
         names = list(self.network.weights)
         gradients = tape.gradient(loss, [self.network.weights[key] for key in names])
@@ -94,11 +118,18 @@ class Trainer:
             if weight.shape.rank > 1:
                 change += WEIGHT_DECAY * weight
             weight.assign_sub(rate * change)
-            self.average[key].assign_sub((1 - tf.minimum(AVERAGE, step / (step + 10.0))) * (self.average[key] - weight))
+            self.average[key].assign_sub(
+                (1 - tf.minimum(AVERAGE, step / (step + 10.0))) * (self.average[key] - weight)
+            )
         for moment, new in updates:
             moment.assign_sub((1 - BATCH_NORM_MOMENTUM) * (moment - new))
         count = tf.reduce_sum(tf.cast(valid, tf.float32)) + 1e-6
-        return {"global": global_loss, "local": local_loss, "attention": attention_loss, "matched": tf.reduce_sum(tf.cast(right, tf.float32)) / count}
+        return {
+            "global": global_loss,
+            "local": local_loss,
+            "attention": attention_loss,
+            "matched": tf.reduce_sum(tf.cast(right, tf.float32)) / count,
+        }
 
 
 def side_at(step: int, steps: int) -> int:
@@ -113,11 +144,19 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="folder of correspondences and checkpoints")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parts", default="train", help="parts of the split to train on, separated by commas")
+    parser.add_argument(
+        "--parts", default="train", help="parts of the split to train on, separated by commas"
+    )
     args = parser.parse_args()
     os.makedirs(args.output, exist_ok=True)
-    chosen = [photograph for photograph in split.read_photographs(args.photographs) if photograph.part in args.parts.split(",")]
-    pairs_path, checkpoint = (os.path.join(args.output, name) for name in ("correspondences.npz", "checkpoint.npz"))
+    chosen = [
+        photograph
+        for photograph in split.read_photographs(args.photographs)
+        if photograph.part in args.parts.split(",")
+    ]
+    pairs_path, checkpoint = (
+        os.path.join(args.output, name) for name in ("correspondences.npz", "checkpoint.npz")
+    )
     if not os.path.exists(pairs_path):
         correspondences.save(pairs_path, correspondences.find(args.photographs, chosen))
     found = correspondences.load(pairs_path)
@@ -138,7 +177,10 @@ def main() -> None:
             views += len(batch.views)
             if step % 20 == 0:
                 text = " ".join(f"{name} {float(value):.3f}" for name, value in watched.items())
-                print(f"step {step} side {side} {text} views/s {views / (time.monotonic() - started):.0f}", flush=True)
+                print(
+                    f"step {step} side {side} {text} views/s {views / (time.monotonic() - started):.0f}",
+                    flush=True,
+                )
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step == args.steps:
                 trainer.save(checkpoint, step)
                 saved = time.monotonic()

@@ -1,10 +1,8 @@
 """Aggregation: the verified candidates of a query become one predicted landmark and its confidence."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
-from typing import Iterable
+from collections.abc import Iterable
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -20,8 +18,8 @@ def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
       top_k: so many of them vote, each with its `score` for its landmark.
 
     Returns:
-      The landmark and its sum; among equal sums the lowest landmark id, as a number where all of the query's are decimal integers, else
-      by code points. Without candidates the landmark is None.
+      The landmark and its sum; among equal sums the lowest landmark id, as a number where all of the query's
+      are decimal integers, else by code points. Without candidates the landmark is None.
     """
     sums: dict[str, float] = defaultdict(float)
     for candidate in query.candidates[:top_k]:

@@ -1,20 +1,20 @@
 """Working ahead of a consumer with threads, in order."""
 
-from __future__ import annotations
-
 import collections
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`map(function, items)` with the calls made in `pool`, at most `ahead` of them beyond the one whose result is waited for.
+    """`map(function, items)` with the calls made in `pool`, at most `ahead` of them beyond the one whose
+    result is waited for.
 
-    Unlike Executor.map it takes no more of `items` than that, so that what is large is never there all at once. An iterator that is given
-    up calls off the calls that have not begun.
+    Unlike Executor.map it takes no more of `items` than that, so that what is large is never there all at
+    once. An iterator that is given up calls off the calls that have not begun.
     """
     waiting: collections.deque[Future[R]] = collections.deque()
     try:

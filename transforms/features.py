@@ -3,15 +3,14 @@
 Pixels and descriptors live inside one fused step; only the names of finished units travel on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -26,14 +25,15 @@ from transforms.delg.saved_model import DelgModel, ExtractionError, ModelError
 from transforms.stores import FeatureStore
 from transforms.types import DecodedImage, Failure, ImageFeatures, ImageRef, ImageUnit, LocalFeatures
 
-ReadImages = Callable[[Sequence[ImageRef]], Iterator[Union[DecodedImage, Failure]]]
+ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]
 
-# Whole photographs side by side keep cores busier than threads on parts of one: a ResNet-50 takes 11 % less CPU time. And oneDNN's
-# sums depend on the number of threads; with one, features are the same to the bit on any number of cores and workers.
+# Whole photographs side by side keep cores busier than threads on parts of one: a ResNet-50 takes 11 % less
+# CPU time. And oneDNN's sums depend on the number of threads; with one, features are the same to the bit on
+# any number of cores and workers.
 _THREADS_PER_OPERATION = 1
 
-# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.5 GB with the embedded model, 1.4 GB
-# with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
+# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.5 GB with
+# the embedded model, 1.4 GB with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
 MIN_RAM = "4GB"
 
 # Keep a GPU busy while others copy and postprocess; more would only take memory.
@@ -63,26 +63,27 @@ class LoadedModel:
 
     Attributes:
       model: the model.
-      pool: as many threads as photographs may be in the model at a time, whichever units they are of; None where the thread that has the
-        unit does it.
+      pool: as many threads as photographs may be in the model at a time, whichever units they are of; None
+        where the thread that has the unit does it.
       slots: of the pool.
     """
 
     model: DelgModel
-    pool: Optional[Executor] = None
+    pool: Executor | None = None
     slots: int = 1
 
 
 def extract_unit(
-    unit: ImageUnit, model: Union[DelgModel, LoadedModel], read_images: ReadImages, deadline: float = math.inf
-) -> Optional[UnitFeatures]:
+    unit: ImageUnit, model: DelgModel | LoadedModel, read_images: ReadImages, deadline: float = math.inf
+) -> UnitFeatures | None:
     """Reads, decodes and extracts every image of a unit; what fails for one image is a Failure, not an error.
 
     Args:
       deadline: as time.time() tells it.
 
     Returns:
-      What the images gave; None where the deadline passed before the last one's turn: a part of a unit is no shard.
+      What the images gave; None where the deadline passed before the last one's turn: a part of a unit is no
+      shard.
 
     Raises:
       ModelError: the model itself is at fault.
@@ -100,7 +101,7 @@ def extract_unit(
     return UnitFeatures(unit.name, tuple(features), tuple(failures), loaded.model.global_width)
 
 
-def _extract_image(model: DelgModel, image: Union[DecodedImage, Failure]) -> Union[ImageFeatures, Failure]:
+def _extract_image(model: DelgModel, image: DecodedImage | Failure) -> ImageFeatures | Failure:
     if isinstance(image, Failure):
         return image
     try:
@@ -109,17 +110,22 @@ def _extract_image(model: DelgModel, image: Union[DecodedImage, Failure]) -> Uni
     except ExtractionError as e:
         return Failure("extract", image.ref.image_id, image.ref.uri, e.kind, str(e))
     local = LocalFeatures(extracted.keypoints, extracted.descriptors)
-    return ImageFeatures(image.ref, image.width, image.height, image.image_scale, extracted.global_descriptor, local)
+    return ImageFeatures(
+        image.ref, image.width, image.height, image.image_scale, extracted.global_descriptor, local
+    )
 
 
 def load_model(model: str, settings: ExtractionSettings) -> DelgModel:
-    """The model of that name, folder or URI, loaded once in a process for as long as its files stay as they are.
+    """The model of that name, folder or URI, loaded once in a process for as long as its files stay as they
+    are.
 
     Raises:
       ModelError: it cannot be loaded or breaks its contract.
     """
     folder = model_folder(model)
-    changed = max(os.stat(os.path.join(root, name)).st_mtime_ns for root, _, names in os.walk(folder) for name in names)
+    changed = max(
+        os.stat(os.path.join(root, name)).st_mtime_ns for root, _, names in os.walk(folder) for name in names
+    )
     return _load_model(folder, settings, changed)
 
 
@@ -144,7 +150,8 @@ def check_model(model: str, settings: ExtractionSettings) -> tuple[int, bool]:
 
 
 def try_suspects(model: str, settings: ExtractionSettings, read_images: ReadImages) -> None:
-    """Decodes and extracts each photograph that was noted when the last process died, alone; a guilty one takes this one down too.
+    """Decodes and extracts each photograph that was noted when the last process died, alone; a guilty one
+    takes this one down too.
 
     Raises:
       ModelError: the model itself is at fault.
@@ -154,23 +161,31 @@ def try_suspects(model: str, settings: ExtractionSettings, read_images: ReadImag
 
 
 class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
-    """Carries a DELG model into RunInference: an element is a unit, whose photographs are read, used and dropped inside.
+    """Carries a DELG model into RunInference: an element is a unit, whose photographs are read, used and
+    dropped inside.
 
-    The unit's shard is written here too, and its name goes on: with up to 0.5 MB of features for each image, a unit of them would be an element
-    of tens of megabytes.
+    The unit's shard is written here too, and its name goes on: with up to 0.5 MB of features for each image,
+    a unit of them would be an element of tens of megabytes.
 
     Args:
       model: the name of a built-in one, or the folder or URI of a SavedModel.
       settings: of the extraction.
-      read_images: reads and decodes photographs in the order given; yields a Failure for each that gives no image.
+      read_images: reads and decodes photographs in the order given; yields a Failure for each that gives no
+        image.
       store: where the shards go.
-      images_in_flight: photographs that a process has in the model at a time, however many units its threads work on. Each takes the
-        model's memory. None for one per unit, the choice for engines that run a process on each core. A GPU has 4 in either case.
+      images_in_flight: photographs that a process has in the model at a time, however many units its threads
+        work on. Each takes the model's memory. None for one per unit, the choice for engines that run a
+        process on each core. A GPU has 4 in either case.
       deadline: as time.time() tells it; a unit not finished by then gives nothing.
     """
 
     def __init__(
-        self, model: str, settings: ExtractionSettings, read_images: ReadImages, store: FeatureStore, images_in_flight: Optional[int] = None,
+        self,
+        model: str,
+        settings: ExtractionSettings,
+        read_images: ReadImages,
+        store: FeatureStore,
+        images_in_flight: int | None = None,
         deadline: float = math.inf,
     ):
         super().__init__()
@@ -179,16 +194,26 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
 
     def load_model(self) -> LoadedModel:
         model = load_model(self._model, self._settings)
-        slots = _IN_FLIGHT_ON_GPU if import_tensorflow().config.list_physical_devices("GPU") else self._images_in_flight
+        slots = (
+            _IN_FLIGHT_ON_GPU
+            if import_tensorflow().config.list_physical_devices("GPU")
+            else self._images_in_flight
+        )
         return LoadedModel(model, ThreadPoolExecutor(slots, "model"), slots) if slots else LoadedModel(model)
 
     def run_inference(
-        self, batch: Sequence[ImageUnit], model: LoadedModel, inference_args: Optional[dict[str, Any]] = None
+        self, batch: Sequence[ImageUnit], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterable[str]:
         for unit in batch:
             started = time.monotonic()
-            extracted = extract_unit(unit, model, self._read_images, self._deadline) if time.time() < self._deadline else None
-            Metrics.distribution("landmarks", "extract_milliseconds").update(round(1000 * (time.monotonic() - started)))
+            extracted = (
+                extract_unit(unit, model, self._read_images, self._deadline)
+                if time.time() < self._deadline
+                else None
+            )
+            Metrics.distribution("landmarks", "extract_milliseconds").update(
+                round(1000 * (time.monotonic() - started))
+            )
             if extracted is not None:
                 self._write(extracted)
                 yield unit.name
@@ -198,7 +223,9 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
         self._store.write_unit(unit.unit, unit.features, unit.failures, unit.dimensions)
         Metrics.counter("landmarks", "extract_out").inc(len(unit.features))
         Metrics.counter("landmarks", "extract_failed").inc(len(unit.failures))
-        Metrics.distribution("landmarks", "write_shard_milliseconds").update(round(1000 * (time.monotonic() - started)))
+        Metrics.distribution("landmarks", "write_shard_milliseconds").update(
+            round(1000 * (time.monotonic() - started))
+        )
 
     def batch_elements_kwargs(self) -> dict[str, Any]:
         return {"min_batch_size": 1, "max_batch_size": 1}  # a unit is a batch already
@@ -212,7 +239,8 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
 
 @dataclasses.dataclass
 class ExtractFeatures(beam.PTransform):
-    """ImageUnits, spread over the workers -> names (str) of the units whose shards have been written to a feature store.
+    """ImageUnits, spread over the workers -> names (str) of the units whose shards have been written to a
+    feature store.
 
     Attributes:
       handler: carries the model, and writes the shards.

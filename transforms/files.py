@@ -1,16 +1,16 @@
-"""Whole files on this machine, in object stores and on any file system that Beam knows: atomic writes, ranged reads, JSON and Parquet.
+"""Whole files on this machine, in object stores and on any file system that Beam knows: atomic writes, ranged
+reads, JSON and Parquet.
 
 A file written here is whole or absent. What fails in passing is tried again.
 
 - Locally it is written beside its place under a hidden temporary name, and renamed.
-- In an object store (s3://, gs://) nothing can be renamed, and nothing needs to be: a store shows an object only when the last byte that the
-  request announced has arrived. A writer that dies before leaves nothing, or, of more than 8 MiB on GCS, the beginning of a resumable
-  upload, which nobody sees and which the store drops after a week. What stood there before stays until then.
-- On another file system of Beam (hdfs://) it is written in place. A killed writer can leave a part there; what a job's records vouch for is
-  compared with its size before it is used (beam_pipeline/integrity.py).
+- In an object store (s3://, gs://) nothing can be renamed, and nothing needs to be: a store shows an object
+  only when the last byte that the request announced has arrived. A writer that dies before leaves nothing,
+  or, of more than 8 MiB on GCS, the beginning of a resumable upload, which nobody sees and which the store
+  drops after a week. What stood there before stays until then.
+- On another file system of Beam (hdfs://) it is written in place. A killed writer can leave a part there;
+  what a job's records vouch for is compared with its size before it is used (beam_pipeline/integrity.py).
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -24,8 +24,9 @@ import shutil
 import stat
 import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, Callable, Iterator, Optional, Sequence, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,8 +41,22 @@ _DELAYS = (0.2, 1.0, 5.0)
 
 # Errors that waiting does not mend; any other of the system's may pass.
 _LASTING = {
-    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ENOTDIR,
-    errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EBADF,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EEXIST,
+    errno.EXDEV,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EBADF,
 }
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
@@ -49,15 +64,20 @@ _T = TypeVar("_T")
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether what failed may succeed when it is tried again: errors of the system that are not lasting, and HTTP's 408, 429 and 5xx."""
+    """Whether what failed may succeed when it is tried again: errors of the system that are not lasting, and
+    HTTP's 408, 429 and 5xx.
+    """
     status = getattr(error, "code", getattr(error, "status_code", None))  # of the object stores' clients
     if isinstance(status, int):
         return status in (408, 429) or status >= 500
-    return isinstance(error, OSError) and not isinstance(error, _LASTING_TYPES) and error.errno not in _LASTING
+    return (
+        isinstance(error, OSError) and not isinstance(error, _LASTING_TYPES) and error.errno not in _LASTING
+    )
 
 
 def retried(attempt: Callable[[], _T]) -> _T:
-    """What `attempt` returns; after a transient error it is called again, up to three times, after longer and longer waits.
+    """What `attempt` returns; after a transient error it is called again, up to three times, after longer and
+    longer waits.
 
     Raises:
       Exception: what the last attempt raised, or the first that is not transient.
@@ -88,13 +108,15 @@ def exists(uri: str) -> bool:
     return os.path.exists(uri) if is_local(uri) else remote_entry(uri) is not None
 
 
-def remote_entry(uri: str) -> Optional[Entry]:
+def remote_entry(uri: str) -> Entry | None:
     """Size and time of a file that is not on this machine; None where there is none."""
     return retried(lambda: store_of(uri).entry(uri))
 
 
 def remote_entries(folder: str, descend: bool = True) -> Iterator[Entry]:
-    """The files in a folder that is not on this machine, and, with `descend`, below it; none where there is no such folder."""
+    """The files in a folder that is not on this machine, and, with `descend`, below it; none where there is
+    no such folder.
+    """
     return store_of(folder).list(folder.rstrip("/") + "/", descend)
 
 
@@ -130,7 +152,7 @@ def _write_local(uri: str, data: bytes) -> None:
         raise
 
 
-def read_bytes(uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
+def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
     """`size` bytes of a file from `offset`; all from there when size is None.
 
     Raises:
@@ -138,17 +160,20 @@ def read_bytes(uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
       EOFError: it ends before `size` bytes.
     """
 
-    data = retried(lambda: _read_local(uri, offset, size) if is_local(uri) else store_of(uri).read(uri, offset, size))
+    data = retried(
+        lambda: _read_local(uri, offset, size) if is_local(uri) else store_of(uri).read(uri, offset, size)
+    )
     if size is not None and len(data) != size:
         raise EOFError(f"{uri} ends at byte {offset + len(data)}, {offset + size} expected")
     return data
 
 
-def swap_remote(uri: str, old: Optional[bytes], new: bytes) -> bool:
-    """Replaces the content `old` of a file that is not on this machine by `new`, None standing for no file; gives whether it was so.
+def swap_remote(uri: str, old: bytes | None, new: bytes) -> bool:
+    """Replaces the content `old` of a file that is not on this machine by `new`, None standing for no file;
+    gives whether it was so.
 
-    Of several that try at once only one succeeds: S3 and GCS write on the condition that nothing was written meanwhile. Another file system
-    of Beam writes, reads back and believes.
+    Of several that try at once only one succeeds: S3 and GCS write on the condition that nothing was written
+    meanwhile. Another file system of Beam writes, reads back and believes.
 
     Raises:
       OSError: the file cannot be read or written.
@@ -156,7 +181,7 @@ def swap_remote(uri: str, old: Optional[bytes], new: bytes) -> bool:
     return retried(lambda: store_of(uri).swap(uri, old, new))
 
 
-def _read_local(path: str, offset: int, size: Optional[int]) -> bytes:
+def _read_local(path: str, offset: int, size: int | None) -> bytes:
     with _open_local(path) as f:
         if offset:
             f.seek(offset)
@@ -165,7 +190,9 @@ def _read_local(path: str, offset: int, size: Optional[int]) -> bytes:
 
 def _open_local(path: str) -> BinaryIO:
     # Opening a pipe waits for its writer, unless O_NONBLOCK is set; on a file the flag does nothing.
-    opened = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    opened = open(  # noqa: SIM115
+        path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    )
     if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
         opened.close()
         raise OSError(errno.EINVAL, "is not a regular file", path)
@@ -178,11 +205,15 @@ def content_record(data: bytes) -> dict[str, Any]:
 
 
 def list_files(folder: str, suffix: str) -> list[str]:
-    """URIs of the files in `folder` (not below it) whose name ends in `suffix`, sorted; none where there is no folder."""
+    """URIs of the files in `folder` (not below it) whose name ends in `suffix`, sorted; none where there is
+    no folder.
+    """
     if is_local(folder):
         if not os.path.isdir(folder):
             return []
-        names = [n for n in retried(lambda: os.listdir(folder)) if n.endswith(suffix) and not n.startswith(".")]
+        names = [
+            n for n in retried(lambda: os.listdir(folder)) if n.endswith(suffix) and not n.startswith(".")
+        ]
         return [os.path.join(folder, n) for n in sorted(names)]
     return sorted(_remote_sizes(folder, suffix))
 
@@ -195,7 +226,11 @@ def file_sizes(folder: str, suffix: str) -> dict[str, int]:
 
 
 def _remote_sizes(folder: str, suffix: str) -> dict[str, int]:
-    return {e.uri: e.size for e in retried(lambda: list(remote_entries(folder, descend=False))) if e.uri.endswith(suffix)}
+    return {
+        e.uri: e.size
+        for e in retried(lambda: list(remote_entries(folder, descend=False)))
+        if e.uri.endswith(suffix)
+    }
 
 
 def delete(uri: str) -> None:
@@ -208,11 +243,15 @@ def delete(uri: str) -> None:
 
 
 def delete_tree(folder: str, keep: Sequence[str] = ()) -> None:
-    """Deletes a folder with everything in it, but for the files directly in it that `keep` names; fine where there is none."""
+    """Deletes a folder with everything in it, but for the files directly in it that `keep` names; fine where
+    there is none.
+    """
     if not is_local(folder):
         kept = {join(folder, name) for name in keep}
         with ThreadPoolExecutor(max_workers=16) as pool:
-            for _ in pool.map(delete, [e.uri for e in retried(lambda: list(remote_entries(folder))) if e.uri not in kept]):
+            for _ in pool.map(
+                delete, [e.uri for e in retried(lambda: list(remote_entries(folder))) if e.uri not in kept]
+            ):
                 pass  # to meet its errors
     elif os.path.isdir(folder):
         for name in os.listdir(folder):
@@ -242,7 +281,9 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The content of a JSON file, see `write_json`; what `json.loads` makes of it gives the same bytes again."""
+    """The content of a JSON file, see `write_json`; what `json.loads` makes of it gives the same bytes
+    again.
+    """
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -258,19 +299,21 @@ def read_json(uri: str) -> Any:
         raise ValueError(f"{uri} is not valid JSON: {e}") from e
 
 
-def parquet_bytes(table: pa.Table, row_group_size: Optional[int] = None) -> bytes:
-    """A Parquet file's content, uncompressed: descriptors do not compress, and reading them has to be fast."""
+def parquet_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
+    """A Parquet file's content, uncompressed: descriptors do not compress, and reading them has to be
+    fast.
+    """
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=row_group_size, compression="NONE", use_dictionary=False)
     return buffer.getvalue()
 
 
-def write_parquet(uri: str, table: pa.Table, row_group_size: Optional[int] = None) -> None:
+def write_parquet(uri: str, table: pa.Table, row_group_size: int | None = None) -> None:
     """Writes a Parquet file, see `parquet_bytes`."""
     write_bytes(uri, parquet_bytes(table, row_group_size))
 
 
-def read_parquet(uri: str, columns: Optional[Sequence[str]] = None) -> pa.Table:
+def read_parquet(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads a Parquet file, or some of its columns, in file order.
 
     Raises:
@@ -279,7 +322,9 @@ def read_parquet(uri: str, columns: Optional[Sequence[str]] = None) -> pa.Table:
     """
     try:
         if is_local(uri):
-            return retried(lambda: pq.ParquetFile(uri, memory_map=True).read(columns=columns, use_threads=False))
+            return retried(
+                lambda: pq.ParquetFile(uri, memory_map=True).read(columns=columns, use_threads=False)
+            )
         return pq.ParquetFile(io.BytesIO(read_bytes(uri))).read(columns=columns, use_threads=False)
     except pa.ArrowInvalid as e:
         raise ValueError(f"{uri} is no whole Parquet file: {e}") from e

@@ -1,15 +1,14 @@
 """GAP@1, the metric of landmark recognition, after the official rules of google_landmarks_dataset/metrics.py.
 
-GAP = (1/M) * sum over predictions in order of P(i) * rel(i): P(i) is the precision among the first i predictions, rel(i) is 1
-for a correct one, M is the number of queries whose truth is not empty, predicted or not. A prediction on a query without a
-landmark is wrong; an empty prediction is skipped.
+GAP = (1/M) * sum over predictions in order of P(i) * rel(i): P(i) is the precision among the first i
+predictions, rel(i) is 1 for a correct one, M is the number of queries whose truth is not empty, predicted or
+not. A prediction on a query without a landmark is wrong; an empty prediction is skipped.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,7 +25,8 @@ SPLITS = {"all": ("Public", "Private"), "Public": ("Public",), "Private": ("Priv
 def prediction_order(image_ids: Sequence[str], landmark_ids: Sequence[str], scores: np.ndarray) -> np.ndarray:
     """The official order: score descending, then image id ascending, then class ascending.
 
-    Ids compare by code point. Classes compare as numbers when all of them are decimal integers, else by code point.
+    Ids compare by code point. Classes compare as numbers when all of them are decimal integers, else by code
+    point.
 
     Args:
       image_ids, landmark_ids: N strings each.
@@ -45,7 +45,7 @@ def prediction_order(image_ids: Sequence[str], landmark_ids: Sequence[str], scor
     return np.lexsort((by_class[classes.indices.to_numpy()], by_id, -np.asarray(scores, np.float64)))
 
 
-def average_precision(correct: np.ndarray, num_landmark_queries: int) -> Optional[float]:
+def average_precision(correct: np.ndarray, num_landmark_queries: int) -> float | None:
     """GAP of predictions that are in order.
 
     Args:
@@ -68,7 +68,7 @@ def global_average_precision(
     scores: np.ndarray,
     correct: np.ndarray,
     num_landmark_queries: int,
-) -> Optional[float]:
+) -> float | None:
     """GAP of predictions in any order.
 
     Args:
@@ -80,14 +80,16 @@ def global_average_precision(
     Returns:
       GAP in [0, 1]; None where M is 0.
     """
-    return average_precision(np.asarray(correct, bool)[prediction_order(image_ids, landmark_ids, scores)], num_landmark_queries)
+    return average_precision(
+        np.asarray(correct, bool)[prediction_order(image_ids, landmark_ids, scores)], num_landmark_queries
+    )
 
 
 def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
     """Where each prediction's query stands in the truth.
 
-    As in the official metric, an image may be predicted once, and only an empty prediction may name an image that the truth
-    does not list: to leave others out unsaid would flatter the result.
+    As in the official metric, an image may be predicted once, and only an empty prediction may name an image
+    that the truth does not list: to leave others out unsaid would flatter the result.
 
     Args:
       predictions: a table of `tables.ANSWER_SCHEMA`, N rows.
@@ -103,12 +105,15 @@ def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
     pair = tables.first_duplicate(image_ids)
     if pair is not None:
         raise ValueError(f"image {image_ids[pair[0]]} is predicted twice")
-    rows = _numpy(pc.fill_null(pc.index_in(image_ids, truth["image_id"].combine_chunks()), -1)).astype(np.int64)
+    rows = _numpy(pc.fill_null(pc.index_in(image_ids, truth["image_id"].combine_chunks()), -1)).astype(
+        np.int64
+    )
     unknown = np.flatnonzero((rows < 0) & _numpy(pc.is_valid(predictions["landmark_id"])))
     if len(unknown):
         raise ValueError(
             f"{len(unknown)} of {len(rows)} predictions are for images that the truth does not list, such as "
-            f"{image_ids[int(unknown[0])]}: list them with no landmark, or with Usage Ignored to leave them out"
+            f"{image_ids[int(unknown[0])]}: list them with no landmark, or with Usage Ignored to leave them "
+            "out"
         )
     return rows
 
@@ -121,14 +126,12 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
       truth: a table of `tables.TRUTH_SCHEMA`; queries with Usage Ignored do not count.
 
     Returns:
-      for each of "all" (Public and Private together), "Public" and "Private":
-        gap: GAP@1.
-        gap_landmark_queries: GAP@1 with predictions on queries without a landmark left out.
-        top1: share of the landmark queries that are predicted correctly.
-        counts: queries = predicted + empty + missing (a prediction; an empty one; no row at all), landmark_queries (with a
-          landmark), predicted_landmark_queries, correct; for "all" also ignored and unknown, the rows on images with Usage
-          Ignored and on images not in the truth, which do not count.
-      Shares of nothing are None.
+      for each of "all" (Public and Private together), "Public" and "Private": gap: GAP@1.
+        gap_landmark_queries: GAP@1 with predictions on queries without a landmark left out. top1: share of
+        the landmark queries that are predicted correctly. counts: queries = predicted + empty + missing (a
+        prediction; an empty one; no row at all), landmark_queries (with a landmark),
+        predicted_landmark_queries, correct; for "all" also ignored and unknown, the rows on images with Usage
+        Ignored and on images not in the truth, which do not count. Shares of nothing are None.
 
     Raises:
       ValueError: see `truth_rows`; or a score is missing or not finite.
@@ -138,7 +141,9 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
     scores = predictions["score"].to_numpy()
     bad = np.flatnonzero(given & ~np.isfinite(scores))
     if len(bad):
-        raise ValueError(f"score {scores[bad[0]]} of image {predictions['image_id'][int(bad[0])]} is not finite")
+        raise ValueError(
+            f"score {scores[bad[0]]} of image {predictions['image_id'][int(bad[0])]} is not finite"
+        )
     usage = truth["usage"]
     has_landmark = _numpy(pc.greater(pc.list_value_length(truth["landmark_ids"]), 0))
 
@@ -178,7 +183,9 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
 
 
 def _evaluate(shards: list[str], truth_uri: str) -> Metrics:
-    predictions = pa.concat_tables([tables.ANSWER_SCHEMA.empty_table(), *map(tables.read_prediction_shard, sorted(shards))])
+    predictions = pa.concat_tables(
+        [tables.ANSWER_SCHEMA.empty_table(), *map(tables.read_prediction_shard, sorted(shards))]
+    )
     return evaluate_predictions(predictions, tables.read_truth(truth_uri))
 
 
@@ -186,10 +193,11 @@ def _evaluate(shards: list[str], truth_uri: str) -> Metrics:
 @beam.typehints.with_output_types(dict)
 @dataclasses.dataclass
 class EvaluatePredictions(beam.PTransform):
-    """Files of predictions, see `tables.prediction_shards`, in any order to one metrics dict, see `evaluate_predictions`.
+    """Files of predictions, see `tables.prediction_shards`, in any order to one metrics dict, see
+    `evaluate_predictions`.
 
-    Precision at a rank needs every prediction at one place. Only the files' names travel there: a local shuffle holds several
-    times its payload, and five million rows as elements took over 2 GB.
+    Precision at a rank needs every prediction at one place. Only the files' names travel there: a local
+    shuffle holds several times its payload, and five million rows as elements took over 2 GB.
 
     Attributes:
       truth_uri: the truth, see `tables.read_truth`.
@@ -206,7 +214,8 @@ class EvaluatePredictions(beam.PTransform):
         return (
             shards
             | "Gather" >> beam.combiners.ToList()
-            | "Evaluate" >> beam.Map(_evaluate, self.truth_uri).with_input_types(list[str], str).with_output_types(dict)
+            | "Evaluate"
+            >> beam.Map(_evaluate, self.truth_uri).with_input_types(list[str], str).with_output_types(dict)
         )
 
 
@@ -216,7 +225,9 @@ def _is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.Chunk
     classes = lists.flatten().dictionary_encode()
     # A (row, class) pair is one integer, so that membership in a list is membership in a set.
     width = len(classes.dictionary) + 1
-    true_pairs = pc.list_parent_indices(lists).to_numpy().astype(np.int64) * width + classes.indices.to_numpy()
+    true_pairs = (
+        pc.list_parent_indices(lists).to_numpy().astype(np.int64) * width + classes.indices.to_numpy()
+    )
     codes = _numpy(pc.fill_null(pc.index_in(landmark_ids, classes.dictionary), width - 1))
     return np.isin(rows * width + codes, true_pairs)
 
@@ -226,9 +237,9 @@ def _number_key(digits: str) -> tuple[int, str, str]:
     return len(significant), significant, digits
 
 
-def _text(values: Union[Sequence[str], pa.ChunkedArray]) -> pa.Array:
+def _text(values: Sequence[str] | pa.ChunkedArray) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
 
 
-def _numpy(column: Union[pa.Array, pa.ChunkedArray]) -> np.ndarray:
+def _numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)

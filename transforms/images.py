@@ -1,7 +1,5 @@
 """From patterns to photographs: matching, reading and decoding."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io
@@ -10,8 +8,8 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Collection, Iterator, Sequence, Union
 
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
@@ -31,9 +29,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # Image.open(formats=...) knows only formats that are registered already
 
-# A picture is first brought to at least this many times the sides wanted by cheap means, then resized well. Measured on 12 JPEGs of
-# 4000 x 3000 px against decoding them whole: 29 to 55 ms instead of 130; cosine of global descriptors at least 0.990, 0.996 to 0.998 in the mean
-# (rootsift-vlad) and 0.9999 (ResNet-50); 96 to 98 % of keypoints kept, 99.7 %. With 1 in place of 2, 88 to 93 %.
+# A picture is first brought to at least this many times the sides wanted by cheap means, then resized well.
+# Measured on 12 JPEGs of 4000 x 3000 px against decoding them whole: 29 to 55 ms instead of 130; cosine of
+# global descriptors at least 0.990, 0.996 to 0.998 in the mean (rootsift-vlad) and 0.9999 (ResNet-50); 96 to
+# 98 % of keypoints kept, 99.7 %. With 1 in place of 2, 88 to 93 %.
 _GAP = 2
 
 _STRIP_PIXELS = 1 << 20  # converted at a time
@@ -81,12 +80,14 @@ def image_id_of(uri: str) -> str:
 def match_images(patterns: Sequence[str]) -> list[ImageRef]:
     """The images that `patterns` name, in ascending order of image_id.
 
-    A pattern is a folder (searched recursively for IMAGE_SUFFIXES, any case), a glob, a file, or @LIST, a text file with a path
-    per line; paths of a list that are not absolute start at the list's folder. A file named twice counts once.
+    A pattern is a folder (searched recursively for IMAGE_SUFFIXES, any case), a glob, a file, or @LIST, a
+    text file with a path per line; paths of a list that are not absolute start at the list's folder. A file
+    named twice counts once.
 
     Raises:
-      MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be written to a table and
-        read back: it is not UTF-8, or the id holds a control character or begins or ends with a space.
+      MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be
+        written to a table and read back: it is not UTF-8, or the id holds a control character or begins or
+        ends with a space.
     """
     by_id: dict[str, ImageRef] = {}
     for pattern in patterns:
@@ -95,10 +96,15 @@ def match_images(patterns: Sequence[str]) -> list[ImageRef]:
             found = True
             image_id = image_id_of(uri)
             if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id):
-                raise MatchError(f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control characters, outer spaces); rename it")
+                raise MatchError(
+                    f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control "
+                    "characters, outer spaces); rename it"
+                )
             other = by_id.setdefault(image_id, ImageRef(image_id, uri, size)).uri
             if other != uri:
-                raise MatchError(f"two files have the image id {image_id!r}: {min(uri, other)} and {max(uri, other)}")
+                raise MatchError(
+                    f"two files have the image id {image_id!r}: {min(uri, other)} and {max(uri, other)}"
+                )
         if not found:
             raise MatchError(f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
     return sorted(by_id.values(), key=lambda ref: ref.image_id)
@@ -118,7 +124,9 @@ def _match(pattern: str) -> Iterator[tuple[str, int]]:
     elif _is_image_name(pattern) and not any(c in pattern for c in "*?["):
         yield from _remote_sizes([pattern]).items()
     else:
-        for entry in files.remote_matches(pattern if any(c in pattern for c in "*?[") else files.join(pattern, "**")):
+        for entry in files.remote_matches(
+            pattern if any(c in pattern for c in "*?[") else files.join(pattern, "**")
+        ):
             if _is_image_name(entry.uri):
                 yield entry.uri, entry.size
 
@@ -164,7 +172,10 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
             continue
         if files.is_local(path) and not os.path.isabs(path):
             if os.path.normpath(path).split(os.sep)[0] == os.pardir:
-                raise MatchError(f"{uri}, line {number}: {path!r} leads out of the list's folder; write an absolute path if that is meant")
+                raise MatchError(
+                    f"{uri}, line {number}: {path!r} leads out of the list's folder; write an absolute path "
+                    "if that is meant"
+                )
             path = files.join(folder, path) if folder else path
         if files.is_local(path):
             yield path, os.path.getsize(path) if os.path.isfile(path) else 0
@@ -178,8 +189,9 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
 def _remote_sizes(uris: Collection[str]) -> dict[str, int]:
     """Bytes of files that are not on this machine; those that are not there are left out.
 
-    A listing tells of a thousand files in one request, but a folder may hold far more than are asked for: so as many pages of it are read as
-    files are asked for, and what they do not hold is asked for one by one. That is never more than twice the requests of the latter alone.
+    A listing tells of a thousand files in one request, but a folder may hold far more than are asked for: so
+    as many pages of it are read as files are asked for, and what they do not hold is asked for one by one.
+    That is never more than twice the requests of the latter alone.
     """
     by_folder: dict[str, set[str]] = {}
     for uri in uris:
@@ -187,7 +199,9 @@ def _remote_sizes(uris: Collection[str]) -> dict[str, int]:
 
     def listed(folder: str) -> dict[str, int]:
         wanted = by_folder[folder]
-        entries = itertools.islice(files.remote_entries(folder, descend=False), _LISTED_PER_REQUEST * len(wanted))
+        entries = itertools.islice(
+            files.remote_entries(folder, descend=False), _LISTED_PER_REQUEST * len(wanted)
+        )
         return {entry.uri: entry.size for entry in entries if entry.uri in wanted}
 
     sizes: dict[str, int] = {}
@@ -201,12 +215,16 @@ def _remote_sizes(uris: Collection[str]) -> dict[str, int]:
 
 
 def decode_image(
-    data: bytes, max_side: int, exif_orientation: bool = True, max_pixels: int = 100_000_000, max_memory: int = 480_000_000
+    data: bytes,
+    max_side: int,
+    exif_orientation: bool = True,
+    max_pixels: int = 100_000_000,
+    max_memory: int = 480_000_000,
 ) -> tuple[np.ndarray, int, int, float]:
     """Decodes an image file's content to upright RGB, shrunk so that its longest side is at most `max_side`.
 
-    Any of _FORMATS in any colour mode; 16-bit samples lose their low byte, transparency is laid on white, the first frame
-    stands for an animation.
+    Any of _FORMATS in any colour mode; 16-bit samples lose their low byte, transparency is laid on white, the
+    first frame stands for an animation.
 
     Args:
       exif_orientation: turn the picture as its EXIF orientation says.
@@ -214,7 +232,8 @@ def decode_image(
       max_memory: likewise those whose decoding would take more bytes, by a safe estimate.
 
     Returns:
-      pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see DecodedImage).
+      pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see
+      DecodedImage).
 
     Raises:
       DecodeError: of kind empty_file, not_an_image, too_large or corrupt (truncated files too).
@@ -236,13 +255,18 @@ def decode_image(
     shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
     scans = _scans(image, data)
     if scans * width * height > _MAX_SCANNED_PIXELS:
-        raise DecodeError("too_large", f"{width} x {height} pixels in {scans} scans or runs, which would take too long")
+        raise DecodeError(
+            "too_large", f"{width} x {height} pixels in {scans} scans or runs, which would take too long"
+        )
     try:
         image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
         factor = max(1, min(image.width // (_GAP * shrunk[0]), image.height // (_GAP * shrunk[1])))
         needed = len(data) + _decoding_bytes(image, width * height, scans, factor, shrunk)
         if needed > max_memory:
-            raise DecodeError("too_large", f"{width} x {height} pixels take {needed:,} bytes to decode, more than {max_memory:,}")
+            raise DecodeError(
+                "too_large",
+                f"{width} x {height} pixels take {needed:,} bytes to decode, more than {max_memory:,}",
+            )
         turns = _TO_UPRIGHT.get(_orientation(image), ()) if exif_orientation else ()
         image = _to_rgb(image, factor)
         if scale < 1.0:
@@ -254,7 +278,12 @@ def decode_image(
         raise
     except Exception as e:
         raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
-    if turns and turns[0] in (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270):
+    if turns and turns[0] in (
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+    ):
         width, height = height, width
     return pixels, width, height, scale
 
@@ -284,7 +313,9 @@ def _scans(image: Image.Image, data: bytes) -> int:
     """How often decoding goes over the pixels: the scans of a JPEG; slow decoders count for many."""
     if image.format in ("JPEG", "MPO"):  # Pillow has read up to the first scan
         return 1 + data.count(b"\xff\xda", image.fp.tell())
-    return 200 if image.tile and image.tile[0].codec_name == "bmp_rle" else 1  # written in Python, a byte at a time
+    return (
+        200 if image.tile and image.tile[0].codec_name == "bmp_rle" else 1
+    )  # written in Python, a byte at a time
 
 
 def _decoding_bytes(image: Image.Image, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]) -> int:
@@ -303,10 +334,17 @@ def _decoding_bytes(image: Image.Image, pixels: int, scans: int, factor: int, sh
         loading += 4 * decoded
     elif scans > 1:  # all coefficients of a JPEG, 2 bytes each, are kept until its last scan
         samples = [(h, v) for _, h, v, _ in image.layer]
-        loading += 2 * pixels * sum(h * v for h, v in samples) // max(1, max(h for h, _ in samples) * max(v for _, v in samples))
+        loading += (
+            2
+            * pixels
+            * sum(h * v for h, v in samples)
+            // max(1, max(h for h, _ in samples) * max(v for _, v in samples))
+        )
     converted = 0 if _is_plain(image) and factor == 1 else 4 * decoded // factor**2 + 20 * _STRIP_PIXELS
     resized = 4 * shrunk[0] * image.height // factor
-    return loading + converted + resized + 14 * shrunk[0] * shrunk[1] + 64 * image.height  # each row has a pointer and more
+    return (
+        loading + converted + resized + 14 * shrunk[0] * shrunk[1] + 64 * image.height
+    )  # each row has a pointer and more
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -314,7 +352,9 @@ def _is_plain(image: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """`image` as RGB with sides divided by `factor`, made strip by strip: a conversion of the whole takes several times its memory."""
+    """`image` as RGB with sides divided by `factor`, made strip by strip: a conversion of the whole takes
+    several times its memory.
+    """
     image.load()
     rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
     if _is_plain(image) or rows >= image.height:
@@ -347,12 +387,12 @@ def _converted(image: Image.Image) -> Image.Image:
 
 def read_image(
     ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000
-) -> Union[DecodedImage, Failure]:
+) -> DecodedImage | Failure:
     """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
     return _decoded(_read(ref, max_memory), max_side, exif_orientation, max_pixels, max_memory)
 
 
-_Content = tuple[ImageRef, Union[bytes, Failure]]  # of a photograph's file
+_Content = tuple[ImageRef, bytes | Failure]  # of a photograph's file
 
 
 def _read(ref: ImageRef, max_memory: int) -> _Content:
@@ -360,7 +400,9 @@ def _read(ref: ImageRef, max_memory: int) -> _Content:
     if crash is not None:
         return ref, crash
     if ref.size_bytes > max_memory:
-        return ref, Failure("read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}")
+        return ref, Failure(
+            "read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}"
+        )
     try:
         return ref, files.read_bytes(ref.uri)
     except Exception as e:  # file systems raise errors of their own
@@ -368,7 +410,9 @@ def _read(ref: ImageRef, max_memory: int) -> _Content:
         return ref, Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
 
 
-def _decoded(content: _Content, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int) -> Union[DecodedImage, Failure]:
+def _decoded(
+    content: _Content, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int
+) -> DecodedImage | Failure:
     ref, data = content
     if isinstance(data, Failure):
         return data
@@ -380,15 +424,26 @@ def _decoded(content: _Content, max_side: int, exif_orientation: bool, max_pixel
 
 
 def read_images(
-    refs: Sequence[ImageRef], max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000, ahead: int = 4
-) -> Iterator[Union[DecodedImage, Failure]]:
-    """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for them.
+    refs: Sequence[ImageRef],
+    max_side: int,
+    exif_orientation: bool,
+    max_pixels: int,
+    max_memory: int = 480_000_000,
+    ahead: int = 4,
+) -> Iterator[DecodedImage | Failure]:
+    """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for
+    them.
 
     Those of another machine are read by threads of their own, several at a time and further ahead.
     """
     read = functools.partial(_read, max_memory=max_memory)
     decode = functools.partial(
-        _decoded, max_side=max_side, exif_orientation=exif_orientation, max_pixels=max_pixels, max_memory=max_memory)
+        _decoded,
+        max_side=max_side,
+        exif_orientation=exif_orientation,
+        max_pixels=max_pixels,
+        max_memory=max_memory,
+    )
     with contextlib.ExitStack() as stack:
         decoders = stack.enter_context(ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode"))
         if all(files.is_local(ref.uri) for ref in refs):

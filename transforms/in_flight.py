@@ -1,13 +1,13 @@
-"""Notes of the photographs at work, for whoever has to tell why a process died: a decoder or model that crashes says nothing.
+"""Notes of the photographs at work, for whoever has to tell why a process died: a decoder or model that
+crashes says nothing.
 
-Only where the environment variable IN_FLIGHT names a folder, which the job's supervisor makes. Layout, a JSON file per photograph:
+Only where the environment variable IN_FLIGHT names a folder, which the job's supervisor makes. Layout, a JSON
+file per photograph:
 
     notes/      being decoded or extracted now, one per thread
     suspects/   noted when a process died; each is tried alone
     crashed/    a process died of it alone: it becomes a failure row
 """
-
-from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import threading
-from typing import Iterator, Optional
+from collections.abc import Iterator
 
 from transforms.types import Failure, ImageRef
 
@@ -38,12 +38,18 @@ def noted(ref: ImageRef) -> Iterator[None]:
         os.remove(note)
 
 
-def crash_of(ref: ImageRef) -> Optional[Failure]:
+def crash_of(ref: ImageRef) -> Failure | None:
     """The failure row of a photograph that a process has died of; None for any other."""
     folder = os.environ.get(IN_FLIGHT)
     if folder is None or ref.image_id not in _crashed(folder):
         return None
-    return Failure("extract", ref.image_id, ref.uri, "crashed", "the process died while it decoded or extracted this photograph alone")
+    return Failure(
+        "extract",
+        ref.image_id,
+        ref.uri,
+        "crashed",
+        "the process died while it decoded or extracted this photograph alone",
+    )
 
 
 def suspects() -> Iterator[ImageRef]:

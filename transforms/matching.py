@@ -1,14 +1,15 @@
-"""Putative matches: each local feature of a query with the candidate's nearest one, where that is near enough.
+"""Putative matches: each local feature of a query with the candidate's nearest one, where that is near
+enough.
 
-Descriptors are compared as they are stored, in 8 bits, by one product of all with all in whole numbers, so that nothing depends on the
-machine. The cosine of two rows is q.c / sqrt(q.q c.c), in float64, and the distance of rows of unit length is sqrt(2 - 2 cos).
+Descriptors are compared as they are stored, in 8 bits, by one product of all with all in whole numbers, so
+that nothing depends on the machine. The cosine of two rows is q.c / sqrt(q.q c.c), in float64, and the
+distance of rows of unit length is sqrt(2 - 2 cos).
 
-Few features have a near one, and the product itself says which: a cosine of at least t means that q.c is at least t |q| |c|, so at least
-t |q| times the length of the candidate's shortest descriptor. In the same way few can be the nearest: of two dot products the higher one
-belongs to the nearer descriptor unless that is longer. `transforms.quantization` makes all of an image about equally long.
+Few features have a near one, and the product itself says which: a cosine of at least t means that q.c is at
+least t |q| |c|, so at least t |q| times the length of the candidate's shortest descriptor. In the same way
+few can be the nearest: of two dot products the higher one belongs to the nearer descriptor unless that is
+longer. `transforms.quantization` makes all of an image about equally long.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -18,8 +19,11 @@ from transforms.integer_product import integer_product
 from transforms.types import QuantizedFeatures, VerificationSettings
 
 
-def putative_matches(query: QuantizedFeatures, candidate: QuantizedFeatures, settings: VerificationSettings) -> np.ndarray:
-    """Pairs each local feature of the query with the candidate's nearest one; among equally near ones with that of the lowest index.
+def putative_matches(
+    query: QuantizedFeatures, candidate: QuantizedFeatures, settings: VerificationSettings
+) -> np.ndarray:
+    """Pairs each local feature of the query with the candidate's nearest one; among equally near ones with
+    that of the lowest index.
 
     Args:
       query, candidate: N and M local features.
@@ -35,13 +39,17 @@ def putative_matches(query: QuantizedFeatures, candidate: QuantizedFeatures, set
         return np.zeros((0, 2), np.int32)
     if query.descriptors.shape[1] != candidate.descriptors.shape[1]:
         raise ValueError(
-            f"local descriptors of width {query.descriptors.shape[1]} and {candidate.descriptors.shape[1]} cannot be matched")
+            f"local descriptors of width {query.descriptors.shape[1]} and {candidate.descriptors.shape[1]} "
+            "cannot be matched"
+        )
     dots = integer_product(query.descriptors, candidate.descriptors)
     peak = dots.max(axis=1)
     least = 1 - settings.max_distance**2 / 2 - 1e-12  # more than the rounding of cosines and distances
     if least > 0:
         shortest, _ = _shortest_and_longest(candidate.squared_lengths)
-        rows = np.flatnonzero(peak >= np.maximum(np.floor(least * shortest * np.sqrt(query.squared_lengths)), 1))
+        rows = np.flatnonzero(
+            peak >= np.maximum(np.floor(least * shortest * np.sqrt(query.squared_lengths)), 1)
+        )
     else:
         rows = np.arange(len(query))
     near = dots[rows] if len(rows) < len(dots) else dots
@@ -50,7 +58,12 @@ def putative_matches(query: QuantizedFeatures, candidate: QuantizedFeatures, set
     if settings.mutual_check:
         columns, place = np.unique(nearest, return_inverse=True)
         back = dots[:, columns].T
-        keep &= rows == _nearest(back, back.max(axis=1), candidate.squared_lengths[columns], query.squared_lengths)[0][place]
+        keep &= (
+            rows
+            == _nearest(back, back.max(axis=1), candidate.squared_lengths[columns], query.squared_lengths)[0][
+                place
+            ]
+        )
     if settings.ratio_test is not None:
         cosines = _cosine(near, query.squared_lengths[rows, None], candidate.squared_lengths)
         cosines[np.arange(len(rows)), nearest] = -np.inf
@@ -60,8 +73,11 @@ def putative_matches(query: QuantizedFeatures, candidate: QuantizedFeatures, set
     return matches
 
 
-def _nearest(dots: np.ndarray, peak: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the column of the highest cosine, int64 [R], of several the first, and that cosine, float64 [R].
+def _nearest(
+    dots: np.ndarray, peak: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the column of the highest cosine, int64 [R], of several the first, and that cosine,
+    float64 [R].
 
     Args:
       dots: int32 [R, C], with C > 0.

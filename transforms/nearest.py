@@ -1,26 +1,35 @@
-"""Exact nearest neighbours by cosine: a fast pass with a proven error, then an exact score for what lies within it.
+"""Exact nearest neighbours by cosine: a fast pass with a proven error, then an exact score for what lies
+within it.
 
 The order of neighbours is defined by one number per pair, the exact score
 
     float32( float64( sum_i q_i x_i  -  penalty_x ) )
 
-of the true sum, which no order of adding up can change, and by the index image's id where two are equal. So duplicate images
-tie exactly. The fast pass (`transforms.products`) only decides for which pairs that number is computed, and
-its error is bounded: if T is the k-th best fast score of some rows, k rows have exact scores of at least least_exact(T), and a row
-whose fast score is below least_fast(least_exact(T)) cannot be among the k best. So the answer is the same whatever computes the
-fast pass, and however queries and index are cut into blocks.
+of the true sum, which no order of adding up can change, and by the index image's id where two are equal. So
+duplicate images tie exactly. The fast pass (`transforms.products`) only decides for which pairs that number
+is computed, and its error is bounded: if T is the k-th best fast score of some rows, k rows have exact scores
+of at least least_exact(T), and a row whose fast score is below least_fast(least_exact(T)) cannot be among the
+k best. So the answer is the same whatever computes the fast pass, and however queries and index are cut into
+blocks.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import numpy as np
 
-from transforms.products import UNIT_TOLERANCE, NumpyProduct, Product, error_bound, exact_scores, fastest_product, penalty_columns
+from transforms.products import (
+    UNIT_TOLERANCE,
+    NumpyProduct,
+    Product,
+    error_bound,
+    exact_scores,
+    fastest_product,
+    penalty_columns,
+)
 from transforms.types import Neighbors
 
 # A tile of scores, 4 MB in bfloat16, stays in the cache between the product and the selection.
@@ -49,7 +58,10 @@ class DescriptorBlock:
     def __post_init__(self) -> None:
         shape, count = self.descriptors.shape, len(self.image_ids)
         if len(shape) != 2 or shape[0] != count or self.descriptors.dtype != np.float32:
-            raise ValueError(f"{count} images need descriptors of float32 [{count}, D], not {self.descriptors.dtype} {list(shape)}")
+            raise ValueError(
+                f"{count} images need descriptors of float32 [{count}, D], not {self.descriptors.dtype} "
+                f"{list(shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -71,27 +83,28 @@ class IndexBlock(DescriptorBlock):
     units: np.ndarray
     local_offset: np.ndarray
     local_size: np.ndarray
-    penalty: Optional[np.ndarray] = None
+    penalty: np.ndarray | None = None
 
 
-def nearest(queries: DescriptorBlock, index: IndexBlock, k: int, product: Optional[Product] = None) -> Neighbors:
+def nearest(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product | None = None) -> Neighbors:
     """The k best index images of each query, exactly.
 
-    An index image with the query's own id is never its neighbour. Equal scores are ordered by image_id. `similarity` is the
-    cosine less the index image's penalty.
+    An index image with the query's own id is never its neighbour. Equal scores are ordered by image_id.
+    `similarity` is the cosine less the index image's penalty.
 
     Args:
       queries: Q images.
       index: N images; N may be 0 or less than k.
       k: neighbours per query.
-      product: for the fast pass; by default the fastest on this machine, or NumPy's where there is little to compute. The
-        result does not depend on it.
+      product: for the fast pass; by default the fastest on this machine, or NumPy's where there is little to
+        compute. The result does not depend on it.
 
     Returns:
       Neighbors [Q, k], padded as Neighbors says.
 
     Raises:
-      ValueError: k < 1, widths differ, a penalty is not finite, or a descriptor is not of unit length within UNIT_TOLERANCE.
+      ValueError: k < 1, widths differ, a penalty is not finite, or a descriptor is not of unit length within
+        UNIT_TOLERANCE.
     """
     return Searcher(index).nearest(queries, k, product)
 
@@ -101,8 +114,8 @@ class Searcher:
 
     Args:
       index: N images.
-      keep: whether the index stays in the form that a product takes, for bfloat16 half as large as its descriptors again, from one
-        search to the next.
+      keep: whether the index stays in the form that a product takes, for bfloat16 half as large as its
+        descriptors again, from one search to the next.
     """
 
     def __init__(self, index: IndexBlock, keep: bool = False) -> None:
@@ -112,21 +125,27 @@ class Searcher:
         self._rank = np.empty(len(index), np.int64)
         self._rank[self._by_id] = np.arange(len(index))
 
-    def nearest(self, queries: DescriptorBlock, k: int, product: Optional[Product] = None) -> Neighbors:
+    def nearest(self, queries: DescriptorBlock, k: int, product: Product | None = None) -> Neighbors:
         """See the function of this name."""
         index = self._index
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if not len(queries) or not len(index):
-            return _table(index, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), len(queries), k)
+            return _table(
+                index, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), len(queries), k
+            )
         width = queries.descriptors.shape[1]
         if index.descriptors.shape[1] != width:
-            raise ValueError(f"queries have descriptors of width {width}, the index of width {index.descriptors.shape[1]}")
+            raise ValueError(
+                f"queries have descriptors of width {width}, the index of width {index.descriptors.shape[1]}"
+            )
         if index.penalty is not None and not np.isfinite(index.penalty).all():
             raise ValueError(f"{np.count_nonzero(~np.isfinite(index.penalty))} penalties are not finite")
         _check_unit(queries, "query")
         if product is None:
-            product = fastest_product() if len(queries) * len(index) * width >= SMALL_PRODUCT else NumpyProduct()
+            product = (
+                fastest_product() if len(queries) * len(index) * width >= SMALL_PRODUCT else NumpyProduct()
+            )
         own_query, own_row = _same_id(queries.image_ids, index.image_ids, self._by_id)
         scans = []
         for start in range(0, len(queries), TILE_QUERIES):
@@ -139,20 +158,21 @@ class Searcher:
         query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
         return _table(index, query, np.concatenate(row), np.concatenate(score), len(queries), k)
 
-    def _scan(self, scans: Sequence[_Scan], product: Product, pool: Executor) -> None:
+    def _scan(self, scans: "Sequence[_Scan]", product: Product, pool: Executor) -> None:
         """Takes every scan through all tiles, in their order.
 
-        No scan waits for another: while one selects, another multiplies, on this tile or the next. The pool begins what it is given in
-        that order, so what a task waits for has begun before it.
+        No scan waits for another: while one selects, another multiplies, on this tile or the next. The pool
+        begins what it is given in that order, so what a task waits for has begun before it.
         """
-        def tile(scan: _Scan, low: int, operand: Future[Any], before: Optional[Future[None]]) -> None:
+
+        def tile(scan: _Scan, low: int, operand: Future[Any], before: Future[None] | None) -> None:
             if before:
                 before.result()
             scan.tile(low, operand.result())
 
         starts = range(0, len(self._index), TILE_ROWS)
         following = pool.submit(self._operand, 0, product)
-        before: list[Optional[Future[None]]] = [None] * len(scans)
+        before: list[Future[None] | None] = [None] * len(scans)
         for low in starts:
             operand = following
             if low != starts[-1]:
@@ -187,15 +207,25 @@ def merge(a: Neighbors, b: Neighbors, k: int) -> Neighbors:
       ValueError: a and b have different numbers of queries.
     """
     if len(a.similarity) != len(b.similarity):
-        raise ValueError(f"neighbours of {len(a.similarity)} queries cannot be merged with those of {len(b.similarity)}")
-    both = {f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)], axis=1) for f in dataclasses.fields(Neighbors)}
+        raise ValueError(
+            f"neighbours of {len(a.similarity)} queries cannot be merged with those of {len(b.similarity)}"
+        )
+    both = {
+        f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)], axis=1)
+        for f in dataclasses.fields(Neighbors)
+    }
     order = np.argsort(-both["similarity"], axis=1, kind="stable")
     ordered = np.take_along_axis(both["similarity"], order, axis=1)
     tied = np.flatnonzero(np.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > -np.inf), axis=1))
     order[tied] = np.lexsort((both["image_id"][tied], -both["similarity"][tied]), axis=1)
     merged = {name: np.take_along_axis(values, order[:, :k], axis=1) for name, values in both.items()}
     missing = max(0, k - order.shape[1])
-    return Neighbors(**{n: np.pad(v, ((0, 0), (0, missing)), constant_values=_PADDING.get(n, b"")) for n, v in merged.items()})
+    return Neighbors(
+        **{
+            n: np.pad(v, ((0, 0), (0, missing)), constant_values=_PADDING.get(n, b""))
+            for n, v in merged.items()
+        }
+    )
 
 
 _PADDING = {"similarity": -np.inf, "local_offset": 0, "local_size": 0}
@@ -205,18 +235,21 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_unit(block: DescriptorBlock, what: str, start: int = 0, stop: Optional[int] = None) -> None:
+def _check_unit(block: DescriptorBlock, what: str, start: int = 0, stop: int | None = None) -> None:
     rows = block.descriptors[start:stop]
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     wrong = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # so that NaN is wrong
     if len(wrong):
         raise ValueError(
             f"{len(wrong)} {what} descriptors are not of unit length within {UNIT_TOLERANCE:g}; "
-            f"the first is that of {block.image_ids[start + wrong[0]].decode()}, of length {lengths[wrong[0]]:g}"
+            f"the first is that of {block.image_ids[start + wrong[0]].decode()}, of length "
+            f"{lengths[wrong[0]]:g}"
         )
 
 
-def _same_id(query_ids: np.ndarray, index_ids: np.ndarray, by_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _same_id(
+    query_ids: np.ndarray, index_ids: np.ndarray, by_id: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (query, row) of one id, two int64 arrays; `by_id` orders the index ids."""
     ordered = index_ids[by_id]
     first, last = np.searchsorted(ordered, query_ids, "left"), np.searchsorted(ordered, query_ids, "right")
@@ -227,18 +260,28 @@ def _same_id(query_ids: np.ndarray, index_ids: np.ndarray, by_id: np.ndarray) ->
 class _Scan:
     """The search for the neighbours of a few hundred queries, tile by tile of the index.
 
-    `_best` holds fast scores of k pairs of each query, nearly its best ones so far, the least first. It rises as pairs are kept, and
-    with it the least fast score that a pair needs to be kept; it may lag behind, since a lower limit only keeps more.
+    `_best` holds fast scores of k pairs of each query, nearly its best ones so far, the least first. It rises
+    as pairs are kept, and with it the least fast score that a pair needs to be kept; it may lag behind, since
+    a lower limit only keeps more.
     """
 
     def __init__(
-        self, queries: np.ndarray, index: IndexBlock, rank: np.ndarray, k: int, product: Product, own_query: np.ndarray, own_row: np.ndarray
+        self,
+        queries: np.ndarray,
+        index: IndexBlock,
+        rank: np.ndarray,
+        k: int,
+        product: Product,
+        own_query: np.ndarray,
+        own_row: np.ndarray,
     ) -> None:
         self._penalty = 0.0 if index.penalty is None else float(np.abs(index.penalty).max())
         self._queries, self._index, self._rank, self._product = queries, index, rank, product
         self._own_query, self._own_row = own_query, own_row
         self._bound = error_bound(product, queries, self._penalty)
-        self._operand = product.operand(queries if index.penalty is None else np.pad(queries, ((0, 0), (0, 3)), constant_values=1))
+        self._operand = product.operand(
+            queries if index.penalty is None else np.pad(queries, ((0, 0), (0, 3)), constant_values=1)
+        )
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._raised = 0  # of _kept, those before this are in _best
@@ -252,7 +295,8 @@ class _Scan:
         own = (self._own_row >= low) & (self._own_row < low + width)
         keys[self._own_query[own], self._own_row[own] - low] = self._product.keys(np.float32([-np.inf]))[0]
         if not self._kept:
-            # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper than the tile's k best.
+            # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper
+            # than the tile's k best.
             parts = max(64, 2 ** (16 * k - 1).bit_length())
             peaks = keys.reshape(len(keys), -1, parts).max(axis=1) if width % parts == 0 else keys
             self._raise_best(self._product.values(peaks))
@@ -290,7 +334,8 @@ class _Scan:
         first = fast >= self._best[:, 0][query]
         exact = np.full(len(query), -np.inf, np.float32)
         exact[first] = self._exact(query[first], row[first])
-        # At least k exact scores are known now, or all there are: the least of them is a better limit for the rest.
+        # At least k exact scores are known now, or all there are: the least of them is a better limit for the
+        # rest.
         limit = np.full(len(self._queries), np.inf)
         np.minimum.at(limit, query[first], exact[first])
         rest = ~first & (fast >= self._bound.least_fast(limit)[query])
@@ -316,7 +361,9 @@ class _Scan:
             for at in range(start, end, step):
                 part = slice(at, min(at + step, end))
                 few, wide = gathered[: part.stop - at], widened[: part.stop - at]
-                np.take(rows, row[part], axis=0, out=few, mode="clip")  # unlike "raise", writes to `out` itself
+                np.take(
+                    rows, row[part], axis=0, out=few, mode="clip"
+                )  # unlike "raise", writes to `out` itself
                 np.copyto(wide, few)
                 np.vecdot(wide, queries[q], out=sums[part])
         penalty = self._index.penalty
@@ -325,17 +372,21 @@ class _Scan:
 
         def terms(pair: int) -> list[float]:
             products = (queries[query[pair]] * rows[row[pair]]).tolist()
-            return products if penalty is None else products + [-float(penalty[row[pair]])]
+            return products if penalty is None else [*products, -float(penalty[row[pair]])]
 
         return exact_scores(sums, width, self._penalty, terms)
 
 
 def _place(query: np.ndarray) -> np.ndarray:
-    """int64 [P]: place of each pair among those of its query, from 0, for pairs in the order of their queries."""
+    """int64 [P]: place of each pair among those of its query, from 0, for pairs in the order of their
+    queries.
+    """
     return np.arange(len(query)) - np.searchsorted(query, query)
 
 
-def _table(index: IndexBlock, query: np.ndarray, row: np.ndarray, score: np.ndarray, count: int, k: int) -> Neighbors:
+def _table(
+    index: IndexBlock, query: np.ndarray, row: np.ndarray, score: np.ndarray, count: int, k: int
+) -> Neighbors:
     """Neighbors [count, k] of at most k pairs of each query, in the order of query, best first."""
     place = _place(query)
 

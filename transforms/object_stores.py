@@ -1,28 +1,30 @@
 """Objects of S3 and of Google Cloud Storage, through one client per process that all its threads share.
 
-Beam's own file systems make a client for every file that they open, ask for its size before they read it, and write in parts. Here a
-read is one request and so is a write of up to 8 MiB. Credentials and addresses are those of Beam's options (--s3_endpoint_url, --no_auth, ...)
-and of the environment that the stores' clients know by themselves:
+Beam's own file systems make a client for every file that they open, ask for its size before they read it, and
+write in parts. Here a read is one request and so is a write of up to 8 MiB. Credentials and addresses are
+those of Beam's options (--s3_endpoint_url, --no_auth, ...) and of the environment that the stores' clients
+know by themselves:
 
     s3://   AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_REGION ...
-    gs://   GOOGLE_APPLICATION_CREDENTIALS ...; STORAGE_EMULATOR_HOST, the address of a server that asks for no credentials
+    gs://   GOOGLE_APPLICATION_CREDENTIALS ...; STORAGE_EMULATOR_HOST, the address of a server that asks for
+    no credentials
 
 Any other file system that Beam knows is reached through Beam.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
 import os
 import threading
-from typing import Any, Iterator, NamedTuple, Optional, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 from apache_beam.options.value_provider import RuntimeValueProvider
 
-# Reads that a thread which works on what it reads has under way; an answer takes some 30 ms to begin, whoever gives it.
+# Reads that a thread which works on what it reads has under way; an answer takes some 30 ms to begin, whoever
+# gives it.
 READS_IN_FLIGHT = 16
 
 # Requests that a client keeps connections for; more than the threads of a process that read.
@@ -40,7 +42,7 @@ class Entry(NamedTuple):
 class StoreError(OSError):
     """A request that failed; `code` is its HTTP status, None where there was no answer."""
 
-    def __init__(self, text: str, code: Optional[int] = None):
+    def __init__(self, text: str, code: int | None = None):
         super().__init__(text)
         self.code = code
 
@@ -48,22 +50,25 @@ class StoreError(OSError):
 class Store(Protocol):
     """A place for objects, which appear and change whole.
 
-    Every method raises FileNotFoundError or PermissionError where that is what the store says, and else OSError.
+    Every method raises FileNotFoundError or PermissionError where that is what the store says, and else
+    OSError.
     """
 
-    def read(self, uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
+    def read(self, uri: str, offset: int = 0, size: int | None = None) -> bytes:
         """At most `size` bytes from `offset`, as many as there are."""
 
     def write(self, uri: str, data: bytes) -> None:
         """Makes or replaces an object."""
 
-    def swap(self, uri: str, old: Optional[bytes], new: bytes) -> bool:
-        """Replaces the content `old` by `new` at once, None standing for no object; False, and nothing done, where it is another."""
+    def swap(self, uri: str, old: bytes | None, new: bytes) -> bool:
+        """Replaces the content `old` by `new` at once, None standing for no object; False, and nothing done,
+        where it is another.
+        """
 
     def delete(self, uri: str) -> None:
         """Deletes an object; fine where there is none."""
 
-    def entry(self, uri: str) -> Optional[Entry]:
+    def entry(self, uri: str) -> Entry | None:
         """An object's entry; None where there is none."""
 
     def list(self, prefix: str, descend: bool = True) -> Iterator[Entry]:
@@ -78,14 +83,23 @@ class _S3:
             import boto3
             from botocore import config, exceptions
         except ImportError as e:
-            raise ValueError(f"s3:// needs a package that is not installed (pip install 'landmarks[aws]'): {e}") from e
+            raise ValueError(
+                f"s3:// needs a package that is not installed (pip install 'landmarks[aws]'): {e}"
+            ) from e
         given = options.view_as(S3Options)
         self._exceptions = exceptions
         self._client = boto3.session.Session().client(
-            "s3", region_name=given.s3_region_name, api_version=given.s3_api_version, use_ssl=not given.s3_disable_ssl,
-            verify=given.s3_verify, endpoint_url=given.s3_endpoint_url, aws_access_key_id=given.s3_access_key_id,
-            aws_secret_access_key=given.s3_secret_access_key, aws_session_token=given.s3_session_token,
-            config=config.Config(max_pool_connections=CONNECTIONS, retries={"mode": "standard"}))
+            "s3",
+            region_name=given.s3_region_name,
+            api_version=given.s3_api_version,
+            use_ssl=not given.s3_disable_ssl,
+            verify=given.s3_verify,
+            endpoint_url=given.s3_endpoint_url,
+            aws_access_key_id=given.s3_access_key_id,
+            aws_secret_access_key=given.s3_secret_access_key,
+            aws_session_token=given.s3_session_token,
+            config=config.Config(max_pool_connections=CONNECTIONS, retries={"mode": "standard"}),
+        )
 
     @contextlib.contextmanager
     def _errors(self, uri: str) -> Iterator[None]:
@@ -98,10 +112,14 @@ class _S3:
         except self._exceptions.BotoCoreError as e:
             raise StoreError(f"{uri}: {e}") from e
 
-    def read(self, uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
+    def read(self, uri: str, offset: int = 0, size: int | None = None) -> bytes:
         if size == 0:
             return b""
-        part = {} if not offset and size is None else {"Range": f"bytes={offset}-{'' if size is None else offset + size - 1}"}
+        part = (
+            {}
+            if not offset and size is None
+            else {"Range": f"bytes={offset}-{'' if size is None else offset + size - 1}"}
+        )
         with _empty_beyond_end(), self._errors(uri):
             return self._client.get_object(**_s3_address(uri), **part)["Body"].read()
         return b""
@@ -110,7 +128,7 @@ class _S3:
         with self._errors(uri):
             self._client.put_object(**_s3_address(uri), Body=data)
 
-    def swap(self, uri: str, old: Optional[bytes], new: bytes) -> bool:
+    def swap(self, uri: str, old: bytes | None, new: bytes) -> bool:
         condition = {"IfNoneMatch": "*"}
         if old is not None:
             try:
@@ -136,7 +154,7 @@ class _S3:
         with contextlib.suppress(FileNotFoundError), self._errors(uri):
             self._client.delete_object(**_s3_address(uri))
 
-    def entry(self, uri: str) -> Optional[Entry]:
+    def entry(self, uri: str) -> Entry | None:
         with contextlib.suppress(FileNotFoundError), self._errors(uri):
             found = self._client.head_object(**_s3_address(uri))
             return Entry(uri, found["ContentLength"], found["LastModified"].timestamp())
@@ -144,15 +162,21 @@ class _S3:
 
     def list(self, prefix: str, descend: bool = True) -> Iterator[Entry]:
         bucket, key = _split(prefix)
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key, **({} if descend else {"Delimiter": "/"}))
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=key, **({} if descend else {"Delimiter": "/"})
+        )
         with self._errors(prefix):
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["LastModified"].timestamp())
+                    yield Entry(
+                        f"s3://{bucket}/{item['Key']}", item["Size"], item["LastModified"].timestamp()
+                    )
 
 
 class _Gcs:
-    """See Store. A write is one request up to 8 MiB, then a resumable upload; conditional on the object's generation where it swaps."""
+    """See Store. A write is one request up to 8 MiB, then a resumable upload; conditional on the object's
+    generation where it swaps.
+    """
 
     def __init__(self, options: PipelineOptions):
         try:
@@ -161,7 +185,9 @@ class _Gcs:
             from google.auth.exceptions import GoogleAuthError
             from requests.adapters import HTTPAdapter
         except ImportError as e:
-            raise ValueError(f"gs:// needs a package that is not installed (pip install 'landmarks[gcp]'): {e}") from e
+            raise ValueError(
+                f"gs:// needs a package that is not installed (pip install 'landmarks[gcp]'): {e}"
+            ) from e
         self._exceptions, self._auth_error = exceptions, GoogleAuthError
         anonymous = options.view_as(GoogleCloudOptions).no_auth or os.environ.get("STORAGE_EMULATOR_HOST")
         self._client = gcsio.create_storage_client(options, use_credentials=not anonymous)
@@ -183,10 +209,14 @@ class _Gcs:
         bucket, key = _split(uri)
         return self._client.bucket(bucket).blob(key)
 
-    def read(self, uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
+    def read(self, uri: str, offset: int = 0, size: int | None = None) -> bytes:
         if size == 0:
             return b""
-        part = {} if not offset and size is None else {"start": offset, "end": None if size is None else offset + size - 1}
+        part = (
+            {}
+            if not offset and size is None
+            else {"start": offset, "end": None if size is None else offset + size - 1}
+        )
         with _empty_beyond_end(), self._errors(uri):
             return self._blob(uri).download_as_bytes(raw_download=True, **part)
         return b""
@@ -195,7 +225,7 @@ class _Gcs:
         with self._errors(uri):
             self._blob(uri).upload_from_string(data, "application/octet-stream")
 
-    def swap(self, uri: str, old: Optional[bytes], new: bytes) -> bool:
+    def swap(self, uri: str, old: bytes | None, new: bytes) -> bool:
         blob, generation = self._blob(uri), 0
         if old is not None:
             try:
@@ -208,7 +238,9 @@ class _Gcs:
                 return _already_swapped(self, uri, new, e)
         try:
             with self._errors(uri):
-                self._blob(uri).upload_from_string(new, "application/octet-stream", if_generation_match=generation)
+                self._blob(uri).upload_from_string(
+                    new, "application/octet-stream", if_generation_match=generation
+                )
         except StoreError as e:
             return _already_swapped(self, uri, new, e)
         return True
@@ -217,7 +249,7 @@ class _Gcs:
         with contextlib.suppress(FileNotFoundError), self._errors(uri):
             self._blob(uri).delete()
 
-    def entry(self, uri: str) -> Optional[Entry]:
+    def entry(self, uri: str) -> Entry | None:
         blob = self._blob(uri)
         with contextlib.suppress(FileNotFoundError), self._errors(uri):
             blob.reload()
@@ -228,14 +260,18 @@ class _Gcs:
         bucket, key = _split(prefix)
         fields = "items(name,size,updated),nextPageToken"
         with self._errors(prefix):
-            for blob in self._client.list_blobs(bucket, prefix=key, delimiter=None if descend else "/", fields=fields):
+            for blob in self._client.list_blobs(
+                bucket, prefix=key, delimiter=None if descend else "/", fields=fields
+            ):
                 yield Entry(f"gs://{bucket}/{blob.name}", blob.size, blob.updated.timestamp())
 
 
 class _Beam:
-    """See Store, but for what a file system of Beam cannot do: a write is not whole while it lasts, and a swap may meet another."""
+    """See Store, but for what a file system of Beam cannot do: a write is not whole while it lasts, and a
+    swap may meet another.
+    """
 
-    def read(self, uri: str, offset: int = 0, size: Optional[int] = None) -> bytes:
+    def read(self, uri: str, offset: int = 0, size: int | None = None) -> bytes:
         with FileSystems.open(uri, compression_type="uncompressed") as f:
             if offset:
                 f.seek(offset)
@@ -245,7 +281,7 @@ class _Beam:
         with FileSystems.create(uri, compression_type="uncompressed") as f:
             f.write(data)
 
-    def swap(self, uri: str, old: Optional[bytes], new: bytes) -> bool:
+    def swap(self, uri: str, old: bytes | None, new: bytes) -> bool:
         if (self.read(uri) if FileSystems.exists(uri) else None) != old:
             return False
         self.write(uri, new)
@@ -255,7 +291,7 @@ class _Beam:
         if FileSystems.exists(uri):
             FileSystems.delete([uri])
 
-    def entry(self, uri: str) -> Optional[Entry]:
+    def entry(self, uri: str) -> Entry | None:
         if not FileSystems.exists(uri):
             return None
         found = FileSystems.get_filesystem(uri).metadata(uri)
@@ -267,28 +303,36 @@ class _Beam:
 
 
 _S3_VARIABLES = {
-    "s3_endpoint_url": "AWS_ENDPOINT_URL", "s3_region_name": "AWS_DEFAULT_REGION", "s3_access_key_id": "AWS_ACCESS_KEY_ID",
-    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY", "s3_session_token": "AWS_SESSION_TOKEN",
+    "s3_endpoint_url": "AWS_ENDPOINT_URL",
+    "s3_region_name": "AWS_DEFAULT_REGION",
+    "s3_access_key_id": "AWS_ACCESS_KEY_ID",
+    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "s3_session_token": "AWS_SESSION_TOKEN",
 }
 
 
 def use_options(options: PipelineOptions) -> None:
-    """From now on Beam's `options` hold for the files of this process, and for those of processes that it starts.
+    """From now on Beam's `options` hold for the files of this process, and for those of processes that it
+    starts.
 
-    Pipeline() gives its options to this process alone: worker processes of the local runner and of worker pools get none, but the environment.
+    Pipeline() gives its options to this process alone: worker processes of the local runner and of worker
+    pools get none, but the environment.
     """
     FileSystems.set_options(options)
     given = options.view_as(S3Options)
-    os.environ.update({variable: value for name, variable in _S3_VARIABLES.items() if (value := getattr(given, name))})
+    os.environ.update(
+        {variable: value for name, variable in _S3_VARIABLES.items() if (value := getattr(given, name))}
+    )
 
 
 _KINDS = {"s3": _S3, "gs": _Gcs}
 _lock = threading.Lock()
-_stores: dict[str, tuple[Optional[PipelineOptions], Store]] = {}
+_stores: dict[str, tuple[PipelineOptions | None, Store]] = {}
 
 
 def store_of(uri: str) -> Store:
-    """The store that holds `uri`; the same one for all threads of the process, until Beam is given other options.
+    """The store that holds `uri`; the same one for all threads of the process, until Beam is given other
+    options.
 
     Raises:
       ValueError: its package is not installed.
@@ -296,7 +340,8 @@ def store_of(uri: str) -> Store:
     scheme = uri.partition("://")[0]
     if scheme not in _KINDS:
         return _Beam()
-    # As Beam's own file systems get theirs: Pipeline() sets them, and a worker process before its first element.
+    # As Beam's own file systems get theirs: Pipeline() sets them, and a worker process before its first
+    # element.
     options = FileSystems._pipeline_options or RuntimeValueProvider.runtime_options
     with _lock:
         if scheme not in _stores or _stores[scheme][0] is not options:
@@ -323,7 +368,7 @@ def _s3_address(uri: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
-def _error(uri: str, text: str, code: Optional[int]) -> OSError:
+def _error(uri: str, text: str, code: int | None) -> OSError:
     if code == 404:
         return FileNotFoundError(errno.ENOENT, f"No such object, or no such bucket ({text})", uri)
     if code in (401, 403):
@@ -342,7 +387,9 @@ def _empty_beyond_end() -> Iterator[None]:
 
 
 def _already_swapped(store: Store, uri: str, new: bytes, error: OSError) -> bool:
-    """What a conditional write that was refused means: True where the client had written before, and tried again for want of an answer."""
+    """What a conditional write that was refused means: True where the client had written before, and tried
+    again for want of an answer.
+    """
     if isinstance(error, StoreError) and error.code not in (409, 412):
         raise error
     try:

@@ -1,31 +1,33 @@
-"""Dot products of unit rows: fast ones, the proof of how far they can be from the exact ones, and the exact ones.
+"""Dot products of unit rows: fast ones, the proof of how far they can be from the exact ones, and the exact
+ones.
 
-Let q and x be a query and an index row of length at most 1 + t (t = UNIT_TOLERANCE) and width D, and p the penalty of x. Let v be
-the unit roundoff of the operands' type, w that of the result's type, u = 2^-24 float32's, all rounding to nearest. bfloat16 keeps
-8 significant bits: v = w = 2^-8. For float32 operands v = w = 0, since the sum's own rounding is counted in step 2.
+Let q and x be a query and an index row of length at most 1 + t (t = UNIT_TOLERANCE) and width D, and p the
+penalty of x. Let v be the unit roundoff of the operands' type, w that of the result's type, u = 2^-24
+float32's, all rounding to nearest. bfloat16 keeps 8 significant bits: v = w = 2^-8. For float32 operands v =
+w = 0, since the sum's own rounding is counted in step 2.
 
 1. Operands. q becomes q', x becomes x', x_i' = x_i (1 + b_i), |b_i| <= v. By Cauchy and Schwarz
    |q'.x' - q.x| = |(q' - q).x' + q.(x' - x)| <= |q' - q| (1 + v) (1 + t) + (1 + t)^2 v.
    |q' - q| is measured for each query: it is about 0.4 v where the worst case is v (1 + t).
-2. Sum. Products of two bfloat16 are exact in float32. In any order, with or without fused multiply-add, a sum of m products
-   accumulated in float32 errs by at most m u / (1 - m u) times the sum of their absolute values (Higham, Accuracy and Stability
-   of Numerical Algorithms, section 3.1), which by Cauchy and Schwarz is at most (1 + t)^2 (1 + v)^2 + |p|. Flushed subnormals
-   add at most m 2^-125.
-3. Penalty. It rides along as further columns: 1 in the query, parts of -p in the row that are exact in the operands' type
-   (three bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of step 2.
-4. Result. The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|.
-5. The exact score too is rounded: to float32 by at most u ((1 + t)^2 + |p|), and before to float64 by less than as much again.
+2. Sum. Products of two bfloat16 are exact in float32. In any order, with or without fused multiply-add, a sum
+   of m products accumulated in float32 errs by at most m u / (1 - m u) times the sum of their absolute values
+   (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), which by Cauchy and Schwarz is at
+   most (1 + t)^2 (1 + v)^2 + |p|. Flushed subnormals add at most m 2^-125. 3. Penalty. It rides along as
+   further columns: 1 in the query, parts of -p in the row that are exact in the operands' type (three
+   bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of step 2. 4. Result.
+   The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|. 5. The exact score too is
+   rounded: to float32 by at most u ((1 + t)^2 + |p|), and before to float64 by less than as much again.
 
 So |s - exact| <= a |s| + c, with a = w / (1 - w) and c the sum of 1, 2 and 5.
 """
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-from typing import Any, Callable, Iterable, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,7 +56,9 @@ class Product(Protocol):
         """Rows, float32 [N, D], with the values that `operand` gives them."""
 
     def scores(self, queries: Any, rows: Any) -> np.ndarray:
-        """Keys [Q, N] of the dot products of two operands, for the caller to write to; those below 0 are not in order yet."""
+        """Keys [Q, N] of the dot products of two operands, for the caller to write to; those below 0 are not
+        in order yet.
+        """
 
     def ordered(self, scores: np.ndarray) -> np.ndarray:
         """What `scores` gave, or a part of it, with those below 0 in order too; once."""
@@ -92,7 +96,9 @@ class NumpyProduct:
 
 
 class TensorFlowProduct(NumpyProduct):
-    """TensorFlow's float32 product; on the processor, since on a GPU TensorFlow would round the operands to TensorFloat-32."""
+    """TensorFlow's float32 product; on the processor, since on a GPU TensorFlow would round the operands to
+    TensorFloat-32.
+    """
 
     name = "TensorFlow float32"
 
@@ -109,7 +115,9 @@ class TensorFlowProduct(NumpyProduct):
 
 
 class Bfloat16Product:
-    """TensorFlow's bfloat16 product, summed in float32; a key is the result's bits as int16, those of negative numbers flipped."""
+    """TensorFlow's bfloat16 product, summed in float32; a key is the result's bits as int16, those of
+    negative numbers flipped.
+    """
 
     name = "TensorFlow bfloat16"
     roundoff = 2.0**-8
@@ -122,7 +130,9 @@ class Bfloat16Product:
         # TensorFlow takes the memory as it is, without a copy; DLPack knows no bfloat16 of NumPy's.
         bits = _aligned(rows.shape, np.uint16)
         np.copyto(bits.view(self._type), rows, casting="unsafe")
-        return self._tf.bitcast(self._tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), self._tf.bfloat16)
+        return self._tf.bitcast(
+            self._tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), self._tf.bfloat16
+        )
 
     def rounded(self, rows: np.ndarray) -> np.ndarray:
         return rows.astype(self._type).astype(np.float32)
@@ -184,19 +194,29 @@ class ErrorBound:
 
 
 def error_bound(product: Product, queries: np.ndarray, penalty: float) -> ErrorBound:
-    """The bound of the module's text for these queries (float32 [Q, D]) and penalties of at most `penalty` in size."""
+    """The bound of the module's text for these queries (float32 [Q, D]) and penalties of at most `penalty` in
+    size.
+    """
     v, t, u, m = product.roundoff, UNIT_TOLERANCE, 2.0**-24, queries.shape[1] + 3
-    moved = np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1) if v else np.zeros(len(queries))
+    moved = (
+        np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1)
+        if v
+        else np.zeros(len(queries))
+    )
     operands = moved * (1 + v) * (1 + t) + (1 + t) ** 2 * v
     accumulation = m * u / (1 - m * u) * ((1 + t) ** 2 * (1 + v) ** 2 + penalty) + m * 2.0**-125
     return ErrorBound(v / (1 - v), operands + accumulation + 2 * u * ((1 + t) ** 2 + penalty))
 
 
-def exact_scores(sums: np.ndarray, width: int, penalty: float, terms: Callable[[int], Iterable[float]]) -> np.ndarray:
-    """Exact scores from float64 sums: the true sum, rounded to float64 and to float32, in whatever order the sums were added up.
+def exact_scores(
+    sums: np.ndarray, width: int, penalty: float, terms: Callable[[int], Iterable[float]]
+) -> np.ndarray:
+    """Exact scores from float64 sums: the true sum, rounded to float64 and to float32, in whatever order the
+    sums were added up.
 
-    A sum of m = width + 1 products, each exact in float64, errs by at most m u / (1 - m u) times the sum of their sizes, u = 2^-53, as
-    in step 2 of the module's text. Nearly always all numbers so near round to one float32; else the sum is made anew, exactly.
+    A sum of m = width + 1 products, each exact in float64, errs by at most m u / (1 - m u) times the sum of
+    their sizes, u = 2^-53, as in step 2 of the module's text. Nearly always all numbers so near round to one
+    float32; else the sum is made anew, exactly.
 
     Args:
       sums: float64 [P], each of the products of two rows of this width, less the pair's penalty.
@@ -213,7 +233,7 @@ def exact_scores(sums: np.ndarray, width: int, penalty: float, terms: Callable[[
     return scores
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def fastest_product() -> Product:
     """The fastest of the products on this machine, measured once per process on a small one.
 
@@ -224,10 +244,8 @@ def fastest_product() -> Product:
     queries = rows[:512]
     exact = queries.astype(np.float64) @ rows.T.astype(np.float64)
     products: list[Product] = [NumpyProduct()]
-    try:
+    with contextlib.suppress(ImportError):
         products += [TensorFlowProduct(), Bfloat16Product()]
-    except ImportError:
-        pass
     seconds = {}
     for product in products:
         a, b = product.operand(queries), product.operand(rows)

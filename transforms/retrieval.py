@@ -1,9 +1,9 @@
-"""Retrieval as a Beam step: blocks of queries against groups of index shards, read where they lie, merged per query.
+"""Retrieval as a Beam step: blocks of queries against groups of index shards, read where they lie, merged per
+query.
 
-What is shuffled are ids, similarities and locations. A worker holds one group and one block at a time, never the index.
+What is shuffled are ids, similarities and locations. A worker holds one group and one block at a time, never
+the index.
 """
-
-from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
@@ -11,7 +11,8 @@ import hashlib
 import math
 import threading
 import time
-from typing import Any, Iterable, Iterator, Optional, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -23,18 +24,22 @@ from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge
 from transforms.stores import PROVISIONAL, FeatureStore, descriptors_of
 from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
-# Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by the fast pass.
+# Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by
+# the fast pass.
 GROUP_ROWS = 32768
-# Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and workers more.
+# Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and
+# workers more.
 BLOCKS_PER_TASK = 8
-# Shards read at a time: an object store answers each only after some 50 ms, on a disk more readers get in each other's way.
+# Shards read at a time: an object store answers each only after some 50 ms, on a disk more readers get in
+# each other's way.
 LOCAL_READERS, REMOTE_READERS = 2, 16
 # Neighbours in one shuffled element, at some 70 bytes each.
 ELEMENT_NEIGHBORS = 50_000
 # Queries that are verified, and whose predictions are written, as one.
 UNIT_QUERIES = 32
 
-# Of a worker: 2.9 GB were measured, the whole process, over 1,580,470 images with 2,048 dimensions and 10,000 queries.
+# Of a worker: 2.9 GB were measured, the whole process, over 1,580,470 images with 2,048 dimensions and 10,000
+# queries.
 MIN_RAM = "4GB"
 
 # Tasks at a time in one process, whatever its threads: one computes, on all cores, and one reads.
@@ -71,7 +76,8 @@ class IndexGroup:
 
 
 def plan_groups(unit_rows: Iterable[tuple[str, int]], rows: int = GROUP_ROWS) -> list[IndexGroup]:
-    """Consecutive index shards, given as (name, images), in groups of at most `rows` images; a larger shard is a group of its own.
+    """Consecutive index shards, given as (name, images), in groups of at most `rows` images; a larger shard
+    is a group of its own.
 
     Raises:
       ValueError: rows < 1.
@@ -86,7 +92,10 @@ def plan_groups(unit_rows: Iterable[tuple[str, int]], rows: int = GROUP_ROWS) ->
             held = 0
         groups[-1].append(unit)
         held += count
-    return [IndexGroup(hashlib.sha256("\n".join(units).encode()).hexdigest()[:16], tuple(units)) for units in groups]
+    return [
+        IndexGroup(hashlib.sha256("\n".join(units).encode()).hexdigest()[:16], tuple(units))
+        for units in groups
+    ]
 
 
 def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
@@ -138,7 +147,8 @@ def _bytes(images: pa.Table, column: str) -> np.ndarray:
 
 
 def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
-    """Columns of the images of some shards in order, with their unit, and apart from them the descriptors [N, D].
+    """Columns of the images of some shards in order, with their unit, and apart from them the descriptors [N,
+    D].
 
     Each shard's descriptors are copied to their place as it comes, so that they are in memory only once.
     """
@@ -150,11 +160,18 @@ def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> 
                 part = descriptors_of(table)
                 table = table.drop_columns(_DESCRIPTOR)
                 if not tables:
-                    rows = np.empty((max(GROUP_ROWS, len(part)), part.shape[1]), np.float32)  # takes memory only where filled
+                    rows = np.empty(
+                        (max(GROUP_ROWS, len(part)), part.shape[1]), np.float32
+                    )  # takes memory only where filled
                 if part.shape[1] != rows.shape[1]:
-                    raise ValueError(f"shard {unit} holds descriptors of width {part.shape[1]}, shard {units[0]} of {rows.shape[1]}")
+                    raise ValueError(
+                        f"shard {unit} holds descriptors of width {part.shape[1]}, shard {units[0]} of "
+                        f"{rows.shape[1]}"
+                    )
                 if filled + len(part) > len(rows):
-                    rows = np.concatenate([rows[:filled], np.empty((filled + len(part), rows.shape[1]), np.float32)])
+                    rows = np.concatenate(
+                        [rows[:filled], np.empty((filled + len(part), rows.shape[1]), np.float32)]
+                    )
                 rows[filled : filled + len(part)] = part
             filled += len(table)
             tables.append(table.append_column(_UNIT, pa.repeat(unit, len(table))))
@@ -170,20 +187,20 @@ class MergeNeighbors(beam.CombineFn):
         super().__init__()
         self._k = k
 
-    def create_accumulator(self) -> Optional[Neighbors]:
+    def create_accumulator(self) -> Neighbors | None:
         return None
 
-    def add_input(self, accumulator: Optional[Neighbors], element: Neighbors) -> Neighbors:
+    def add_input(self, accumulator: Neighbors | None, element: Neighbors) -> Neighbors:
         return element if accumulator is None else merge(accumulator, element, self._k)
 
-    def merge_accumulators(self, accumulators: Iterable[Optional[Neighbors]]) -> Optional[Neighbors]:
+    def merge_accumulators(self, accumulators: Iterable[Neighbors | None]) -> Neighbors | None:
         merged = None
         for accumulator in accumulators:
             if accumulator is not None:
                 merged = self.add_input(merged, accumulator)
         return merged
 
-    def extract_output(self, accumulator: Optional[Neighbors]) -> Optional[Neighbors]:
+    def extract_output(self, accumulator: Neighbors | None) -> Neighbors | None:
         return accumulator
 
 
@@ -198,8 +215,10 @@ class RetrieveNearest(beam.PTransform):
       query_root: the queries' feature store.
       groups: all of the index, see `plan_groups`.
       k: candidates per query.
-      deadline: as time.time() tells it; no search begins after it, and queries make do with what was found before.
-      run: folder where candidates are kept, so that a block whose candidates lie there is not searched again; None for nowhere.
+      deadline: as time.time() tells it; no search begins after it, and queries make do with what was found
+        before.
+      run: folder where candidates are kept, so that a block whose candidates lie there is not searched again;
+        None for nowhere.
     """
 
     index_root: str
@@ -207,7 +226,7 @@ class RetrieveNearest(beam.PTransform):
     groups: Sequence[IndexGroup]
     k: int
     deadline: float = math.inf
-    run: Optional[str] = None
+    run: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -217,21 +236,32 @@ class RetrieveNearest(beam.PTransform):
     def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[CandidateUnit]:
         index, queries = FeatureStore(self.index_root), FeatureStore(self.query_root)
         step = max(1, ELEMENT_NEIGHBORS // self.k)
-        known, blocks = blocks | "Known" >> beam.ParDo(_Known(queries, step, self.run)).with_outputs(_UNKNOWN, main="known")
+        known, blocks = blocks | "Known" >> beam.ParDo(_Known(queries, step, self.run)).with_outputs(
+            _UNKNOWN, main="known"
+        )
         found = (
             blocks.pipeline
             | "Groups" >> beam.Create(list(self.groups)).with_output_types(IndexGroup)
-            | "WithBlocks" >> beam.FlatMap(_tasks, beam.pvalue.AsList(blocks)).with_output_types(tuple[IndexGroup, tuple[QueryBlock, ...]])
+            | "WithBlocks"
+            >> beam.FlatMap(_tasks, beam.pvalue.AsList(blocks)).with_output_types(
+                tuple[IndexGroup, tuple[QueryBlock, ...]]
+            )
             | "Spread" >> beam.Reshuffle()
             | "Nearest" >> beam.ParDo(_Nearest(index, queries, self.k, step, self.deadline))
-            | "Merge" >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
+            | "Merge"
+            >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
         joined = {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
-        return (known, joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run))) | "All" >> beam.Flatten()
+        return (
+            known,
+            joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run)),
+        ) | "All" >> beam.Flatten()
 
 
-def _tasks(group: IndexGroup, blocks: Sequence[QueryBlock]) -> Iterator[tuple[IndexGroup, tuple[QueryBlock, ...]]]:
+def _tasks(
+    group: IndexGroup, blocks: Sequence[QueryBlock]
+) -> Iterator[tuple[IndexGroup, tuple[QueryBlock, ...]]]:
     blocks = sorted(blocks, key=lambda b: b.name)
     for at in range(0, len(blocks), BLOCKS_PER_TASK):
         yield group, tuple(blocks[at : at + BLOCKS_PER_TASK])
@@ -239,21 +269,29 @@ def _tasks(group: IndexGroup, blocks: Sequence[QueryBlock]) -> Iterator[tuple[In
 
 def _rows(record: Any, first: int, count: int) -> Any:
     """A record of arrays (Neighbors or _Locations) with some rows of each."""
-    return dataclasses.replace(record, **{f.name: getattr(record, f.name)[first : first + count] for f in dataclasses.fields(record)})
+    return dataclasses.replace(
+        record, **{f.name: getattr(record, f.name)[first : first + count] for f in dataclasses.fields(record)}
+    )
 
 
 @beam.typehints.with_input_types(tuple[IndexGroup, tuple[QueryBlock, ...]])
 @beam.typehints.with_output_types(tuple[tuple[str, int], Neighbors])
 class _Nearest(beam.DoFn):
-    """Searches one group for some blocks; yields ((block, first query), neighbours) for every `step` queries."""
+    """Searches one group for some blocks; yields ((block, first query), neighbours) for every `step`
+    queries.
+    """
 
-    def __init__(self, index: FeatureStore, queries: FeatureStore, k: int, step: int, deadline: float) -> None:
+    def __init__(
+        self, index: FeatureStore, queries: FeatureStore, k: int, step: int, deadline: float
+    ) -> None:
         self._index, self._queries, self._k, self._step, self._deadline = index, queries, k, step, deadline
-        self._block: Optional[tuple[str, DescriptorBlock]] = None  # the last one read
+        self._block: tuple[str, DescriptorBlock] | None = None  # the last one read
         self._milliseconds = Metrics.distribution("landmarks", "retrieve_milliseconds")
         self._bytes = Metrics.counter("landmarks", "retrieve_descriptor_bytes_read")
 
-    def process(self, task: tuple[IndexGroup, tuple[QueryBlock, ...]]) -> Iterator[tuple[tuple[str, int], Neighbors]]:
+    def process(
+        self, task: tuple[IndexGroup, tuple[QueryBlock, ...]]
+    ) -> Iterator[tuple[tuple[str, int], Neighbors]]:
         group, blocks = task
         held = self._block and self._block[0]
         with _TURNS:
@@ -304,13 +342,16 @@ _UNKNOWN = "unknown"
 class _Known(beam.DoFn):
     """Blocks whose candidates are kept -> their units; the other blocks go to the output _UNKNOWN."""
 
-    def __init__(self, queries: FeatureStore, step: int, run: Optional[str]) -> None:
+    def __init__(self, queries: FeatureStore, step: int, run: str | None) -> None:
         self._queries, self._step, self._run = queries, step, run
 
     def process(self, block: QueryBlock) -> Iterator[Any]:
         if self._run is not None and PROVISIONAL not in block.name:
             count = sum(self._queries.summary(unit)["images"] for unit in block.units)
-            parts = {first: candidates.part_uri(self._run, block.name, first) for first in range(0, count, self._step)}
+            parts = {
+                first: candidates.part_uri(self._run, block.name, first)
+                for first in range(0, count, self._step)
+            }
             if all(files.exists(uri) for uri in parts.values()):
                 for first, uri in parts.items():
                     yield from _units(block.name, first, candidates.read_candidates(uri))
@@ -322,7 +363,7 @@ class _Known(beam.DoFn):
 class _Candidates(beam.DoFn):
     """Queries joined with their neighbours, kept where they are complete, in units."""
 
-    def __init__(self, deadline: float, run: Optional[str]) -> None:
+    def __init__(self, deadline: float, run: str | None) -> None:
         self._deadline, self._run = deadline, run
         self._out = Metrics.counter("landmarks", "retrieve_out")
 
@@ -332,7 +373,9 @@ class _Candidates(beam.DoFn):
         neighbors = next(iter(sides["neighbors"]), None)
         found = [_query_candidates(queries, neighbors, q) for q in range(len(queries.image_ids))]
         self._out.inc(len(found))
-        complete = time.time() < self._deadline and PROVISIONAL not in block  # no search and no query was left out
+        complete = (
+            time.time() < self._deadline and PROVISIONAL not in block
+        )  # no search and no query was left out
         if self._run is not None and complete:
             candidates.write_candidates(candidates.part_uri(self._run, block, first), found)
         yield from _units(block, first, found)
@@ -349,9 +392,13 @@ def _units(block: str, first: int, queries: Iterable[QueryCandidates]) -> Iterat
         yield CandidateUnit(f"{block}-{first + start:06d}", tuple(members))
 
 
-def _query_candidates(queries: _Locations, neighbors: Optional[Neighbors], q: int) -> QueryCandidates:
-    location = FeatureLocation(queries.units[q].decode(), int(queries.local_offset[q]), int(queries.local_size[q]))
-    return QueryCandidates(queries.image_ids[q].decode(), location, () if neighbors is None else _candidates_of(neighbors, q))
+def _query_candidates(queries: _Locations, neighbors: Neighbors | None, q: int) -> QueryCandidates:
+    location = FeatureLocation(
+        queries.units[q].decode(), int(queries.local_offset[q]), int(queries.local_size[q])
+    )
+    return QueryCandidates(
+        queries.image_ids[q].decode(), location, () if neighbors is None else _candidates_of(neighbors, q)
+    )
 
 
 def _candidates_of(neighbors: Neighbors, q: int) -> tuple[Candidate, ...]:
@@ -362,7 +409,9 @@ def _candidates_of(neighbors: Neighbors, q: int) -> tuple[Candidate, ...]:
             landmark_id=neighbors.landmark_id[q, c].decode(),
             similarity=float(neighbors.similarity[q, c]),
             location=FeatureLocation(
-                neighbors.unit[q, c].decode(), int(neighbors.local_offset[q, c]), int(neighbors.local_size[q, c])
+                neighbors.unit[q, c].decode(),
+                int(neighbors.local_offset[q, c]),
+                int(neighbors.local_size[q, c]),
             ),
         )
         for c in found

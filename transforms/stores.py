@@ -4,80 +4,104 @@ A feature store holds a shard per unit of work, under the unit's name:
 
     <root>/local_features/<unit>.bin   blocks of local features, one per image, see `encode_local_features`
     <root>/failures/<unit>.parquet     FAILURE_SCHEMA; only where an image of the unit failed
-    <root>/summaries/<unit>.json       number of images, size and checksum of each file, see `FeatureStore.summary`
+    <root>/summaries/<unit>.json       number of images, size and checksum of each file, see
+    `FeatureStore.summary`
     <root>/images/<unit>.parquet       `image_schema`; written last: a unit with this file is done
 
 Every file is written once, whole or not at all (`files.write_bytes`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import struct
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Container, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from transforms import files
 from transforms.quantization import quantized, with_lengths
-from transforms.types import Candidate, Failure, FeatureLocation, ImageFeatures, LocalFeatures, Prediction, PredictionUnit, QuantizedFeatures
+from transforms.types import (
+    Candidate,
+    Failure,
+    FeatureLocation,
+    ImageFeatures,
+    LocalFeatures,
+    Prediction,
+    PredictionUnit,
+    QuantizedFeatures,
+)
 
 MANIFEST = "manifest.json"
 
 PROVISIONAL = ".provisional"
-"""Part of a prediction shard's name where time ran out before all was done for it: a later start of the run makes it again."""
+"""Part of a prediction shard's name where time ran out before all was done for it: a later start of the run
+makes it again.
+"""
 
 UNPREDICTED = "unpredicted"
 """The prediction shard of the images that gave no features, written with the submission."""
 
-FAILURE_SCHEMA = pa.schema([
-    pa.field("stage", pa.string(), nullable=False),
-    pa.field("image_id", pa.string(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("kind", pa.string(), nullable=False),
-    pa.field("message", pa.string(), nullable=False),
-])
+FAILURE_SCHEMA = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
 
-CANDIDATE_TYPE = pa.struct([
-    pa.field("image_id", pa.string()),
-    pa.field("landmark_id", pa.string()),
-    pa.field("similarity", pa.float32()),
-    pa.field("inliers", pa.int32()),
-    pa.field("score", pa.float64()),
-])
+CANDIDATE_TYPE = pa.struct(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("landmark_id", pa.string()),
+        pa.field("similarity", pa.float32()),
+        pa.field("inliers", pa.int32()),
+        pa.field("score", pa.float64()),
+    ]
+)
 
-PREDICTION_SCHEMA = pa.schema([
-    pa.field("image_id", pa.string(), nullable=False),
-    pa.field("landmark_id", pa.string()),
-    pa.field("score", pa.float64()),
-    pa.field("candidates", pa.list_(CANDIDATE_TYPE), nullable=False),
-    pa.field("verified", pa.bool_(), nullable=False),
-])
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("landmark_id", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("candidates", pa.list_(CANDIDATE_TYPE), nullable=False),
+        pa.field("verified", pa.bool_(), nullable=False),
+    ]
+)
 
 
 def image_schema(dimensions: int) -> pa.Schema:
     """Columns of an image shard; `dimensions` is the width of the global descriptor."""
-    return pa.schema([
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("landmark_id", pa.string()),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("image_scale", pa.float32(), nullable=False),
-        pa.field("local_count", pa.int32(), nullable=False),
-        pa.field("local_offset", pa.int64(), nullable=False),
-        pa.field("local_size", pa.int32(), nullable=False),
-        pa.field("global_descriptor", pa.list_(pa.field("item", pa.float32(), nullable=False), dimensions), nullable=False),
-    ])
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("landmark_id", pa.string()),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("image_scale", pa.float32(), nullable=False),
+            pa.field("local_count", pa.int32(), nullable=False),
+            pa.field("local_offset", pa.int64(), nullable=False),
+            pa.field("local_size", pa.int32(), nullable=False),
+            pa.field(
+                "global_descriptor",
+                pa.list_(pa.field("item", pa.float32(), nullable=False), dimensions),
+                nullable=False,
+            ),
+        ]
+    )
 
 
 _BLOCK_HEADER = struct.Struct("<II")
 
 
 def encode_local_features(local: LocalFeatures) -> bytes:
-    """One image's block: count and width (uint32), keypoints (float32 [N, 2]), quantized descriptors (int8 [N, D]), little endian.
+    """One image's block: count and width (uint32), keypoints (float32 [N, 2]), quantized descriptors (int8
+    [N, D]), little endian.
 
     No features are no bytes.
     """
@@ -100,12 +124,17 @@ def decode_local_features(block: bytes) -> QuantizedFeatures:
     if len(block) != _BLOCK_HEADER.size + count * (8 + width):
         raise ValueError(f"a block of {len(block)} bytes cannot hold {count} local features of width {width}")
     keypoints = np.frombuffer(block, "<f4", count * 2, _BLOCK_HEADER.size).reshape(count, 2)
-    return with_lengths(keypoints, np.frombuffer(block, np.int8, count * width, _BLOCK_HEADER.size + count * 8).reshape(count, width))
+    return with_lengths(
+        keypoints,
+        np.frombuffer(block, np.int8, count * width, _BLOCK_HEADER.size + count * 8).reshape(count, width),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStore:
-    """A feature store under `root`, a folder on any Beam file system; see the module's text for its layout."""
+    """A feature store under `root`, a folder on any Beam file system; see the module's text for its
+    layout.
+    """
 
     root: str
 
@@ -125,10 +154,16 @@ class FeatureStore:
 
     def units(self) -> list[str]:
         """Names of the finished shards, sorted."""
-        return [uri.rsplit("/", 1)[-1][: -len(".parquet")] for uri in files.list_files(files.join(self.root, "images"), ".parquet")]
+        return [
+            uri.rsplit("/", 1)[-1][: -len(".parquet")]
+            for uri in files.list_files(files.join(self.root, "images"), ".parquet")
+        ]
 
-    def write_unit(self, unit: str, features: Sequence[ImageFeatures], failures: Sequence[Failure], dimensions: int) -> None:
-        """Writes the shard of `unit`: what its images gave, in the order given, and which failed. A finished shard is left alone.
+    def write_unit(
+        self, unit: str, features: Sequence[ImageFeatures], failures: Sequence[Failure], dimensions: int
+    ) -> None:
+        """Writes the shard of `unit`: what its images gave, in the order given, and which failed. A finished
+        shard is left alone.
 
         Args:
           dimensions: width of the global descriptor; an image of another width is an error.
@@ -140,24 +175,34 @@ class FeatureStore:
             return
         blocks = [encode_local_features(f.local) for f in features]
         sizes = [len(b) for b in blocks]
-        offsets = np.cumsum([0] + sizes)[:-1]
+        offsets = np.cumsum([0, *sizes])[:-1]
         for f in features:
             if f.global_descriptor.shape != (dimensions,):
-                raise ValueError(f"global descriptor of {f.ref.image_id}: shape {f.global_descriptor.shape}, not ({dimensions},)")
-        descriptors = np.array([f.global_descriptor for f in features], np.float32).reshape(len(features), dimensions)
+                raise ValueError(
+                    f"global descriptor of {f.ref.image_id}: shape {f.global_descriptor.shape}, not "
+                    f"({dimensions},)"
+                )
+        descriptors = np.array([f.global_descriptor for f in features], np.float32).reshape(
+            len(features), dimensions
+        )
         schema = image_schema(dimensions)
-        table = pa.Table.from_arrays([
-            pa.array([f.ref.image_id for f in features], pa.string()),
-            pa.array([f.ref.landmark_id for f in features], pa.string()),
-            pa.array([f.ref.uri for f in features], pa.string()),
-            pa.array([f.width for f in features], pa.int32()),
-            pa.array([f.height for f in features], pa.int32()),
-            pa.array([f.image_scale for f in features], pa.float32()),
-            pa.array([len(f.local) for f in features], pa.int32()),
-            pa.array(offsets, pa.int64()),
-            pa.array(sizes, pa.int32()),
-            pa.FixedSizeListArray.from_arrays(pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type),
-        ], schema=schema)
+        table = pa.Table.from_arrays(
+            [
+                pa.array([f.ref.image_id for f in features], pa.string()),
+                pa.array([f.ref.landmark_id for f in features], pa.string()),
+                pa.array([f.ref.uri for f in features], pa.string()),
+                pa.array([f.width for f in features], pa.int32()),
+                pa.array([f.height for f in features], pa.int32()),
+                pa.array([f.image_scale for f in features], pa.float32()),
+                pa.array([len(f.local) for f in features], pa.int32()),
+                pa.array(offsets, pa.int64()),
+                pa.array(sizes, pa.int32()),
+                pa.FixedSizeListArray.from_arrays(
+                    pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type
+                ),
+            ],
+            schema=schema,
+        )
         contents = {"local_features": b"".join(blocks), "images": files.parquet_bytes(table)}
         if failures:
             contents["failures"] = files.parquet_bytes(failure_table(failures))
@@ -175,7 +220,9 @@ class FeatureStore:
         files.delete(self._path("images", unit))
 
     def summary(self, unit: str) -> dict[str, Any]:
-        """Of a finished shard: `unit`, its name; `images`, their number; `files`, by path below the root its files' `bytes` and `sha256`."""
+        """Of a finished shard: `unit`, its name; `images`, their number; `files`, by path below the root its
+        files' `bytes` and `sha256`.
+        """
         return files.read_json(self._summary_path(unit))
 
     def summaries(self, units: Sequence[str]) -> list[dict[str, Any]]:
@@ -191,7 +238,9 @@ class FeatureStore:
         """Local features of one image, by one ranged read; empty for a location of size 0."""
         if not location.size:
             return decode_local_features(b"")
-        return decode_local_features(files.read_bytes(self._path("local_features", location.unit), location.offset, location.size))
+        return decode_local_features(
+            files.read_bytes(self._path("local_features", location.unit), location.offset, location.size)
+        )
 
     def failures(self, units: Sequence[str]) -> pa.Table:
         """The failure rows of these units, sorted by image_id."""
@@ -200,7 +249,9 @@ class FeatureStore:
 
 
 def descriptors_of(images: pa.Table) -> np.ndarray:
-    """The column global_descriptor of an image table as float32 [N, D], without a copy where it is one chunk."""
+    """The column global_descriptor of an image table as float32 [N, D], without a copy where it is one
+    chunk.
+    """
     column = images.column("global_descriptor").combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
@@ -244,7 +295,9 @@ def has_predictions(run: str, unit: str) -> bool:
 
 
 def write_predictions(run: str, unit: PredictionUnit) -> None:
-    """Writes the prediction shard of a unit to a run, after its failures; PROVISIONAL follows its name where it is not final."""
+    """Writes the prediction shard of a unit to a run, after its failures; PROVISIONAL follows its name where
+    it is not final.
+    """
     name = unit.name + ("" if unit.final else PROVISIONAL)
     failures = files.join(run, "failures", f"verify-{name}.parquet")
     if unit.failures:
@@ -256,7 +309,11 @@ def write_predictions(run: str, unit: PredictionUnit) -> None:
 
 def final_predictions(run: str) -> int:
     """Number of rows of the prediction shards that a later start of a run will not make again."""
-    return sum(files.parquet_rows(uri) for uri in files.list_files(files.join(run, "predictions"), ".parquet") if not _is_provisional(uri))
+    return sum(
+        files.parquet_rows(uri)
+        for uri in files.list_files(files.join(run, "predictions"), ".parquet")
+        if not _is_provisional(uri)
+    )
 
 
 def _is_provisional(uri: str) -> bool:
@@ -265,7 +322,9 @@ def _is_provisional(uri: str) -> bool:
 
 
 def delete_provisional(run: str) -> None:
-    """Deletes the provisional prediction shards of a run and their failures, and the shard of the unpredicted."""
+    """Deletes the provisional prediction shards of a run and their failures, and the shard of the
+    unpredicted.
+    """
     for part in ("predictions", "failures"):
         for uri in files.list_files(files.join(run, part), ".parquet"):
             if _is_provisional(uri):

@@ -1,7 +1,5 @@
 """The submission: one row per query image matched, predicted or not, as the competition wants it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import apache_beam as beam
@@ -18,8 +16,8 @@ SUBMISSION = "submission.csv"
 def write_submission(run: str) -> int:
     """Writes RUN/submission.csv from the prediction shards and the plan of a run.
 
-    Images without a prediction get null predictions, in a shard of their own, and an empty row. May be called again when there are
-    more predictions.
+    Images without a prediction get null predictions, in a shard of their own, and an empty row. May be called
+    again when there are more predictions.
 
     Returns:
       Number of rows.
@@ -41,7 +39,8 @@ def write_submission(run: str) -> int:
 
 @dataclasses.dataclass
 class WriteSubmission(beam.PTransform):
-    """Names of prediction shards (str) -> number of rows (int) of the submission, written once all of them are there.
+    """Names of prediction shards (str) -> number of rows (int) of the submission, written once all of them
+    are there.
 
     Attributes:
       run: folder of the run.

@@ -1,14 +1,13 @@
-"""CSV tables that people bring and take away: labels, truth, submissions. Strict, and fast for millions of rows.
+"""CSV tables that people bring and take away: labels, truth, submissions. Strict, and fast for millions of
+rows.
 
-Tables lie on any file system that Beam knows. They are UTF-8 with or without a byte order mark, with any line ends, with or
-without quotes, and with columns in any order; column names are matched without regard to case, further columns are ignored,
-and space around a name or value is dropped. Whatever else is odd is a `TableError` that names file, line and value: a wrong
-label costs more than a stopped job.
+Tables lie on any file system that Beam knows. They are UTF-8 with or without a byte order mark, with any line
+ends, with or without quotes, and with columns in any order; column names are matched without regard to case,
+further columns are ignored, and space around a name or value is dropped. Whatever else is odd is a
+`TableError` that names file, line and value: a wrong label costs more than a stopped job.
 
 Ids are strings and keep their text: "007" is not "7".
 """
-
-from __future__ import annotations
 
 import csv
 import errno
@@ -16,7 +15,8 @@ import io
 import itertools
 import os
 import re
-from typing import BinaryIO, Iterator, NoReturn, Optional, Sequence, Union
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -25,26 +25,32 @@ import pyarrow.csv as pacsv
 
 from transforms import files
 
-LABEL_SCHEMA = pa.schema([pa.field("image_id", pa.string(), False), pa.field("landmark_id", pa.string(), False)])
+LABEL_SCHEMA = pa.schema(
+    [pa.field("image_id", pa.string(), False), pa.field("landmark_id", pa.string(), False)]
+)
 
 USAGES = ("Public", "Private", "Ignored")
 
-TRUTH_SCHEMA = pa.schema([
-    pa.field("image_id", pa.string(), False),
-    pa.field("landmark_ids", pa.list_(pa.string()), False),
-    pa.field("usage", pa.string(), False),
-])
+TRUTH_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), False),
+        pa.field("landmark_ids", pa.list_(pa.string()), False),
+        pa.field("usage", pa.string(), False),
+    ]
+)
 
-ANSWER_SCHEMA = pa.schema([
-    pa.field("image_id", pa.string(), False),
-    pa.field("landmark_id", pa.string()),
-    pa.field("score", pa.float64()),
-])
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), False),
+        pa.field("landmark_id", pa.string()),
+        pa.field("score", pa.float64()),
+    ]
+)
 
 _BLOCK_BYTES = 8 << 20  # the longest record that can be read
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
-_Column = Union[pa.Array, pa.ChunkedArray]
+_Column = pa.Array | pa.ChunkedArray
 
 
 class TableError(ValueError):
@@ -54,15 +60,15 @@ class TableError(ValueError):
 def read_labels(uri: str) -> pa.Table:
     """Reads which landmark each index image shows.
 
-    The columns are `id,landmark_id` (Kaggle's train.csv, GLDv2's with its `url`) or `landmark_id,images`, where images are
-    ids with spaces between them (GLDv2's train_clean.csv).
+    The columns are `id,landmark_id` (Kaggle's train.csv, GLDv2's with its `url`) or `landmark_id,images`,
+    where images are ids with spaces between them (GLDv2's train_clean.csv).
 
     Returns:
       a table of LABEL_SCHEMA, in the order of the file.
 
     Raises:
-      TableError: a column is missing or doubled, a value is empty, a landmark id holds a space (a submission could not carry
-        it), an image has two rows, there is no row, or the file is no UTF-8 CSV.
+      TableError: a column is missing or doubled, a value is empty, a landmark id holds a space (a submission
+        could not carry it), an image has two rows, there is no row, or the file is no UTF-8 CSV.
       OSError: the file cannot be read.
     """
     table = _Csv(uri, [("id", "landmark_id"), ("landmark_id", "images")])
@@ -86,15 +92,15 @@ def read_labels(uri: str) -> pa.Table:
 def read_truth(uri: str) -> pa.Table:
     """Reads which landmarks each query shows: `id,landmarks,Usage`, or the labels' form `id,landmark_id`.
 
-    Landmarks are classes with spaces between them, or empty for a query without a landmark. Usage is Public, Private or
-    Ignored; without that column every query is Public.
+    Landmarks are classes with spaces between them, or empty for a query without a landmark. Usage is Public,
+    Private or Ignored; without that column every query is Public.
 
     Returns:
       a table of TRUTH_SCHEMA, in the order of the file.
 
     Raises:
-      TableError: a column is missing or doubled, an id is empty or doubled, a Usage is none of the three, there is no row, or
-        the file is no UTF-8 CSV.
+      TableError: a column is missing or doubled, an id is empty or doubled, a Usage is none of the three,
+        there is no row, or the file is no UTF-8 CSV.
       OSError: the file cannot be read.
     """
     table = _Csv(uri, [("id", "landmarks"), ("id", "landmark_id")], optional="usage")
@@ -120,11 +126,12 @@ def read_submission(uri: str) -> pa.Table:
     """Reads a submission, `id,landmarks` with landmarks = `<class> <score>` or empty.
 
     Returns:
-      a table of ANSWER_SCHEMA, in the order of the file; landmark_id and score are null where the prediction is empty.
+      a table of ANSWER_SCHEMA, in the order of the file; landmark_id and score are null where the prediction
+      is empty.
 
     Raises:
-      TableError: a column is missing or doubled, an id is empty or doubled, a prediction is not a class and a finite decimal
-        number, or the file is no UTF-8 CSV.
+      TableError: a column is missing or doubled, an id is empty or doubled, a prediction is not a class and a
+        finite decimal number, or the file is no UTF-8 CSV.
       OSError: the file cannot be read.
     """
     table = _Csv(uri, [("id", "landmarks")])
@@ -133,7 +140,11 @@ def read_submission(uri: str) -> pa.Table:
     text = table.columns["landmarks"]
     given = pc.not_equal(text, "")
     lists = pc.utf8_split_whitespace(text)
-    table.refuse(pc.and_(given, pc.not_equal(pc.list_value_length(lists), 2)), "landmarks", "is not a class and a score")
+    table.refuse(
+        pc.and_(given, pc.not_equal(pc.list_value_length(lists), 2)),
+        "landmarks",
+        "is not a class and a score",
+    )
     rows = pc.indices_nonzero(given)
     pairs = pc.take(lists, rows)
     scores = np.zeros(len(ids))
@@ -170,8 +181,8 @@ def read_prediction_shard(uri: str) -> pa.Table:
       a table of ANSWER_SCHEMA.
 
     Raises:
-      TableError: see `read_submission`; for Parquet, a column is missing or of another type, a score is missing or not
-        finite, or the file is damaged.
+      TableError: see `read_submission`; for Parquet, a column is missing or of another type, a score is
+        missing or not finite, or the file is damaged.
       OSError: the file cannot be read.
     """
     if not uri.endswith(".parquet"):
@@ -180,10 +191,14 @@ def read_prediction_shard(uri: str) -> pa.Table:
         table = files.read_parquet(uri, ANSWER_SCHEMA.names).select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA)
     except (KeyError, ValueError) as e:  # pyarrow's errors of content are ValueErrors
         raise TableError(f"{uri}: no table of predictions: {e}") from e
-    bad = pc.and_(pc.is_valid(table["landmark_id"]), pc.invert(pc.fill_null(pc.is_finite(table["score"]), False)))
+    bad = pc.and_(
+        pc.is_valid(table["landmark_id"]), pc.invert(pc.fill_null(pc.is_finite(table["score"]), False))
+    )
     row = pc.index(bad, True).as_py()
     if row >= 0:
-        raise TableError(f"{uri}, row {row}: score {table['score'][row]} of image {table['image_id'][row]} is not finite")
+        raise TableError(
+            f"{uri}, row {row}: score {table['score'][row]} of image {table['image_id'][row]} is not finite"
+        )
     return table
 
 
@@ -205,7 +220,8 @@ def read_predictions(run_or_csv: str) -> pa.Table:
 
 
 def write_submission_csv(uri: str, predictions: pa.Table) -> None:
-    """Writes a submission atomically: `id,landmarks`, sorted by id (code points), landmarks = `<class> <score>` or empty.
+    """Writes a submission atomically: `id,landmarks`, sorted by id (code points), landmarks = `<class>
+    <score>` or empty.
 
     Scores are written as Python's repr of a float64, which `float()` reads back exactly.
 
@@ -213,18 +229,23 @@ def write_submission_csv(uri: str, predictions: pa.Table) -> None:
       predictions: with the columns of ANSWER_SCHEMA; others are ignored.
 
     Raises:
-      ValueError: a prediction could not be read back: a class that is empty or holds a space, a score that is not finite.
+      ValueError: a prediction could not be read back: a class that is empty or holds a space, a score that is
+        not finite.
       OSError: the file cannot be written.
     """
     classes = pc.unique(predictions["landmark_id"])
     plain = pc.and_(pc.equal(classes, pc.utf8_trim_whitespace(classes)), pc.not_equal(classes, ""))
     plain = pc.and_(plain, pc.equal(pc.list_value_length(pc.utf8_split_whitespace(classes)), 1))
-    writable = pc.and_(pc.is_in(predictions["landmark_id"], classes.filter(plain)), pc.is_finite(predictions["score"]))
+    writable = pc.and_(
+        pc.is_in(predictions["landmark_id"], classes.filter(plain)), pc.is_finite(predictions["score"])
+    )
     bad = pc.and_(pc.is_valid(predictions["landmark_id"]), pc.invert(pc.fill_null(writable, False)))
     row = pc.index(bad, True).as_py()
     if row >= 0:
         image_id, landmark_id, score = (predictions[name][row].as_py() for name in ANSWER_SCHEMA.names)
-        raise ValueError(f"prediction of image {image_id}: class {landmark_id!r} with score {score} cannot be written")
+        raise ValueError(
+            f"prediction of image {image_id}: class {landmark_id!r} with score {score} cannot be written"
+        )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "landmarks"))
@@ -235,7 +256,7 @@ def write_submission_csv(uri: str, predictions: pa.Table) -> None:
     files.write_bytes(uri, text.getvalue().encode())
 
 
-def first_duplicate(ids: _Column) -> Optional[tuple[int, int]]:
+def first_duplicate(ids: _Column) -> tuple[int, int] | None:
     """Positions of the first value that came before, as (earlier, later); None where all are different."""
     if len(pc.unique(ids)) == len(ids):
         return None
@@ -253,7 +274,7 @@ class _Csv:
       columns: by lower-case name; string [N], no nulls.
     """
 
-    def __init__(self, uri: str, forms: Sequence[tuple[str, ...]], optional: Optional[str] = None):
+    def __init__(self, uri: str, forms: Sequence[tuple[str, ...]], optional: str | None = None):
         self._uri = uri
         self._content = None if files.is_local(uri) else files.read_bytes(uri)
         names = self._header()
@@ -262,11 +283,16 @@ class _Csv:
             expected = " or ".join(",".join(f) for f in forms)
             self._fail(1, f"columns {','.join(names)!r}, where {expected} is expected")
         wanted = [*form, *([optional] if optional in names else [])]
-        # The last column is read too: a quote that nobody closes there would swallow the rest of the file unseen.
+        # The last column is read too: a quote that nobody closes there would swallow the rest of the file
+        # unseen.
         table = self._parse(len(names), sorted({*(names.index(w) for w in wanted), len(names) - 1}))
         for name in table.column_names:
             label = names[int(name[1:])]
-            for character, problem in (("\n", "a line end (a quote left open?)"), ("\r", "a line end (a quote left open?)"), ("\0", "a NUL")):
+            for character, problem in (
+                ("\n", "a line end (a quote left open?)"),
+                ("\r", "a line end (a quote left open?)"),
+                ("\0", "a NUL"),
+            ):
                 row = pc.index(pc.match_substring(table[name], character), True).as_py()
                 if row >= 0:
                     self.refuse_row(row, f"{label} {_shown(table[name][row])} holds {problem}")
@@ -283,8 +309,10 @@ class _Csv:
         if row >= 0:
             self.refuse_row(row, f"{name} {_shown(self.columns[name][row])} {problem}")
 
-    def refuse_duplicates(self, ids: pa.Array, rows: Optional[np.ndarray] = None) -> None:
-        """Raises where an id comes twice; `rows` (int [N]) are the rows that the ids stand in, where not 0, 1, 2 …"""
+    def refuse_duplicates(self, ids: pa.Array, rows: np.ndarray | None = None) -> None:
+        """Raises where an id comes twice; `rows` (int [N]) are the rows that the ids stand in, where not 0,
+        1, 2 …
+        """
         pair = first_duplicate(ids)
         if pair is not None:
             first, second = (self._line(p if rows is None else int(rows[p])) for p in pair)
@@ -320,10 +348,13 @@ class _Csv:
                     f,
                     pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
                     pacsv.ParseOptions(newlines_in_values=True),
-                    pacsv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
+                    pacsv.ConvertOptions(
+                        include_columns=names, column_types=dict.fromkeys(names, pa.string())
+                    ),
                 )
         except pa.ArrowInvalid:
-            # Either an error, which the slow way names, or something that only the slow way reads, such as lines of spaces.
+            # Either an error, which the slow way names, or something that only the slow way reads, such as
+            # lines of spaces.
             rows = [[fields[i] for i in included] for fields in self._rows(width)]
             table = pa.table([pa.array(column, pa.string()) for column in zip(*rows)], names)
         return table.slice(1).combine_chunks()  # the header came along as a row
@@ -331,7 +362,9 @@ class _Csv:
     def _rows(self, width: int) -> Iterator[list[str]]:
         for line, fields in self._records():
             if len(fields) != width:
-                self._fail(line, f"{len(fields)} values where the header has {width}: {_shown(','.join(fields))}")
+                self._fail(
+                    line, f"{len(fields)} values where the header has {width}: {_shown(','.join(fields))}"
+                )
             yield fields
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
@@ -347,7 +380,7 @@ class _Csv:
                     return
                 except csv.Error as e:
                     self._fail(line, f"not readable as CSV: {e}")
-                if len(fields) > 1 or fields and (first or fields[0].strip()):
+                if len(fields) > 1 or (fields and (first or fields[0].strip())):
                     first = False
                     yield line, fields
 
@@ -373,7 +406,9 @@ def _parse_scores(table: _Csv, text: pa.Array, rows: np.ndarray) -> np.ndarray:
     """Decimal numbers of `text` as float64 [N], correctly rounded; `rows` are the rows they stand in."""
     try:
         scores = pc.cast(text, pa.float64()).to_numpy()
-    except pa.ArrowInvalid:  # nearly always an error; where it is only an odd way to write a number, Python reads it
+    except (
+        pa.ArrowInvalid
+    ):  # nearly always an error; where it is only an odd way to write a number, Python reads it
         words = text.to_pylist()
         scores = np.array([float(w) if _DECIMAL.fullmatch(w) else np.nan for w in words])
     bad = ~np.isfinite(scores)
@@ -384,7 +419,9 @@ def _parse_scores(table: _Csv, text: pa.Array, rows: np.ndarray) -> np.ndarray:
 
 
 def _trimmed(column: pa.Array) -> pa.Array:
-    """`column` without surrounding space, and without quotes that only a leading space kept from being quotes."""
+    """`column` without surrounding space, and without quotes that only a leading space kept from being
+    quotes.
+    """
     if pc.any(pc.match_substring(column, '"')).as_py():
         column = pc.replace_substring_regex(column, r'^\s+"(.*)"\s*$', r"\1")
     return pc.utf8_trim_whitespace(column)
@@ -394,6 +431,6 @@ def _combined(column: _Column) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _shown(value: Union[pa.Scalar, str, bytes]) -> str:
+def _shown(value: pa.Scalar | str | bytes) -> str:
     text = repr(value.as_py() if isinstance(value, pa.Scalar) else value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,14 +1,11 @@
 """The records that travel between steps.
 
-Arrays are NumPy. Coordinates are (y, x) in pixels of the image as it was fed to the model, origin at the top left. Landmark
-ids are strings everywhere, so that data sets with names instead of numbers work too.
+Arrays are NumPy. Coordinates are (y, x) in pixels of the image as it was fed to the model, origin at the top
+left. Landmark ids are strings everywhere, so that data sets with names instead of numbers work too.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Optional
 
 import numpy as np
 
@@ -27,7 +24,7 @@ class ImageRef:
     image_id: str
     uri: str
     size_bytes: int
-    landmark_id: Optional[str] = None
+    landmark_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +95,8 @@ class LocalFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedFeatures:
-    """Local features as they are stored and matched, see `transforms.quantization`; of a descriptor only the direction matters.
+    """Local features as they are stored and matched, see `transforms.quantization`; of a descriptor only the
+    direction matters.
 
     Attributes:
       keypoints: float32 [N, 2], (y, x) in pixels of the image fed.
@@ -153,8 +151,8 @@ class FeatureLocation:
 class Neighbors:
     """Index images nearest to each query of a block: row q belongs to query q, columns best first.
 
-    Rows with fewer than K neighbours are padded at the end: similarity -inf, empty ids, size 0. Ids are UTF-8 bytes (NumPy
-    "S"), whose order is the order of the code points.
+    Rows with fewer than K neighbours are padded at the end: similarity -inf, empty ids, size 0. Ids are UTF-8
+    bytes (NumPy "S"), whose order is the order of the code points.
 
     Attributes:
       similarity: float32 [Q, K], cosine of the global descriptors.
@@ -190,7 +188,7 @@ class Candidate:
     landmark_id: str
     similarity: float
     location: FeatureLocation
-    inliers: Optional[int] = None
+    inliers: int | None = None
     score: float = 0.0
 
 
@@ -221,14 +219,16 @@ class VerificationSettings:
     """How pairs are verified and scored; every value is checked.
 
     Attributes:
-      max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit length.
+      max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit
+        length.
       max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
-      max_reprojection_error: in pixels of the image as fed to the model; a match is an inlier where both of its points need to move by
-        less than this together, see `transforms.verification.count_inliers`.
+      max_reprojection_error: in pixels of the image as fed to the model; a match is an inlier where both of
+        its points need to move by less than this together, see `transforms.verification.count_inliers`.
       max_ransac_iterations: homographies tried at most.
       homography_confidence: chance of having found the best one at which RANSAC stops; in (0, 1).
       mutual_check: whether each of two matched descriptors must be the nearest of the other.
-      ratio_test: the nearest descriptor must be nearer than this times the second nearest; in (0, 1]; None for no such test.
+      ratio_test: the nearest descriptor must be nearer than this times the second nearest; in (0, 1]; None
+        for no such test.
       global_weight: weight of the global similarity in the total score; not negative.
     """
 
@@ -238,7 +238,7 @@ class VerificationSettings:
     max_ransac_iterations: int = 10_000
     homography_confidence: float = 0.999
     mutual_check: bool = False
-    ratio_test: Optional[float] = None
+    ratio_test: float | None = None
     global_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -248,7 +248,11 @@ class VerificationSettings:
 
         check("max_distance", 0 < self.max_distance <= 2, "in (0, 2]")
         check("max_inlier_score", self.max_inlier_score >= 1, "at least 1")
-        check("max_reprojection_error", 0 < self.max_reprojection_error < math.inf, "a positive number of pixels")
+        check(
+            "max_reprojection_error",
+            0 < self.max_reprojection_error < math.inf,
+            "a positive number of pixels",
+        )
         check("max_ransac_iterations", self.max_ransac_iterations >= 1, "at least 1")
         check("homography_confidence", 0 < self.homography_confidence < 1, "in (0, 1)")
         check("ratio_test", self.ratio_test is None or 0 < self.ratio_test <= 1, "in (0, 1] or None")
@@ -285,8 +289,8 @@ class Prediction:
     """
 
     image_id: str
-    landmark_id: Optional[str]
-    score: Optional[float]
+    landmark_id: str | None
+    score: float | None
     candidates: tuple[Candidate, ...] = ()
     verified: bool = False
 

@@ -1,16 +1,15 @@
 """The plan of a job: which images make which unit of work, written once and read unit by unit.
 
-A plan lies on disk, since the pipeline's graph has no room for a million paths: workers get (part, row group) and read their
-unit's images themselves. Layout: <root>/plan/<part>.parquet, a row group per unit.
+A plan lies on disk, since the pipeline's graph has no room for a million paths: workers get (part, row group)
+and read their unit's images themselves. Layout: <root>/plan/<part>.parquet, a row group per unit.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
 import json
-from typing import Any, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -19,12 +18,14 @@ import pyarrow.parquet as pq
 from transforms import files
 from transforms.types import ImageRef, ImageUnit
 
-PLAN_SCHEMA = pa.schema([
-    pa.field("image_id", pa.string(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64(), nullable=False),
-    pa.field("landmark_id", pa.string()),
-])
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("landmark_id", pa.string()),
+    ]
+)
 
 _UNITS_PER_PART = 64
 
@@ -47,7 +48,9 @@ class PlannedUnit:
 
 
 def unit_size(images: int) -> int:
-    """Images per unit, from their number alone: 8 to 64, so that small sets show progress and large ones have few files."""
+    """Images per unit, from their number alone: 8 to 64, so that small sets show progress and large ones have
+    few files.
+    """
     return min(64, max(8, -(-images // 64)))
 
 
@@ -55,8 +58,8 @@ def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
     """Splits images into units, in ascending order of image_id.
 
     Args:
-      settings: JSON-able; all that the features depend on beside the images. A unit's name has a digest of it and of its images, so
-        that a shard of this name holds just these features.
+      settings: JSON-able; all that the features depend on beside the images. A unit's name has a digest of it
+        and of its images, so that a shard of this name holds just these features.
     """
     size = unit_size(len(images))
     ordered = sorted(images, key=lambda ref: ref.image_id)
@@ -64,7 +67,9 @@ def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
     for position, start in enumerate(range(0, len(ordered), size)):
         members = tuple(ordered[start : start + size])
         content = json.dumps([settings, [dataclasses.astuple(ref) for ref in members]], sort_keys=True)
-        units.append(ImageUnit(f"{position:06d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}", members))
+        units.append(
+            ImageUnit(f"{position:06d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}", members)
+        )
     return units
 
 

@@ -1,17 +1,16 @@
 """Geometric verification: do a query and a candidate show the same surface, seen from two places?
 
-Local features of both are matched, a homography is fitted to the matches by RANSAC, and the matches that agree with it, the
-inliers, are counted. Candidates are then ranked by their total score, inliers and global similarity together.
+Local features of both are matched, a homography is fitted to the matches by RANSAC, and the matches that
+agree with it, the inliers, are counted. Candidates are then ranked by their total score, inliers and global
+similarity together.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterable, Iterator, Optional, Sequence
 
 import apache_beam as beam
 import cv2
@@ -26,7 +25,15 @@ from transforms.ahead import map_ahead
 from transforms.matching import putative_matches
 from transforms.object_stores import READS_IN_FLIGHT
 from transforms.stores import FeatureStore
-from transforms.types import Candidate, CandidateUnit, Failure, FeatureLocation, QuantizedFeatures, QueryCandidates, VerificationSettings
+from transforms.types import (
+    Candidate,
+    CandidateUnit,
+    Failure,
+    FeatureLocation,
+    QuantizedFeatures,
+    QueryCandidates,
+    VerificationSettings,
+)
 
 MIN_MATCHES = 5
 """Fewer putative matches than this are no evidence: four always fit a homography."""
@@ -62,16 +69,18 @@ def pair_seed(query_id: str, candidate_id: str) -> int:
 def count_inliers(
     query_points: np.ndarray, candidate_points: np.ndarray, settings: VerificationSettings, seed: int
 ) -> tuple[int, np.ndarray]:
-    """Fits a homography from the candidate to the query to matched points and counts the matches that agree with it.
+    """Fits a homography from the candidate to the query to matched points and counts the matches that agree
+    with it.
 
-    A match agrees when its candidate point, mapped by the homography, lies less than sqrt(2) max_reprojection_error pixels from its
-    query point: both points are off, and between views of one size moving each by half of that distance d makes them fit, a
-    reprojection error of sqrt((d/2)^2 + (d/2)^2) (Hartley and Zisserman, Multiple View Geometry, section 4.2.3; pydegensac, which the
-    competition's notebook calls, measures it by the Sampson error, to first order).
+    A match agrees when its candidate point, mapped by the homography, lies less than sqrt(2)
+    max_reprojection_error pixels from its query point: both points are off, and between views of one size
+    moving each by half of that distance d makes them fit, a reprojection error of sqrt((d/2)^2 + (d/2)^2)
+    (Hartley and Zisserman, Multiple View Geometry, section 4.2.3; pydegensac, which the competition's
+    notebook calls, measures it by the Sampson error, to first order).
 
-    The direction matters: without a mutual check many query features share one candidate feature, and a homography from
-    the query that throws everything onto such a point would have them all as inliers; from the candidate it has one at most.
-    Fewer than MIN_MATCHES matches have no inliers.
+    The direction matters: without a mutual check many query features share one candidate feature, and a
+    homography from the query that throws everything onto such a point would have them all as inliers; from
+    the candidate it has one at most. Fewer than MIN_MATCHES matches have no inliers.
 
     Args:
       query_points, candidate_points: float32 [M, 2], (y, x) in pixels; row m of both is match m.
@@ -100,23 +109,38 @@ def count_inliers(
 
 
 def verify_pair(
-    query_id: str, query: QuantizedFeatures, candidate_id: str, candidate: QuantizedFeatures, settings: VerificationSettings
+    query_id: str,
+    query: QuantizedFeatures,
+    candidate_id: str,
+    candidate: QuantizedFeatures,
+    settings: VerificationSettings,
 ) -> Verified:
     """Verifies one candidate of a query; an image without local features has no matches and no inliers."""
     matches = putative_matches(query, candidate, settings)
     inliers, mask = count_inliers(
-        query.keypoints[matches[:, 0]], candidate.keypoints[matches[:, 1]], settings, pair_seed(query_id, candidate_id))
+        query.keypoints[matches[:, 0]],
+        candidate.keypoints[matches[:, 1]],
+        settings,
+        pair_seed(query_id, candidate_id),
+    )
     return Verified(inliers, matches, mask)
 
 
-def total_score(similarity: float, inliers: Optional[int], settings: VerificationSettings) -> float:
-    """min(inliers, max_inlier_score) / max_inlier_score + global_weight * similarity; no inliers known count as none."""
-    return min(inliers or 0, settings.max_inlier_score) / settings.max_inlier_score + settings.global_weight * similarity
+def total_score(similarity: float, inliers: int | None, settings: VerificationSettings) -> float:
+    """min(inliers, max_inlier_score) / max_inlier_score + global_weight * similarity; no inliers known count
+    as none.
+    """
+    return (
+        min(inliers or 0, settings.max_inlier_score) / settings.max_inlier_score
+        + settings.global_weight * similarity
+    )
 
 
 def ranked(candidates: Iterable[Candidate], settings: VerificationSettings) -> tuple[Candidate, ...]:
     """Candidates with their total score, best first, ties in ascending order of image_id."""
-    scored = [dataclasses.replace(c, score=total_score(c.similarity, c.inliers, settings)) for c in candidates]
+    scored = [
+        dataclasses.replace(c, score=total_score(c.similarity, c.inliers, settings)) for c in candidates
+    ]
     return tuple(sorted(scored, key=lambda c: (-c.score, c.image_id)))
 
 
@@ -124,19 +148,22 @@ def ranked(candidates: Iterable[Candidate], settings: VerificationSettings) -> t
 class VerifyCandidates(beam.PTransform):
     """CandidateUnits as retrieved -> the same, their candidates verified and ranked by total score.
 
-    Local features are read where they lie, each image's by one ranged read. Where what is read is no block of features the unit
-    gets a Failure of stage "verify", and what could not be verified keeps its global score, with `inliers` None. A shard that cannot
-    be read, or is cut short, is an error: a later start, with the shard mended, goes on from there.
+    Local features are read where they lie, each image's by one ranged read. Where what is read is no block of
+    features the unit gets a Failure of stage "verify", and what could not be verified keeps its global score,
+    with `inliers` None. A shard that cannot be read, or is cut short, is an error: a later start, with the
+    shard mended, goes on from there.
 
     Attributes:
       index_root: folder of the index, a feature store.
       query_root: folder of the queries' feature store.
       settings: how pairs are verified and scored.
-      enabled: False where the model has no local features: nothing is read, global scores rank alone, `inliers` stays None.
-      deadline: as time.time() tells it. Queries that are not verified by then keep their global scores, and their units are not
-        final. With a deadline the most promising units come first, see QueryCandidates.promise, since a verified query outranks
-        those that are not. Measured on 650 photographs, GAP with half of them verified: most promising first 0.746, in random
-        order 0.690, closest decisions first 0.642 (none verified 0.704, all 0.739).
+      enabled: False where the model has no local features: nothing is read, global scores rank alone,
+        `inliers` stays None.
+      deadline: as time.time() tells it. Queries that are not verified by then keep their global scores, and
+        their units are not final. With a deadline the most promising units come first, see
+        QueryCandidates.promise, since a verified query outranks those that are not. Measured on 650
+        photographs, GAP with half of them verified: most promising first 0.746, in random order 0.690,
+        closest decisions first 0.642 (none verified 0.704, all 0.739).
     """
 
     index_root: str
@@ -149,7 +176,13 @@ class VerifyCandidates(beam.PTransform):
         super().__init__()
 
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
-        verify = _Verify(FeatureStore(self.index_root), FeatureStore(self.query_root), self.settings, self.enabled, self.deadline)
+        verify = _Verify(
+            FeatureStore(self.index_root),
+            FeatureStore(self.query_root),
+            self.settings,
+            self.enabled,
+            self.deadline,
+        )
         # Retrieval ends with few keys on few workers; ids and numbers are cheap to spread again.
         return units | "Spread" >> beam.Reshuffle() | "Verify" >> beam.ParDo(verify)
 
@@ -159,8 +192,21 @@ class VerifyCandidates(beam.PTransform):
 class _Verify(beam.DoFn):
     """Verifies one query at a time, so that its own features are read once for all its candidates."""
 
-    def __init__(self, index: FeatureStore, queries: FeatureStore, settings: VerificationSettings, enabled: bool, deadline: float):
-        self._index, self._queries, self._settings, self._enabled, self._deadline = index, queries, settings, enabled, deadline
+    def __init__(
+        self,
+        index: FeatureStore,
+        queries: FeatureStore,
+        settings: VerificationSettings,
+        enabled: bool,
+        deadline: float,
+    ):
+        self._index, self._queries, self._settings, self._enabled, self._deadline = (
+            index,
+            queries,
+            settings,
+            enabled,
+            deadline,
+        )
         self._waiting: list[CandidateUnit] = []
         self._in = Metrics.counter("landmarks", "verify_in")
         self._out = Metrics.counter("landmarks", "verify_out")
@@ -169,7 +215,8 @@ class _Verify(beam.DoFn):
         self._milliseconds = Metrics.distribution("landmarks", "verify_milliseconds")
 
     def setup(self) -> None:
-        # OpenBLAS starts a thread per core for every product, in each worker; waiting for each other they take 10 times as long.
+        # OpenBLAS starts a thread per core for every product, in each worker; waiting for each other they
+        # take 10 times as long.
         threadpool_limits(1, user_api="blas")
         self._readers = ThreadPoolExecutor(READS_IN_FLIGHT, "read")  # has no thread until it is used
 
@@ -186,7 +233,9 @@ class _Verify(beam.DoFn):
             self._waiting.append(unit)
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
-        for unit in sorted(self._waiting, key=lambda unit: (-max(q.promise for q in unit.queries), unit.name)):
+        for unit in sorted(
+            self._waiting, key=lambda unit: (-max(q.promise for q in unit.queries), unit.name)
+        ):
             yield GlobalWindows.windowed_value_at_end_of_window(self._verify_unit(unit))
 
     def _verify_unit(self, unit: CandidateUnit) -> CandidateUnit:
@@ -194,7 +243,9 @@ class _Verify(beam.DoFn):
         self._in.inc(len(unit.queries))
         failures = list(unit.failures)
         by_promise = sorted(unit.queries, key=lambda query: (-query.promise, query.image_id))
-        queries = sorted((self._verify(query, failures) for query in by_promise), key=lambda query: query.image_id)
+        queries = sorted(
+            (self._verify(query, failures) for query in by_promise), key=lambda query: query.image_id
+        )
         self._failed.inc(len(failures) - len(unit.failures))
         self._out.inc(len(queries))
         self._milliseconds.update(round(1000 * (time.monotonic() - started)))
@@ -204,14 +255,21 @@ class _Verify(beam.DoFn):
         return time.time() >= self._deadline
 
     def _verify(self, query: QueryCandidates, failures: list[Failure]) -> QueryCandidates:
-        """The query with its candidates ranked, verified where that is possible in time; what could not be read goes to `failures`."""
+        """The query with its candidates ranked, verified where that is possible in time; what could not be
+        read goes to `failures`.
+        """
         candidates = self._count_inliers(query, failures) if self._enabled else None
         verified = candidates is not None
         return dataclasses.replace(
-            query, candidates=ranked(candidates if verified else query.candidates, self._settings), verified=verified)
+            query,
+            candidates=ranked(candidates if verified else query.candidates, self._settings),
+            verified=verified,
+        )
 
-    def _count_inliers(self, query: QueryCandidates, failures: list[Failure]) -> Optional[list[Candidate]]:
-        """Candidates with their inliers; None where the query's own features cannot be read, or not in time."""
+    def _count_inliers(self, query: QueryCandidates, failures: list[Failure]) -> list[Candidate] | None:
+        """Candidates with their inliers; None where the query's own features cannot be read, or not in
+        time.
+        """
         if self._late():
             return None
         local = _read(self._queries, query.image_id, query.location)
@@ -231,13 +289,16 @@ class _Verify(beam.DoFn):
             candidates.append(candidate)
         return candidates
 
-
     def _read_all(self, candidates: Sequence[Candidate]) -> Iterator[QuantizedFeatures | Failure]:
         def read(candidate: Candidate) -> QuantizedFeatures | Failure:
             return _read(self._index, candidate.image_id, candidate.location)
 
-        remote = not files.is_local(self._index.root)  # where an answer takes longer to begin than a pair to verify
-        return map_ahead(self._readers, read, candidates, READS_IN_FLIGHT) if remote else map(read, candidates)
+        remote = not files.is_local(
+            self._index.root
+        )  # where an answer takes longer to begin than a pair to verify
+        return (
+            map_ahead(self._readers, read, candidates, READS_IN_FLIGHT) if remote else map(read, candidates)
+        )
 
 
 def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> QuantizedFeatures | Failure:

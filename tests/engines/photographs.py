@@ -1,11 +1,11 @@
-"""Chooses a few photographs for the scripts in this folder, and writes the lists and tables that the commands take.
+"""Chooses a few photographs for the scripts in this folder, and writes the lists and tables that the commands
+take.
 
     python tests/engines/photographs.py FOLDER --images N --queries M --demo DIR
 
-From the folder that LANDMARKS_PHOTOS names (photos.csv: id,path,label,kind); without it from the demo set, which is made in DIR.
+From the folder that LANDMARKS_PHOTOS names (photos.csv: id,path,label,kind); without it from the demo set,
+which is made in DIR.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
@@ -15,8 +15,12 @@ import pathlib
 from beam_pipeline import demo
 
 
-def choose(photos: pathlib.Path, images: int, queries: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Rows of photos.csv, label by label: the first to index, and of the same labels as many to recognize as are asked for."""
+def choose(
+    photos: pathlib.Path, images: int, queries: int
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Rows of photos.csv, label by label: the first to index, and of the same labels as many to recognize as
+    are asked for.
+    """
     with open(photos / "photos.csv", encoding="utf-8", newline="") as f:
         landmarks = [row for row in csv.DictReader(f) if row["kind"] == "landmark"]
     chosen = sorted(landmarks, key=lambda row: (row["label"], row["id"]))[: images + queries]
@@ -42,11 +46,17 @@ def main() -> None:
         truth = [f"{row['id']},{row['label']},Public" for row in queries]
     else:
         made = demo.make_demo(args.demo)
-        labels, truth = (pathlib.Path(path).read_text("utf-8").splitlines()[1 : count + 1]
-                         for path, count in ((made.labels, args.images), (made.truth, args.queries)))
-        index_paths, query_paths = (_paths(folder, rows) for folder, rows in ((made.index, labels), (made.queries, truth)))
+        labels, truth = (
+            pathlib.Path(path).read_text("utf-8").splitlines()[1 : count + 1]
+            for path, count in ((made.labels, args.images), (made.truth, args.queries))
+        )
+        index_paths, query_paths = (
+            _paths(folder, rows) for folder, rows in ((made.index, labels), (made.queries, truth))
+        )
     for name, lines in (
-        ("index.txt", index_paths), ("queries.txt", query_paths), ("labels.csv", ["id,landmark_id", *labels]),
+        ("index.txt", index_paths),
+        ("queries.txt", query_paths),
+        ("labels.csv", ["id,landmark_id", *labels]),
         ("truth.csv", ["id,landmarks,Usage", *truth]),
     ):
         (args.folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""What s3.sh and gcs.sh need of an object store besides `landmarks`; addresses and credentials come from the environment.
+"""What s3.sh and gcs.sh need of an object store besides `landmarks`; addresses and credentials come from the
+environment.
 
-    python stores.py upload ROOT FOLDER    makes ROOT's bucket and copies what FOLDER's lists, tables and photographs are, and the model
-    python stores.py units STORE           number of finished units
-    python stores.py fetch URI FILE        copies a file from the store
+python stores.py upload ROOT FOLDER    makes ROOT's bucket and copies what FOLDER's lists, tables and
+photographs are, and the model
+python stores.py units STORE           number of finished units
+python stores.py fetch URI FILE        copies a file from the store
 """
-
-from __future__ import annotations
 
 import pathlib
 import sys
@@ -35,14 +35,22 @@ def make_bucket(root: str) -> None:
 
 
 def upload(root: str, folder: pathlib.Path) -> None:
-    """ROOT then holds index/ and queries/ with photographs in folders, queries.txt with a line for each, labels.csv, truth.csv and model/."""
+    """ROOT then holds index/ and queries/ with photographs in folders, queries.txt with a line for each,
+    labels.csv, truth.csv and model/.
+    """
     copies = [(folder / name, f"{root}/{name}") for name in ("labels.csv", "truth.csv")]
     for name in ("index", "queries"):
         paths = [pathlib.Path(line) for line in (folder / f"{name}.txt").read_text("utf-8").splitlines()]
         copies += [(path, f"{root}/{name}/{path.stem[0]}/{path.name}") for path in paths]
-        files.write_bytes(f"{root}/{name}.txt", "".join(f"{name}/{path.stem[0]}/{path.name}\n" for path in paths).encode())
+        files.write_bytes(
+            f"{root}/{name}.txt", "".join(f"{name}/{path.stem[0]}/{path.name}\n" for path in paths).encode()
+        )
     model = pathlib.Path(model_folder(EMBEDDED))
-    copies += [(path, f"{root}/model/{path.relative_to(model).as_posix()}") for path in model.rglob("*") if path.is_file()]
+    copies += [
+        (path, f"{root}/model/{path.relative_to(model).as_posix()}")
+        for path in model.rglob("*")
+        if path.is_file()
+    ]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda copy: files.write_bytes(copy[1], copy[0].read_bytes()), copies))
     print(f"{root}: {len(copies) + 2} files")

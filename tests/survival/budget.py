@@ -2,11 +2,10 @@
 
     python tests/survival/budget.py [--photos DIR] [--index_images 200] [--queries 60] [--num_to_rerank 200]
 
-Each must be kept, with a submission that has a row for every query; and started again without a budget, each must end with the files
-of a run that never had one. Prints a line per budget and ends with 1 on any violation.
+Each must be kept, with a submission that has a row for every query; and started again without a budget, each
+must end with the files of a run that never had one. Prints a line per budget and ends with 1 on any
+violation.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -36,7 +35,13 @@ def landmarks(folder: pathlib.Path, *arguments: str) -> float:
     """
     begun = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "beam_pipeline", *arguments], cwd=folder, env=environment, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "beam_pipeline", *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
     if done.returncode:
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         done.check_returncode()
@@ -45,7 +50,10 @@ def landmarks(folder: pathlib.Path, *arguments: str) -> float:
 
 def results(run: pathlib.Path) -> dict[str, bytes]:
     """What a run answers: the submission and the prediction shards, by name."""
-    return {path.name: path.read_bytes() for path in [run / "submission.csv", *sorted((run / "predictions").iterdir())]}
+    return {
+        path.name: path.read_bytes()
+        for path in [run / "submission.csv", *sorted((run / "predictions").iterdir())]
+    }
 
 
 def violations(run: pathlib.Path, queries: Sequence[str], seconds: float, used: float) -> list[str]:
@@ -60,20 +68,46 @@ def violations(run: pathlib.Path, queries: Sequence[str], seconds: float, used: 
     return found
 
 
-def try_budgets(folder: pathlib.Path, photographs: Sequence[pathlib.Path], index_images: int, num_to_rerank: int) -> int:
-    """Makes an index of the first photographs, recognizes the others under each budget, prints what came of it; returns violations."""
+def try_budgets(
+    folder: pathlib.Path, photographs: Sequence[pathlib.Path], index_images: int, num_to_rerank: int
+) -> int:
+    """Makes an index of the first photographs, recognizes the others under each budget, prints what came of
+    it; returns violations.
+    """
     indexed, queries = photographs[:index_images], photographs[index_images:]
     (folder / "index.txt").write_text("".join(f"{path}\n" for path in indexed))
     (folder / "queries.txt").write_text("".join(f"{path}\n" for path in queries))
-    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(f"{path.stem},{i // 4}\n" for i, path in enumerate(indexed)))
-    landmarks(folder, "index", "--images", "@index.txt", "--labels", "labels.csv", "--output", "index", "--runner=FnApiRunner")
-    command = ["recognize", "--images", "@queries.txt", "--index", "index", f"--num_to_rerank={num_to_rerank}", "--runner=FnApiRunner"]
+    (folder / "labels.csv").write_text(
+        "id,landmark_id\n" + "".join(f"{path.stem},{i // 4}\n" for i, path in enumerate(indexed))
+    )
+    landmarks(
+        folder,
+        "index",
+        "--images",
+        "@index.txt",
+        "--labels",
+        "labels.csv",
+        "--output",
+        "index",
+        "--runner=FnApiRunner",
+    )
+    command = [
+        "recognize",
+        "--images",
+        "@queries.txt",
+        "--index",
+        "index",
+        f"--num_to_rerank={num_to_rerank}",
+        "--runner=FnApiRunner",
+    ]
     landmarks(folder, *command, "--output", "undisturbed")
     expected = results(folder / "undisturbed")
     wrong, seconds, needed = 0, _AMPLE, 0.0
     for name in ("ample", "half", "hopeless"):
         if name != "ample":
-            seconds = round(needed / 2) if name == "half" else max(_HOPELESS_LEAST, round(needed * _HOPELESS_PART))
+            seconds = (
+                round(needed / 2) if name == "half" else max(_HOPELESS_LEAST, round(needed * _HOPELESS_PART))
+            )
         used = landmarks(folder, *command, "--output", name, f"--time_budget={seconds}s")
         needed = needed or used
         counts = json.loads((folder / name / "manifest.json").read_text())["counts"]
@@ -84,20 +118,34 @@ def try_budgets(folder: pathlib.Path, photographs: Sequence[pathlib.Path], index
         if results(folder / name) != expected:
             found.append("started again, it ends otherwise than a run without a budget")
         print(
-            f"{name:<9} budget {seconds} s, used {used:.0f} s: {counts['queries']} rows, {counts['predicted']} predicted, "
-            f"{counts['verified']} verified, {counts['out_of_time']} not extracted; {'; '.join(found) or 'kept, and the same in the end'}",
-            flush=True)
+            f"{name:<9} budget {seconds} s, used {used:.0f} s: {counts['queries']} rows, "
+            f"{counts['predicted']} predicted, "
+            f"{counts['verified']} verified, {counts['out_of_time']} not extracted; "
+            f"{'; '.join(found) or 'kept, and the same in the end'}",
+            flush=True,
+        )
         wrong += len(found)
     return wrong
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parses and tries; returns 1 on any violation."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--photos", metavar="DIR", default=os.environ.get("LANDMARKS_PHOTOS"), help="photographs, read where they lie (default: $LANDMARKS_PHOTOS, else the demo set)")
+    parser.add_argument(
+        "--photos",
+        metavar="DIR",
+        default=os.environ.get("LANDMARKS_PHOTOS"),
+        help="photographs, read where they lie (default: $LANDMARKS_PHOTOS, else the demo set)",
+    )
     parser.add_argument("--index_images", type=int, default=200, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--queries", type=int, default=60, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--num_to_rerank", type=int, default=200, metavar="N", help="more make verification longer (default: %(default)s)")
+    parser.add_argument(
+        "--num_to_rerank",
+        type=int,
+        default=200,
+        metavar="N",
+        help="more make verification longer (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="landmarks-budget-") as scratch:
         folder = pathlib.Path(scratch)

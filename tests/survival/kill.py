@@ -1,17 +1,17 @@
-"""Kills each command at random moments, starts it again, and compares what it leaves with an undisturbed run, byte for byte.
+"""Kills each command at random moments, starts it again, and compares what it leaves with an undisturbed run,
+byte for byte.
 
     python tests/survival/kill.py --kills 50 [--photos DIR] [--seed N]
 
-A round makes an index, adds to it, and recognizes with it. Each command is started up to four times in a row and killed with its
-whole process group by SIGKILL: at a moment drawn over the time that it takes, or shortly after it has left a number of files that
-is drawn too, so that every stage is hit. Then it is left alone, and must end with the files of the undisturbed run, no more and no
-less. Ends with 1 on any difference.
+A round makes an index, adds to it, and recognizes with it. Each command is started up to four times in a row
+and killed with its whole process group by SIGKILL: at a moment drawn over the time that it takes, or shortly
+after it has left a number of files that is drawn too, so that every stage is hit. Then it is left alone, and
+must end with the files of the undisturbed run, no more and no less. Ends with 1 on any difference.
 """
-
-from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -58,9 +58,41 @@ class Command:
 
 
 COMMANDS = (
-    Command("index", "index", ("index", "--images", "@images.txt", "--labels", "labels.csv", "--output", "index", "--max_image_side", "320")),
-    Command("append", "index", ("index", "--images", "@more.txt", "--labels", "labels.csv", "--output", "index", "--append")),
-    Command("recognize", "run", ("recognize", "--images", "@queries.txt", "--index", "index", "--output", "run", "--preset", "accurate")),
+    Command(
+        "index",
+        "index",
+        (
+            "index",
+            "--images",
+            "@images.txt",
+            "--labels",
+            "labels.csv",
+            "--output",
+            "index",
+            "--max_image_side",
+            "320",
+        ),
+    ),
+    Command(
+        "append",
+        "index",
+        ("index", "--images", "@more.txt", "--labels", "labels.csv", "--output", "index", "--append"),
+    ),
+    Command(
+        "recognize",
+        "run",
+        (
+            "recognize",
+            "--images",
+            "@queries.txt",
+            "--index",
+            "index",
+            "--output",
+            "run",
+            "--preset",
+            "accurate",
+        ),
+    ),
 )
 
 
@@ -72,20 +104,28 @@ class Kill:
     stage: str
 
 
-def find_photographs(photos: Optional[str], folder: pathlib.Path) -> list[pathlib.Path]:
-    """The photographs in `photos`, or those of the demo set, which is then made in `folder`; each stem once, in a fixed order."""
+def find_photographs(photos: str | None, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The photographs in `photos`, or those of the demo set, which is then made in `folder`; each stem once,
+    in a fixed order.
+    """
     if photos is None:
         photos = str(pathlib.Path(demo.make_demo(str(folder)).index).parent)
     paths = sorted(path for path in pathlib.Path(photos).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     by_stem = {path.stem: path for path in paths}
-    return [by_stem[stem] for stem in sorted(by_stem, key=lambda stem: hashlib.sha256(stem.encode()).hexdigest())]
+    return [
+        by_stem[stem] for stem in sorted(by_stem, key=lambda stem: hashlib.sha256(stem.encode()).hexdigest())
+    ]
 
 
 def write_inputs(folder: pathlib.Path, photographs: Sequence[pathlib.Path], counts: Sequence[int]) -> None:
-    """Writes what the commands of a round read: lists of photographs to index, to add and to recognize, and labels, true or not."""
+    """Writes what the commands of a round read: lists of photographs to index, to add and to recognize, and
+    labels, true or not.
+    """
     start = 0
     for name, count in zip(("images", "more", "queries"), counts, strict=True):
-        (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in photographs[start : start + count]), encoding="utf-8")
+        (folder / f"{name}.txt").write_text(
+            "".join(f"{path}\n" for path in photographs[start : start + count]), encoding="utf-8"
+        )
         start += count
     rows = [f"{path.stem},{number % 7}\n" for number, path in enumerate(photographs[:start])]
     (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(rows), encoding="utf-8")
@@ -123,8 +163,14 @@ def start(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> subpro
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with open(folder / "log.txt", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "beam_pipeline", *command.arguments, *mode], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, start_new_session=True)
+            [sys.executable, "-m", "beam_pipeline", *command.arguments, *mode],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def finish(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> float:
@@ -146,25 +192,25 @@ def finish(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> float
     return time.monotonic() - begun
 
 
-def start_and_kill(command: Command, folder: pathlib.Path, mode: Sequence[str], at_files: int, seconds: float) -> Kill:
-    """Starts a command and kills its process group `seconds` after it has `at_files` files or more below its output."""
+def start_and_kill(
+    command: Command, folder: pathlib.Path, mode: Sequence[str], at_files: int, seconds: float
+) -> Kill:
+    """Starts a command and kills its process group `seconds` after it has `at_files` files or more below its
+    output.
+    """
     process, output = start(command, folder, mode), folder / command.output
     while process.poll() is None and _count(output) < at_files:
         time.sleep(0.002)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
     ended = process.poll() is not None
     _kill_group(process)
     return Kill(command.name, "done" if ended else stage(command, folder))
 
 
 def _kill_group(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -178,9 +224,16 @@ def stage(command: Command, folder: pathlib.Path) -> str:
     plans = sorted(output.glob("appended/*/plan/*.parquet" if command.name == "append" else "plan/*.parquet"))
     if not plans:
         return "start"
-    planned = sum(1 for line in (folder / {"index": "images.txt", "append": "more.txt", "recognize": "queries.txt"}[command.name]).open())
+    planned = sum(
+        1
+        for line in (
+            folder / {"index": "images.txt", "append": "more.txt", "recognize": "queries.txt"}[command.name]
+        ).open()
+    )
     units = -(-planned // 8)  # of a small set
-    shards = len(list(output.glob("queries/images/*.parquet" if command.name == "recognize" else "images/*.parquet")))
+    shards = len(
+        list(output.glob("queries/images/*.parquet" if command.name == "recognize" else "images/*.parquet"))
+    )
     if command.name == "append":
         shards -= -(-sum(1 for line in (folder / "images.txt").open()) // 8)
     if shards < units:
@@ -191,7 +244,11 @@ def stage(command: Command, folder: pathlib.Path) -> str:
 
 
 def attempt(
-    folder: pathlib.Path, reference: pathlib.Path, seconds: dict[str, float], rng: random.Random, kills: Iterator[int]
+    folder: pathlib.Path,
+    reference: pathlib.Path,
+    seconds: dict[str, float],
+    rng: random.Random,
+    kills: Iterator[int],
 ) -> tuple[list[Kill], list[str]]:
     """One round in an empty folder.
 
@@ -217,7 +274,10 @@ def attempt(
                 at_files, delay = rng.randint(before, len(expected)), rng.uniform(0, 0.05)
             made.append(start_and_kill(command, folder, mode, at_files, delay))
         finish(command, folder, rng.choice(_MODES[:2]))
-        differing += [f"{folder}: after {command.name}: {line}" for line in differences(expected, contents(folder / command.output))]
+        differing += [
+            f"{folder}: after {command.name}: {line}"
+            for line in differences(expected, contents(folder / command.output))
+        ]
     return made, differing
 
 
@@ -226,12 +286,25 @@ def record(command: Command, folder: pathlib.Path) -> None:
     (folder / f"{command.name}.json").write_text(json.dumps(contents(folder / command.output)))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs rounds until so many kills have been made; returns 1 on any difference."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, metavar="N", help="kills before a command had ended (default: %(default)s)")
-    parser.add_argument("--photos", metavar="DIR", default=os.environ.get("LANDMARKS_PHOTOS"), help="photographs, read where they lie (default: $LANDMARKS_PHOTOS, else the demo set)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other moments (default: %(default)s)")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=50,
+        metavar="N",
+        help="kills before a command had ended (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--photos",
+        metavar="DIR",
+        default=os.environ.get("LANDMARKS_PHOTOS"),
+        help="photographs, read where they lie (default: $LANDMARKS_PHOTOS, else the demo set)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed, other moments (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="landmarks-kill-") as root:
@@ -242,7 +315,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for command in COMMANDS:
             seconds[command.name] = finish(command, reference, _MODES[0])
             record(command, reference)
-        print("undisturbed: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), flush=True)
+        print(
+            "undisturbed: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
+            flush=True,
+        )
         counts: collections.Counter[Kill] = collections.Counter()
         differing: list[str] = []
         rounds = 0
@@ -250,7 +326,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             rounds += 1
             folder = pathlib.Path(root, f"round{rounds}")
             folder.mkdir()
-            kills, lines = attempt(folder, reference, seconds, rng, iter(lambda: rng.randint(1, _MAX_KILLS_IN_A_ROW), None))
+            kills, lines = attempt(
+                folder, reference, seconds, rng, iter(lambda: rng.randint(1, _MAX_KILLS_IN_A_ROW), None)
+            )
             counts.update(kills)
             differing += lines
             print(f"round {rounds}: {len(kills)} kills, {len(lines)} differences", flush=True)

@@ -2,12 +2,11 @@
 
     python tests/survival/mutate.py --mutations 3000 [--photos DIR] [--seed N]
 
-Every file is made from its number and the seed, so a finding can be had again: `--only N`. Files are decoded in a child process, which
-the parent kills when it takes too long; its peak of resident memory is measured for each file. Prints the counts by result and exits 1
-on any crash, hang, excess of memory, error that is no DecodeError, or undamaged file that does not decode.
+Every file is made from its number and the seed, so a finding can be had again: `--only N`. Files are decoded
+in a child process, which the parent kills when it takes too long; its peak of resident memory is measured for
+each file. Prints the counts by result and exits 1 on any crash, hang, excess of memory, error that is no
+DecodeError, or undamaged file that does not decode.
 """
-
-from __future__ import annotations
 
 import argparse
 import collections
@@ -19,7 +18,7 @@ import select
 import subprocess
 import sys
 import time
-from typing import Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -57,7 +56,12 @@ class Decoder:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-u", __file__, "--child"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            [sys.executable, "-u", __file__, "--child"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
 
     @property
     def pid(self) -> int:
@@ -97,14 +101,28 @@ def child() -> None:
         started = time.monotonic()
         try:
             pixels, width, height, scale = decode_image(data, max_side)
-            good = pixels.shape[2] == 3 and pixels.dtype == "uint8" and max(pixels.shape) <= max(max_side, 3) and min(width, height) >= 1
-            result = "decoded" if good and 0 < scale <= 1 else f"VIOLATION gave {pixels.dtype} {pixels.shape} of {width} x {height}"
+            good = (
+                pixels.shape[2] == 3
+                and pixels.dtype == "uint8"
+                and max(pixels.shape) <= max(max_side, 3)
+                and min(width, height) >= 1
+            )
+            result = (
+                "decoded"
+                if good and 0 < scale <= 1
+                else f"VIOLATION gave {pixels.dtype} {pixels.shape} of {width} x {height}"
+            )
         except DecodeError as e:
             result = e.kind
         except BaseException as e:
             result = f"VIOLATION {type(e).__name__}: {e}"[:200]
         pixels = None
-        print(json.dumps({"result": result, "seconds": time.monotonic() - started, "memory": _status("VmHWM") - before}), flush=True)
+        print(
+            json.dumps(
+                {"result": result, "seconds": time.monotonic() - started, "memory": _status("VmHWM") - before}
+            ),
+            flush=True,
+        )
 
 
 def _reset_peak() -> int:
@@ -114,11 +132,17 @@ def _reset_peak() -> int:
 
 
 def _status(field: str) -> int:
-    line = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    line = next(
+        line
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field + ":")
+    )
     return 1024 * int(line.split()[1])
 
 
-def decode_all(numbers: Sequence[int], seed: int, photos: Optional[str], max_seconds: float, max_megabytes: float) -> Iterator[Outcome]:
+def decode_all(
+    numbers: Sequence[int], seed: int, photos: str | None, max_seconds: float, max_megabytes: float
+) -> Iterator[Outcome]:
     """Makes and decodes the mutations of these numbers, one after the other."""
     sources = mutations.sources(photos)
     decoder = Decoder()
@@ -137,22 +161,35 @@ def decode_all(numbers: Sequence[int], seed: int, photos: Optional[str], max_sec
     decoder.close()
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the check; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mutations", type=int, default=3000, metavar="N", help="files tried (default: %(default)s)")
+    parser.add_argument(
+        "--mutations", type=int, default=3000, metavar="N", help="files tried (default: %(default)s)"
+    )
     parser.add_argument("--photos", metavar="DIR", help="make them from these photographs too, as they are")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other files (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed, other files (default: %(default)s)"
+    )
     parser.add_argument("--only", type=int, metavar="N", help="this one alone")
-    parser.add_argument("--max_seconds", type=float, default=10, help="longer is a hang (default: %(default)s)")
-    parser.add_argument("--max_megabytes", type=float, default=500, help="extra memory allowed (default: %(default)s)")
+    parser.add_argument(
+        "--max_seconds", type=float, default=10, help="longer is a hang (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max_megabytes", type=float, default=500, help="extra memory allowed (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     numbers = range(args.mutations) if args.only is None else [args.only]
     by_way: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     bad, slowest, largest = [], Outcome(0, "", "", 0, 0), Outcome(0, "", "", 0, 0)
     for outcome in decode_all(numbers, args.seed, args.photos, args.max_seconds, args.max_megabytes):
-        by_way[outcome.what.split(" of ")[0].split(":")[0]]["VIOLATION" if outcome.bad else outcome.result] += 1
-        slowest, largest = max(slowest, outcome, key=lambda o: o.seconds), max(largest, outcome, key=lambda o: o.memory)
+        by_way[outcome.what.split(" of ")[0].split(":")[0]][
+            "VIOLATION" if outcome.bad else outcome.result
+        ] += 1
+        slowest, largest = (
+            max(slowest, outcome, key=lambda o: o.seconds),
+            max(largest, outcome, key=lambda o: o.memory),
+        )
         if outcome.bad:
             bad.append(outcome)
             print(f"{outcome.number}: {outcome.what}: {outcome.result}", flush=True)
@@ -160,7 +197,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"{way:<22} {', '.join(f'{n} {result}' for result, n in counts.most_common())}")
     total = sum(by_way.values(), collections.Counter())
     print(f"{total.total()} files: {', '.join(f'{n} {result}' for result, n in total.most_common())}")
-    print(f"slowest {slowest.seconds:.1f} s ({slowest.what}, {slowest.number}), most memory {largest.memory / 1e6:.0f} MB ({largest.what}, {largest.number})")
+    print(
+        f"slowest {slowest.seconds:.1f} s ({slowest.what}, {slowest.number}), most memory "
+        f"{largest.memory / 1e6:.0f} MB ({largest.what}, {largest.number})"
+    )
     return 1 if bad else 0
 
 

@@ -1,7 +1,5 @@
 """Damaged photographs, made from real ones: each from a seeded random generator alone."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import io
@@ -9,18 +7,29 @@ import pathlib
 import random
 import struct
 import zlib
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 60_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-MAGICS = (b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x10\x00\x00\x00WEBPVP8 ", b"RIFF\x10\x00\x00\x00WEBPVP8L", b"GIF89a", b"BM", b"II*\x00",
-          b"%PDF-1.7", b"\x00\x00\x00\x0cjP  ")
+MAGICS = (
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n",
+    b"RIFF\x10\x00\x00\x00WEBPVP8 ",
+    b"RIFF\x10\x00\x00\x00WEBPVP8L",
+    b"GIF89a",
+    b"BM",
+    b"II*\x00",
+    b"%PDF-1.7",
+    b"\x00\x00\x00\x0cjP  ",
+)
 Sources = Sequence[tuple[str, bytes]]
 
 
-def sources(photos: Optional[str] = None) -> Sources:
-    """(name, content) of undamaged files of every format, from scikit-image's photographs and those in the folder `photos`."""
+def sources(photos: str | None = None) -> Sources:
+    """(name, content) of undamaged files of every format, from scikit-image's photographs and those in the
+    folder `photos`.
+    """
     from skimage import data
 
     astronaut, cat, coffee = (Image.fromarray(p) for p in (data.astronaut(), data.chelsea(), data.coffee()))
@@ -34,7 +43,10 @@ def sources(photos: Optional[str] = None) -> Sources:
         ("jpeg with restarts", _saved(cat, "JPEG", restart_marker_rows=1)),
         ("mpo", _saved(cat, "MPO", save_all=True, append_images=[cat.rotate(1)])),
         ("png", _saved(cat, "PNG", compress_level=1)),
-        ("png 16 bit", _saved(Image.fromarray(data.camera().astype("uint16") * 257), "PNG", compress_level=1)),
+        (
+            "png 16 bit",
+            _saved(Image.fromarray(data.camera().astype("uint16") * 257), "PNG", compress_level=1),
+        ),
         ("palette png", _saved(cat.quantize(64), "PNG", transparency=3)),
         ("alpha png", _saved(_with_alpha(cat), "PNG", compress_level=1)),
         ("bilevel png", _saved(grey.convert("1"), "PNG")),
@@ -44,13 +56,23 @@ def sources(photos: Optional[str] = None) -> Sources:
         ("alpha webp", _saved(_with_alpha(cat), "WEBP", method=0)),
         ("animated webp", _saved(cat, "WEBP", save_all=True, append_images=[cat.rotate(1)], method=0)),
         ("gif", _saved(cat, "GIF")),
-        ("animated gif", _saved(cat.quantize(32), "GIF", save_all=True, append_images=[cat.rotate(i).quantize(32) for i in range(4)])),
+        (
+            "animated gif",
+            _saved(
+                cat.quantize(32),
+                "GIF",
+                save_all=True,
+                append_images=[cat.rotate(i).quantize(32) for i in range(4)],
+            ),
+        ),
         ("bmp", _saved(cat, "BMP")),
         ("palette bmp", _saved(cat.quantize(64), "BMP")),
         ("rle bmp", _rle_bmp(300, 200)),
     ]
     suffixes = (".jpg", ".jpeg", ".png", ".webp")
-    paths = sorted(p for p in pathlib.Path(photos).rglob("*") if p.suffix.lower() in suffixes) if photos else []
+    paths = (
+        sorted(p for p in pathlib.Path(photos).rglob("*") if p.suffix.lower() in suffixes) if photos else []
+    )
     return made + [("photo", path.read_bytes()) for path in paths[:200]]
 
 
@@ -73,7 +95,9 @@ def _whole(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 def _bit_flips(data: bytes, other: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(data)
-    within = min(len(data), rng.choice((64, 700, len(data))))  # headers are hit more often than their size would have it
+    within = min(
+        len(data), rng.choice((64, 700, len(data)))
+    )  # headers are hit more often than their size would have it
     for _ in range(rng.choice((1, 1, 4, 16, 64))):
         damaged[rng.randrange(within)] ^= 1 << rng.randrange(8)
     return bytes(damaged)
@@ -81,8 +105,16 @@ def _bit_flips(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 def _truncated(data: bytes, other: bytes, rng: random.Random) -> bytes:
     boundaries = _boundaries(data)
-    return data[: rng.choice((rng.randrange(64), rng.randrange(len(data)), len(data) - rng.randrange(1, 16),
-                              max(0, rng.choice(boundaries) + rng.randrange(-2, 6))))]
+    return data[
+        : rng.choice(
+            (
+                rng.randrange(64),
+                rng.randrange(len(data)),
+                len(data) - rng.randrange(1, 16),
+                max(0, rng.choice(boundaries) + rng.randrange(-2, 6)),
+            )
+        )
+    ]
 
 
 def _overwritten(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -99,7 +131,10 @@ def _cut_or_doubled(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _spliced(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    return data[: rng.choice((rng.randrange(200), rng.randrange(len(data))))] + other[rng.choice((0, rng.randrange(len(other)))) :]
+    return (
+        data[: rng.choice((rng.randrange(200), rng.randrange(len(data))))]
+        + other[rng.choice((0, rng.randrange(len(other)))) :]
+    )
 
 
 def _wrong_header(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -108,9 +143,13 @@ def _wrong_header(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _extreme_number(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """A number of a header set to an extreme one; checksums of a PNG set right, or nothing but them would be tested."""
+    """A number of a header set to an extreme one; checksums of a PNG set right, or nothing but them would be
+    tested.
+    """
     within = rng.choice((40, 200, 1000))
-    at = rng.choice((rng.randrange(min(len(data), within)), rng.choice(_boundaries(data)) + rng.randrange(12)))
+    at = rng.choice(
+        (rng.randrange(min(len(data), within)), rng.choice(_boundaries(data)) + rng.randrange(12))
+    )
     number, form = rng.choice(EXTREMES), rng.choice(("<H", ">H", "<I", ">I"))
     packed = struct.pack(form, number & (0xFFFF if form[1] == "H" else 0xFFFFFFFF))
     return _png_checksums(data[:at] + packed + data[at + len(packed) :])
@@ -118,16 +157,29 @@ def _extreme_number(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 def _absurd_exif(data: bytes, other: bytes, rng: random.Random) -> bytes:
     tags = b"".join(
-        struct.pack(">HHII", rng.choice((0x0112, 0x8769, 0x8825, 0x0100, rng.randrange(65536))), rng.choice((1, 2, 3, 4, 5, 12, 13, 99)),
-                    rng.choice(EXTREMES), rng.choice((8, 0, rng.randrange(200), 0x00060000, 0x00090000, 0xFFFFFFFF)))
-        for _ in range(rng.choice((1, 3, 40))))
+        struct.pack(
+            ">HHII",
+            rng.choice((0x0112, 0x8769, 0x8825, 0x0100, rng.randrange(65536))),
+            rng.choice((1, 2, 3, 4, 5, 12, 13, 99)),
+            rng.choice(EXTREMES),
+            rng.choice((8, 0, rng.randrange(200), 0x00060000, 0x00090000, 0xFFFFFFFF)),
+        )
+        for _ in range(rng.choice((1, 3, 40)))
+    )
     count = rng.choice((len(tags) // 12, 0, 65535))
-    tiff = b"MM\0*\0\0\0\x08" + struct.pack(">H", count) + tags + struct.pack(">I", rng.choice((0, 8, 0xFFFFFFFF)))
+    tiff = (
+        b"MM\0*\0\0\0\x08"
+        + struct.pack(">H", count)
+        + tags
+        + struct.pack(">I", rng.choice((0, 8, 0xFFFFFFFF)))
+    )
     return _with_metadata(data, b"Exif\0\0" + tiff, 0xE1, b"eXIf", tiff)
 
 
 def _absurd_icc(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    profile = rng.choice((b"", b"\0" * 40_000, rng.randbytes(3000), struct.pack(">I", 0xFFFFFFFF) + b"acsp" * 99))
+    profile = rng.choice(
+        (b"", b"\0" * 40_000, rng.randbytes(3000), struct.pack(">I", 0xFFFFFFFF) + b"acsp" * 99)
+    )
     parts = bytes([rng.choice((0, 1, 255)), rng.choice((0, 1, 255))])
     packed = rng.choice((zlib.compress(profile), profile, _zeros(200 << 20)))
     return _with_metadata(data, b"ICC_PROFILE\0" + parts + profile, 0xE2, b"iCCP", b"x\0\0" + packed)
@@ -148,8 +200,19 @@ def _renamed(rng: random.Random) -> tuple[str, bytes]:
 
 
 _WAYS: dict[Callable, int] = {
-    _whole: 4, _bit_flips: 22, _truncated: 18, _overwritten: 8, _cut_or_doubled: 8, _spliced: 8, _wrong_header: 5, _extreme_number: 10,
-    _absurd_exif: 5, _absurd_icc: 4, _trailing: 2, _bomb: 4, _renamed: 2,
+    _whole: 4,
+    _bit_flips: 22,
+    _truncated: 18,
+    _overwritten: 8,
+    _cut_or_doubled: 8,
+    _spliced: 8,
+    _wrong_header: 5,
+    _extreme_number: 10,
+    _absurd_exif: 5,
+    _absurd_icc: 4,
+    _trailing: 2,
+    _bomb: 4,
+    _renamed: 2,
 }
 
 
@@ -172,10 +235,29 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _boundaries(data: bytes) -> list[int]:
-    """Where parts of the file begin: markers of a JPEG, chunks of a PNG or RIFF, blocks of a GIF; at least 0."""
+    """Where parts of the file begin: markers of a JPEG, chunks of a PNG or RIFF, blocks of a GIF; at least
+    0.
+    """
     found = [0]
-    for sign in (b"\xff\xc0", b"\xff\xc2", b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xe1", b"\xff\xd0", b"IHDR", b"PLTE", b"IDAT", b"IEND", b"VP8", b"ALPH",
-                 b"ANMF", b"fdAT", b"\x21\xf9", b"\x2c\0\0"):
+    for sign in (
+        b"\xff\xc0",
+        b"\xff\xc2",
+        b"\xff\xc4",
+        b"\xff\xda",
+        b"\xff\xdb",
+        b"\xff\xe1",
+        b"\xff\xd0",
+        b"IHDR",
+        b"PLTE",
+        b"IDAT",
+        b"IEND",
+        b"VP8",
+        b"ALPH",
+        b"ANMF",
+        b"fdAT",
+        b"\x21\xf9",
+        b"\x2c\0\0",
+    ):
         at = data.find(sign)
         while at >= 0 and len(found) < 200:
             found.append(at)
@@ -184,9 +266,18 @@ def _boundaries(data: bytes) -> list[int]:
 
 
 def _with_metadata(data: bytes, segment: bytes, marker: int, chunk: bytes, content: bytes) -> bytes:
-    """`data` with a segment after a JPEG's start, a chunk after a PNG's header, a chunk at a WEBP's end; other formats get it appended."""
+    """`data` with a segment after a JPEG's start, a chunk after a PNG's header, a chunk at a WEBP's end;
+    other formats get it appended.
+    """
     if data.startswith(b"\xff\xd8"):
-        return data[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", min(65535, 2 + len(segment))) + segment[:65533] + data[2:]
+        return (
+            data[:2]
+            + b"\xff"
+            + bytes([marker])
+            + struct.pack(">H", min(65535, 2 + len(segment)))
+            + segment[:65533]
+            + data[2:]
+        )
     if data.startswith(b"\x89PNG"):
         return data[:33] + _chunk(chunk, content) + data[33:]
     name = {b"eXIf": b"EXIF", b"iCCP": b"ICCP"}[chunk]
@@ -214,16 +305,34 @@ def _png_checksums(data: bytes) -> bytes:
 def _zeros(size: int) -> bytes:
     """`size` zeros compressed, made without having them all."""
     packer, block = zlib.compressobj(1), bytes(1 << 20)
-    return b"".join([packer.compress(block) for _ in range(size >> 20)] + [packer.compress(bytes(size & (1 << 20) - 1)), packer.flush()])
+    return b"".join(
+        [packer.compress(block) for _ in range(size >> 20)]
+        + [packer.compress(bytes(size & (1 << 20) - 1)), packer.flush()]
+    )
 
 
-def _png(width: int, height: int, depth: int, colour: int, interlaced: int = 0, rows: Optional[int] = None, *extra: bytes) -> bytes:
+def _png(
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    interlaced: int = 0,
+    rows: int | None = None,
+    *extra: bytes,
+) -> bytes:
     """A PNG of zeros; `rows` of its pixels are there, all by default."""
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     size = (height if rows is None else rows) * (1 + -(-width * samples * depth // 8))
     palette = _chunk(b"PLTE", bytes(768)) + _chunk(b"tRNS", bytes(256)) if colour == 3 else b""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
-    return b"\x89PNG\r\n\x1a\n" + header + palette + b"".join(extra) + _chunk(b"IDAT", _zeros(size)) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + palette
+        + b"".join(extra)
+        + _chunk(b"IDAT", _zeros(size))
+        + _chunk(b"IEND", b"")
+    )
 
 
 def _solid(kind: str, width: int, height: int, mode: str = "RGB", **options) -> bytes:
@@ -247,7 +356,9 @@ def _rle_bmp(width: int, height: int, line: bytes = b"") -> bytes:
     line = line or b"".join(bytes([min(50, width - x), x % 256]) for x in range(0, width, 50))
     pixels = (line + b"\0\0") * height + b"\0\1"
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(pixels), 0, 0, 54 + 1024) + header + bytes(1024) + pixels
+    return (
+        b"BM" + struct.pack("<IHHI", 54 + 1024 + len(pixels), 0, 0, 54 + 1024) + header + bytes(1024) + pixels
+    )
 
 
 _BOMBS: dict[str, Callable[[], bytes]] = {
@@ -262,35 +373,65 @@ _BOMBS: dict[str, Callable[[], bytes]] = {
     "1 x 10,000,000 png": lambda: _png(1, 10_000_000, 8, 6),
     "8,000 x 8,000 16-bit alpha png": lambda: _png(8_000, 8_000, 16, 6),
     "png with a text of 1 GB": lambda: _png(8, 8, 8, 2, 0, None, _chunk(b"zTXt", b"x\0\0" + _zeros(1 << 30))),
-    "png with 100 texts of 60 MB": lambda: _png(8, 8, 8, 2, 0, None, *[_chunk(b"iTXt", b"x\0\1\0\0\0" + _zeros(60 << 20))] * 100),
+    "png with 100 texts of 60 MB": lambda: _png(
+        8, 8, 8, 2, 0, None, *[_chunk(b"iTXt", b"x\0\1\0\0\0" + _zeros(60 << 20))] * 100
+    ),
     "png with a million empty chunks": lambda: _png(8, 8, 8, 2, 0, None, _chunk(b"teSt", b"") * 1_000_000),
     "65,500 x 65,500 jpeg": lambda: _rescaled_jpeg(_solid("JPEG", 64, 64), 65_500, 65_500),
     "9,999 x 9,999 jpeg": lambda: _solid("JPEG", 9_999, 9_999),
     "9,999 x 9,999 jpeg header": lambda: _rescaled_jpeg(_solid("JPEG", 64, 64), 9_999, 9_999),
-    "9,999 x 9,999 progressive jpeg": lambda: _rescaled_jpeg(_solid("JPEG", 64, 64, progressive=True, subsampling=0), 9_999, 9_999),
+    "9,999 x 9,999 progressive jpeg": lambda: _rescaled_jpeg(
+        _solid("JPEG", 64, 64, progressive=True, subsampling=0), 9_999, 9_999
+    ),
     "8,000 x 8,000 progressive jpeg": lambda: _solid("JPEG", 8_000, 8_000, progressive=True, subsampling=0),
-    "8,000 x 8,000 cmyk progressive jpeg": lambda: _rescaled_jpeg(_solid("JPEG", 64, 64, "CMYK", progressive=True), 8_000, 8_000),
-    "6,000 x 6,000 jpeg of 30 scans": lambda: _many_scans(_solid("JPEG", 6_000, 6_000, "L", progressive=True), 22),
-    "9,999 x 9,999 jpeg of 3,000 scans": lambda: _many_scans(_rescaled_jpeg(_solid("JPEG", 64, 64, progressive=True), 9_999, 9_999), 3_000),
+    "8,000 x 8,000 cmyk progressive jpeg": lambda: _rescaled_jpeg(
+        _solid("JPEG", 64, 64, "CMYK", progressive=True), 8_000, 8_000
+    ),
+    "6,000 x 6,000 jpeg of 30 scans": lambda: _many_scans(
+        _solid("JPEG", 6_000, 6_000, "L", progressive=True), 22
+    ),
+    "9,999 x 9,999 jpeg of 3,000 scans": lambda: _many_scans(
+        _rescaled_jpeg(_solid("JPEG", 64, 64, progressive=True), 9_999, 9_999), 3_000
+    ),
     "200 x 200 jpeg of 3,000 scans": lambda: _many_scans(_solid("JPEG", 200, 200, progressive=True), 3_000),
     "jpeg with a megabyte of fill": lambda: b"\xff\xd8" + b"\xff" * 1_000_000 + _solid("JPEG", 64, 64)[2:],
     "4,000 x 4,000 webp": lambda: _solid("WEBP", 4_000, 4_000, method=0),
     "4,500 x 4,500 lossless webp": lambda: _solid("WEBP", 4_500, 4_500, "RGBA", lossless=True, method=0),
     "7,000 x 7,000 webp": lambda: _solid("WEBP", 7_000, 7_000, method=0),
-    "16,383 x 16,383 webp canvas": lambda: b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\x10\0\0\0" + b"\xfe\x3f\0" * 2 + b"VP8L\0\0\0\0",
-    "65,535 x 65,535 gif": lambda: b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + _solid("GIF", 8, 8, "P")[13:],
+    "16,383 x 16,383 webp canvas": lambda: (
+        b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\x10\0\0\0" + b"\xfe\x3f\0" * 2 + b"VP8L\0\0\0\0"
+    ),
+    "65,535 x 65,535 gif": lambda: (
+        b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + _solid("GIF", 8, 8, "P")[13:]
+    ),
     "9,999 x 9,999 gif": lambda: _solid("GIF", 9_999, 9_999, "P"),
-    "gif with a larger frame": lambda: (lambda gif: gif[:6] + struct.pack("<HH", 8, 8) + gif[10:])(_solid("GIF", 5_000, 5_000, "P")),
-    "gif of 2,000 frames": lambda: _saved(Image.new("P", (64, 64)), "GIF", save_all=True, append_images=[Image.new("P", (64, 64), i % 256) for i in range(2_000)]),
-    "webp of 300 frames": lambda: _saved(Image.new("RGB", (64, 64)), "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 64), (i % 256, 0, 0)) for i in range(300)]),
-    "60,000 x 60,000 bmp": lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
-    "bmp of negative sides": lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -9_000, -(1 << 31), 1, 24, 0, 0, 0, 0, 0, 0),
+    "gif with a larger frame": lambda: (lambda gif: gif[:6] + struct.pack("<HH", 8, 8) + gif[10:])(
+        _solid("GIF", 5_000, 5_000, "P")
+    ),
+    "gif of 2,000 frames": lambda: _saved(
+        Image.new("P", (64, 64)),
+        "GIF",
+        save_all=True,
+        append_images=[Image.new("P", (64, 64), i % 256) for i in range(2_000)],
+    ),
+    "webp of 300 frames": lambda: _saved(
+        Image.new("RGB", (64, 64)),
+        "WEBP",
+        save_all=True,
+        append_images=[Image.new("RGB", (64, 64), (i % 256, 0, 0)) for i in range(300)],
+    ),
+    "60,000 x 60,000 bmp": lambda: (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    ),
+    "bmp of negative sides": lambda: (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -9_000, -(1 << 31), 1, 24, 0, 0, 0, 0, 0, 0)
+    ),
     "60,000 x 1,600 rle bmp of empty lines": lambda: _rle_bmp(60_000, 1_600, b"\1\0"),
     "2,700 x 2,700 rle bmp of empty lines": lambda: _rle_bmp(2_700, 2_700, b"\1\0"),
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _made_bomb(name: str) -> bytes:
     return _BOMBS[name]()
 

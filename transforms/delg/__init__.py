@@ -1,7 +1,5 @@
 """The model: what a DELG SavedModel offers, and how global and local features come out of it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -14,12 +12,17 @@ _import_lock = threading.Lock()
 
 
 def import_tensorflow() -> types.ModuleType:
-    """TensorFlow, imported on first use and without its start-up messages; a TF_CPP_MIN_LOG_LEVEL below 3 shows them.
+    """TensorFlow, imported on first use and without its start-up messages; a TF_CPP_MIN_LOG_LEVEL below 3
+    shows them.
 
-    Where it is not running yet, it is told to take a GPU's memory as it needs it, not all at once: other processes may want some.
+    Where it is not running yet, it is told to take a GPU's memory as it needs it, not all at once: other
+    processes may want some.
     """
     with _import_lock:
-        if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _QUIET) == _QUIET and "tensorflow" not in sys.modules:
+        if (
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _QUIET) == _QUIET
+            and "tensorflow" not in sys.modules
+        ):
             with _silent_stderr():
                 import tensorflow
         else:

@@ -1,13 +1,10 @@
 """The built-in models: SavedModels that the package builds itself, once, into the user's cache folder."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
 import tempfile
 from types import ModuleType
-from typing import Optional
 
 from transforms.delg import frozen_graph, rootsift_vlad, small_delg
 from transforms.delg.card import write_card
@@ -15,11 +12,12 @@ from transforms.delg.card import write_card
 MODELS: dict[str, ModuleType] = {"embedded": small_delg, "rootsift-vlad": rootsift_vlad}
 
 
-def model_dir(name: str, cache_root: Optional[str] = None) -> str:
+def model_dir(name: str, cache_root: str | None = None) -> str:
     """Returns the folder of a built-in model, building it where it does not exist.
 
-    The folder's name holds a hash of the code and the constants that it is built from, so a new version gets a new folder.
-    Processes that build at the same time are safe: each writes a folder of its own and renames it; the first one stays.
+    The folder's name holds a hash of the code and the constants that it is built from, so a new version gets
+    a new folder. Processes that build at the same time are safe: each writes a folder of its own and renames
+    it; the first one stays.
 
     Args:
       name: one of MODELS.
@@ -28,7 +26,9 @@ def model_dir(name: str, cache_root: Optional[str] = None) -> str:
     Raises:
       OSError: where the cache folder cannot be written.
     """
-    root = cache_root or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "landmarks")
+    root = cache_root or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "landmarks"
+    )
     model = MODELS[name]
     target = os.path.join(root, f"{model.NAME}-{_version(model)}")
     if os.path.isfile(os.path.join(target, "saved_model.pb")):

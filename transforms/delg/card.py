@@ -1,4 +1,5 @@
-"""What belongs to a model and not to a job: its image scales, attention threshold, feature count and image side.
+"""What belongs to a model and not to a job: its image scales, attention threshold, feature count and image
+side.
 
 They travel with the SavedModel in a small JSON file beside it, the card:
 
@@ -6,13 +7,11 @@ They travel with the SavedModel in a small JSON file beside it, the card:
      "max_local_features": 1000, "score_threshold": 454.6, "max_image_side": 1024, "max_distance": 0.9}
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 import os
-from typing import Any, Optional
+from typing import Any
 
 CARD_NAME = "landmarks_card.json"
 PRECISIONS = ("float32", "bfloat16")
@@ -84,15 +83,15 @@ OFFICIAL_DELG = ExtractionSettings(
 )
 
 
-def read_card(model_dir: str) -> Optional[dict[str, Any]]:
+def read_card(model_dir: str) -> dict[str, Any] | None:
     """The card of a model: the keys it states, checked; scales as tuples.
 
     Args:
       model_dir: folder of the model, local or on a file system that Beam knows.
 
     Returns:
-      None where there is no card. Keys are fields of ExtractionSettings (image_scales and global_scales come together),
-      "max_distance" of putative matches, "name" and "description".
+      None where there is no card. Keys are fields of ExtractionSettings (image_scales and global_scales come
+      together), "max_distance" of putative matches, "name" and "description".
 
     Raises:
       ValueError: the card is no JSON object, has an unknown key, or a value that makes no sense.
@@ -109,10 +108,12 @@ def read_card(model_dir: str) -> Optional[dict[str, Any]]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def settings_from_card(card: Optional[dict[str, Any]]) -> ExtractionSettings:
+def settings_from_card(card: dict[str, Any] | None) -> ExtractionSettings:
     """The settings of a checked card; what it leaves open is as in OFFICIAL_DELG."""
     fields = {field.name for field in dataclasses.fields(ExtractionSettings)}
-    return dataclasses.replace(OFFICIAL_DELG, **{key: value for key, value in (card or {}).items() if key in fields})
+    return dataclasses.replace(
+        OFFICIAL_DELG, **{key: value for key, value in (card or {}).items() if key in fields}
+    )
 
 
 def write_card(model_dir: str, settings: ExtractionSettings, **extra: Any) -> None:
@@ -137,7 +138,7 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def _read_card(model_dir: str) -> tuple[str, Optional[bytes]]:
+def _read_card(model_dir: str) -> tuple[str, bytes | None]:
     """Path and bytes of the card; None where there is none."""
     if not is_remote(model_dir):
         path = os.path.join(model_dir, CARD_NAME)

@@ -1,7 +1,5 @@
 """Where models lie: the built-in ones by their names, others by their folder or URI."""
 
-from __future__ import annotations
-
 from transforms.delg import builtin
 from transforms.delg.saved_model import fetch_model
 
@@ -10,7 +8,8 @@ ROOTSIFT_VLAD = "rootsift-vlad"
 
 
 def model_folder(model: str) -> str:
-    """A local folder with the SavedModel that `model` names: a built-in one, a folder, or a URI (copied once into the cache).
+    """A local folder with the SavedModel that `model` names: a built-in one, a folder, or a URI (copied once
+    into the cache).
 
     Raises:
       ModelError: there is no SavedModel.

@@ -1,12 +1,12 @@
 """What a loaded SavedModel offers, and how it is called: the contracts of tensorflow/models, research/delf.
 
-Told apart by the object: TF1-style exports have `prune` and are fed by tensor name, TF2 ones have a signature with keywords.
+Told apart by the object: TF1-style exports have `prune` and are fed by tensor name, TF2 ones have a signature
+with keywords.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from transforms.delg.files import ModelError
 
@@ -22,7 +22,13 @@ _TENSORS = {
     "scores": ("float32", (1, 2)),
     "global_descriptors": ("float32", (2,)),
 }
-_INPUTS = ("input_image", "input_scales", "input_max_feature_num", "input_abs_thres", "input_global_scales_ind")
+_INPUTS = (
+    "input_image",
+    "input_scales",
+    "input_max_feature_num",
+    "input_abs_thres",
+    "input_global_scales_ind",
+)
 _LOCAL_OUTPUTS = ("boxes", "features", "scores")
 _OUTPUTS = (*_LOCAL_OUTPUTS, "global_descriptors")
 
@@ -57,39 +63,55 @@ def bind(loaded: Any, model_dir: str, constant_weights: bool = False) -> tuple[C
       constant_weights: make the weights part of the graph where that can be done, see `_with_constants`.
 
     Returns:
-      The contract, and a function from tensors by input name (exactly those of the contract) to tensors by output name. It
-      never traces again for another image size.
+      The contract, and a function from tensors by input name (exactly those of the contract) to tensors by
+      output name. It never traces again for another image size.
 
     Raises:
       ModelError: it offers no known contract; the message lists what was found.
     """
     graph_ops = {op.name: op for op in loaded.graph.get_operations()} if hasattr(loaded, "prune") else {}
     if "input_image" in graph_ops:
-        inputs = {name: graph_ops[name].outputs[0] for name in _INPUTS
-                  if name in graph_ops and graph_ops[name].type == "Placeholder"}
+        inputs = {
+            name: graph_ops[name].outputs[0]
+            for name in _INPUTS
+            if name in graph_ops and graph_ops[name].type == "Placeholder"
+        }
         outputs = {name: graph_ops[name].outputs[0] for name in _OUTPUTS if name in graph_ops}
         contract = _check_contract("prune", inputs, outputs, model_dir)
         fetches = [name for name, _, _ in contract.outputs]
         try:
             function = loaded.prune([f"{name}:0" for name in inputs], [f"{name}:0" for name in fetches])
         except Exception as error:  # TensorFlow raises KeyError, ValueError or its own UnliftableError
-            raise ModelError(f"{model_dir}: {fetches} cannot be computed from {list(inputs)}: {first_line(error)}") from error
+            raise ModelError(
+                f"{model_dir}: {fetches} cannot be computed from {list(inputs)}: {first_line(error)}"
+            ) from error
         function = _with_constants(function) if constant_weights else function
         return contract, lambda feeds: dict(zip(fetches, function(*(feeds[name] for name in inputs))))
 
     signatures = getattr(loaded, "signatures", {})
     signature = signatures.get("serving_default") if hasattr(signatures, "get") else None
     if signature is None:
-        raise ModelError(f"{model_dir} offers neither a graph with an input_image nor a signature serving_default; "
-                         f"found placeholders {[name for name, op in graph_ops.items() if op.type == 'Placeholder']} "
-                         f"and signatures {sorted(signatures)}")
+        raise ModelError(
+            f"{model_dir} offers neither a graph with an input_image nor a signature serving_default; "
+            f"found placeholders {[name for name, op in graph_ops.items() if op.type == 'Placeholder']} "
+            f"and signatures {sorted(signatures)}"
+        )
     inputs = signature.structured_input_signature[1]
     contract = _check_contract("signature", inputs, signature.structured_outputs, model_dir)
     fetches = [name for name, _, _ in contract.outputs]
-    ordered_inputs, ordered_outputs = sorted(inputs), sorted(signature.structured_outputs)  # as TensorFlow flattens a dict
+    ordered_inputs, ordered_outputs = (
+        sorted(inputs),
+        sorted(signature.structured_outputs),
+    )  # as TensorFlow flattens a dict
     constant = _with_constants(signature) if constant_weights else signature
-    if constant is not signature and len(constant.inputs) == len(ordered_inputs) and len(constant.outputs) == len(ordered_outputs):
-        return contract, lambda feeds: dict(zip(ordered_outputs, constant(*(feeds[name] for name in ordered_inputs))))
+    if (
+        constant is not signature
+        and len(constant.inputs) == len(ordered_inputs)
+        and len(constant.outputs) == len(ordered_outputs)
+    ):
+        return contract, lambda feeds: dict(
+            zip(ordered_outputs, constant(*(feeds[name] for name in ordered_inputs)))
+        )
 
     def call(feeds: Feeds) -> dict[str, Any]:
         results = signature(**feeds)
@@ -99,11 +121,13 @@ def bind(loaded: Any, model_dir: str, constant_weights: bool = False) -> tuple[C
 
 
 def _with_constants(function: Any) -> Any:
-    """A concrete function with its variables as constants, taking and giving flat tensors; itself where that cannot be done.
+    """A concrete function with its variables as constants, taking and giving flat tensors; itself where that
+    cannot be done.
 
-    TensorFlow then converts weights to bfloat16 once instead of in every call, and folds batch normalisation into convolutions. Measured on
-    a ResNet-50, three scales of 320 px, ms of CPU: bfloat16 215 to 127, float32 250 to 205. But loading takes 11 s of CPU instead of 5, and at
-    its peak 3.9 GB instead of 1.0, which only bfloat16 is worth.
+    TensorFlow then converts weights to bfloat16 once instead of in every call, and folds batch normalisation
+    into convolutions. Measured on a ResNet-50, three scales of 320 px, ms of CPU: bfloat16 215 to 127,
+    float32 250 to 205. But loading takes 11 s of CPU instead of 5, and at its peak 3.9 GB instead of 1.0,
+    which only bfloat16 is worth.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -130,8 +154,10 @@ def _check_contract(kind: str, inputs: dict, outputs: dict, model_dir: str) -> C
         if found.dtype.name != dtype or found.shape.rank not in (None, *ranks):
             problems.append(f"{name} must be {dtype} of rank {' or '.join(map(str, ranks))}")
     if problems:
-        raise ModelError(f"{model_dir} has no contract that is known: {'; '.join(problems)}. "
-                         f"Found ({kind}) inputs {_listing(inputs)}; outputs {_listing(outputs)}")
+        raise ModelError(
+            f"{model_dir} has no contract that is known: {'; '.join(problems)}. "
+            f"Found ({kind}) inputs {_listing(inputs)}; outputs {_listing(outputs)}"
+        )
 
     def described(names, tensors):
         return tuple((name, tensors[name].dtype.name, _static_shape(tensors[name])) for name in names)
@@ -146,8 +172,13 @@ def first_line(error: BaseException) -> str:
 
 
 def _static_shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(-1 if side is None else side for side in tensor.shape) if tensor.shape.rank is not None else ()
+    return (
+        tuple(-1 if side is None else side for side in tensor.shape) if tensor.shape.rank is not None else ()
+    )
 
 
 def _listing(tensors: dict) -> str:
-    return ", ".join(f"{name} {tensors[name].dtype.name} {tensors[name].shape}" for name in sorted(tensors)) or "none"
+    return (
+        ", ".join(f"{name} {tensors[name].dtype.name} {tensors[name].shape}" for name in sorted(tensors))
+        or "none"
+    )

@@ -1,16 +1,13 @@
 """The files of a model: where they lie, what identifies them, and the projection that DELF v1 needs.
 
-A model's folder is a SavedModel (saved_model.pb, variables/, assets/) or, as DELF v1 is released, holds one in its subfolder
-model/ and a projection in pca/. A card may lie in the folder.
+A model's folder is a SavedModel (saved_model.pb, variables/, assets/) or, as DELF v1 is released, holds one
+in its subfolder model/ and a projection in pca/. A card may lie in the folder.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
 import pathlib
 import tempfile
-from typing import Optional
 
 import numpy as np
 
@@ -30,8 +27,8 @@ class ModelError(ValueError):
 def fetch_model(uri: str) -> str:
     """A local folder that holds the model.
 
-    A remote model is copied into the user's cache folder ($XDG_CACHE_HOME or ~/.cache, landmarks/models/) when its files
-    are not there yet as they are now: its key is made of their names, sizes and times.
+    A remote model is copied into the user's cache folder ($XDG_CACHE_HOME or ~/.cache, landmarks/models/)
+    when its files are not there yet as they are now: its key is made of their names, sizes and times.
 
     Args:
       uri: a local folder, or one on a file system that Beam knows (gs://, s3://).
@@ -53,7 +50,9 @@ def fetch_model(uri: str) -> str:
         found = {entry.uri[len(root) :]: entry for entry in files.remote_entries(uri)}
     except (OSError, ValueError) as error:
         raise ModelError(f"{uri} cannot be listed: {error}") from error
-    wanted = sorted(path for path in found if _is_model_file(path.removeprefix("model/")) or path == CARD_NAME)
+    wanted = sorted(
+        path for path in found if _is_model_file(path.removeprefix("model/")) or path == CARD_NAME
+    )
     if not any(path in _GRAPHS or path.removeprefix("model/") in _GRAPHS for path in wanted):
         raise ModelError(f"{uri} is no SavedModel: no saved_model.pb among {_shorten(found)}")
     escaping = [path for path in wanted if ".." in path.split("/")]
@@ -63,7 +62,11 @@ def fetch_model(uri: str) -> str:
     key = hashlib.sha256(root.encode())
     for path in wanted:
         key.update(f"\0{path}\0{found[path].size}\0{found[path].updated}".encode())
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "landmarks" / "models"
+    cache = (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        / "landmarks"
+        / "models"
+    )
     target = cache / key.hexdigest()[:32]
     if target.exists():
         return str(target)
@@ -83,9 +86,11 @@ def fetch_model(uri: str) -> str:
 
 
 def fingerprint(model_dir: str) -> str:
-    """What identifies a model's content: SHA-256, in hex, over its files' relative paths and contents in sorted order.
+    """What identifies a model's content: SHA-256, in hex, over its files' relative paths and contents in
+    sorted order.
 
-    Covers what decides about features (graph, variables, assets, projection); neither fingerprint.pb nor the card.
+    Covers what decides about features (graph, variables, assets, projection); neither fingerprint.pb nor the
+    card.
 
     Raises:
       ModelError: there is no SavedModel.
@@ -121,11 +126,13 @@ def saved_model_folder(model_dir: str) -> pathlib.Path:
     raise ModelError(f"{model_dir} is no SavedModel: no saved_model.pb among {_shorten(os.listdir(root))}")
 
 
-def read_pca(model_dir: str) -> Optional[tuple[np.ndarray, np.ndarray]]:
-    """The projection that lies with a model, from pca.npz (arrays mean and projection) or the DELF release's pca/*.datum.
+def read_pca(model_dir: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The projection that lies with a model, from pca.npz (arrays mean and projection) or the DELF release's
+    pca/*.datum.
 
     Returns:
-      mean float32 [W] and projection float32 [PCA_WIDTH, W], the rows of most variance; None where there is none.
+      mean float32 [W] and projection float32 [PCA_WIDTH, W], the rows of most variance; None where there is
+      none.
 
     Raises:
       ModelError: the files do not hold that.
@@ -143,8 +150,10 @@ def read_pca(model_dir: str) -> Optional[tuple[np.ndarray, np.ndarray]]:
     except (OSError, KeyError, ValueError) as error:
         raise ModelError(f"{model_dir}: the PCA cannot be read: {error}") from error
     if mean.ndim != 1 or projection.shape[0] < PCA_WIDTH or projection.shape[1:] != mean.shape:
-        raise ModelError(f"{model_dir}: the PCA needs mean [W] and projection [>= {PCA_WIDTH}, W], "
-                         f"found {list(mean.shape)} and {list(projection.shape)}")
+        raise ModelError(
+            f"{model_dir}: the PCA needs mean [W] and projection [>= {PCA_WIDTH}, W], "
+            f"found {list(mean.shape)} and {list(projection.shape)}"
+        )
     return mean.astype(np.float32), projection[:PCA_WIDTH].astype(np.float32)
 
 
@@ -156,16 +165,26 @@ def _read_datum(path: pathlib.Path) -> np.ndarray:
     from google.protobuf.message import DecodeError
 
     try:
-        return np.array(import_tensorflow().train.Feature.FromString(path.read_bytes()).float_list.value, np.float32)
+        return np.array(
+            import_tensorflow().train.Feature.FromString(path.read_bytes()).float_list.value, np.float32
+        )
     except DecodeError as error:
         raise ValueError(f"{path.name} is no DatumProto: {error}") from error
 
 
 def _model_files(model_dir: str) -> dict[str, pathlib.Path]:
-    """Files that decide about features, by their path relative to the SavedModel or, for the PCA, to the model's folder."""
+    """Files that decide about features, by their path relative to the SavedModel or, for the PCA, to the
+    model's folder.
+    """
     folder = saved_model_folder(model_dir)
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    files.update({name: pathlib.Path(model_dir, name) for name in _PCA_FILES if pathlib.Path(model_dir, name).is_file()})
+    files.update(
+        {
+            name: pathlib.Path(model_dir, name)
+            for name in _PCA_FILES
+            if pathlib.Path(model_dir, name).is_file()
+        }
+    )
     return {name: path for name, path in files.items() if _is_model_file(name)}
 
 

@@ -1,29 +1,32 @@
-"""SavedModels of the built-in models: a TF1-style graph with the local-and-global contract, its weights as constants.
+"""SavedModels of the built-in models: a TF1-style graph with the local-and-global contract, its weights as
+constants.
 
-The contract is that of DELG (tensorflow/models, research/delf), so that everything downstream treats them like a real export.
+The contract is that of DELG (tensorflow/models, research/delf), so that everything downstream treats them
+like a real export.
 """
 
-from __future__ import annotations
-
 import threading
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from transforms.delg import import_tensorflow
 
 _control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 
 # One level of the pyramid: of (its scale float32 [], max_features int32 [], threshold float32 []) it makes
-# boxes [N, 4], features [N, L], scores [N], strongest first, N at most max_features, and a function that makes the level's global
-# descriptor [1, G], run only for the scales that it is asked of.
+# boxes [N, 4], features [N, L], scores [N], strongest first, N at most max_features, and a function that
+# makes the level's global descriptor [1, G], run only for the scales that it is asked of.
 Level = Callable[[Any, Any, Any], tuple[Any, Any, Any, Callable[[], Any]]]
 
 
-def saved_model_bytes(prepare: Callable[[Any, Any], Level], local_dimensions: int, global_dimensions: int) -> bytes:
+def saved_model_bytes(
+    prepare: Callable[[Any, Any], Level], local_dimensions: int, global_dimensions: int
+) -> bytes:
     """Returns a serialised SavedModel without a variables folder, the same bytes every time.
 
     Args:
-      prepare: of the module tensorflow and the image, float32 [H, W, 3], it makes what builds the graph of one level; what it builds itself
-        is run once for all levels.
+      prepare: of the module tensorflow and the image, float32 [H, W, 3], it makes what builds the graph of
+        one level; what it builds itself is run once for all levels.
       local_dimensions, global_dimensions: L and G.
     """
     tf = import_tensorflow()
@@ -54,7 +57,9 @@ def saved_model_bytes(prepare: Callable[[Any, Any], Level], local_dimensions: in
     return saved_model.SerializeToString(deterministic=True)
 
 
-def _contract(tf: Any, prepare: Callable[[Any, Any], Level], local_dimensions: int, global_dimensions: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _contract(
+    tf: Any, prepare: Callable[[Any, Any], Level], local_dimensions: int, global_dimensions: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Builds the whole graph; returns its inputs and outputs by the names of the contract."""
     placeholder = tf.compat.v1.placeholder
     image = placeholder(tf.uint8, [None, None, 3], "input_image")
@@ -67,26 +72,36 @@ def _contract(tf: Any, prepare: Callable[[Any, Any], Level], local_dimensions: i
 
     def one_scale(index: Any, *found: Any) -> tuple[Any, ...]:
         boxes, features, scores, describe = level(scales[index], max_features, threshold)
-        descriptor = tf.cond(tf.reduce_any(tf.equal(global_scales, index)), describe, lambda: tf.zeros([1, global_dimensions]))
+        descriptor = tf.cond(
+            tf.reduce_any(tf.equal(global_scales, index)), describe, lambda: tf.zeros([1, global_dimensions])
+        )
         scale = tf.fill(tf.shape(scores), 1.0 / scales[index])
         new = (boxes, features, scale, scores[:, None], descriptor)
         return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))
 
     shapes = [[None, 4], [None, local_dimensions], [None], [None, 1], [None, global_dimensions]]
-    start = [tf.constant(0)] + [tf.zeros([0] + shape[1:]) for shape in shapes]
+    start = [tf.constant(0)] + [tf.zeros([0, *shape[1:]]) for shape in shapes]
     invariants = [tf.TensorShape([])] + [tf.TensorShape(shape) for shape in shapes]
     _, *pooled, descriptors = tf.compat.v1.while_loop(
-        lambda index, *_: index < tf.size(scales), one_scale, start, shape_invariants=invariants, name="pyramid")
+        lambda index, *_: index < tf.size(scales),
+        one_scale,
+        start,
+        shape_invariants=invariants,
+        name="pyramid",
+    )
 
     scores = pooled[3][:, 0]
     best = tf.math.top_k(scores, tf.minimum(max_features, tf.size(scores))).indices
-    outputs = dict(zip(("boxes", "features", "scales", "scores"), (tf.gather(values, best) for values in pooled)))
+    outputs = dict(
+        zip(("boxes", "features", "scales", "scores"), (tf.gather(values, best) for values in pooled))
+    )
     outputs["global_descriptors"] = tf.gather(descriptors, tf.sort(global_scales))
     return inputs, {name: tf.identity(value, name) for name, value in outputs.items()}
 
 
 def strongest_peaks(tf: Any, attention: Any, max_features: Any, threshold: Any) -> tuple[Any, Any]:
-    """Returns (row, col) int32 [N, 2] and scores [N] of the strongest local maxima of an attention map above the threshold.
+    """Returns (row, col) int32 [N, 2] and scores [N] of the strongest local maxima of an attention map above
+    the threshold.
 
     Args:
       tf: the module tensorflow.
@@ -104,7 +119,9 @@ def strongest_peaks(tf: Any, attention: Any, max_features: Any, threshold: Any) 
 
 
 def shrink_leading_axes(tf: Any, rows: Any, mean: Any, axes: Any, loss: Any) -> Any:
-    """Centres rows [N, D] and takes the share `loss` [A] of what they have along each of the axes [A, D], unit length (soft whitening)."""
+    """Centres rows [N, D] and takes the share `loss` [A] of what they have along each of the axes [A, D],
+    unit length (soft whitening).
+    """
     centred = rows - mean
     along = tf.matmul(centred, axes, transpose_b=True)
     return centred - tf.matmul(along * loss, axes)

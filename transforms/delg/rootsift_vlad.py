@@ -1,19 +1,21 @@
-"""The model "rootsift-vlad": local and global image features in one TensorFlow graph, without a neural network.
+"""The model "rootsift-vlad": local and global image features in one TensorFlow graph, without a neural
+network.
 
-The baseline beside the trained model. Local features are upright RootSIFT descriptors (Lowe 2004; Arandjelovic and Zisserman 2012) at the corners
-(Shi and Tomasi 1994) of an image pyramid; the global descriptor of a scale is a VLAD (Jegou et al. 2010) of its dense
-descriptors, intra-normalised (Arandjelovic and Zisserman 2013), with signed square roots. Both are centred and whitened by PCA
-(Jegou and Chum 2012), which takes out what all photographs share: without it, unrelated RootSIFT descriptors are 0.5 to 0.95
-apart, as near as DELG's matches; with it, they are 1.25 to 1.55 apart.
+The baseline beside the trained model. Local features are upright RootSIFT descriptors (Lowe 2004;
+Arandjelovic and Zisserman 2012) at the corners (Shi and Tomasi 1994) of an image pyramid; the global
+descriptor of a scale is a VLAD (Jegou et al. 2010) of its dense descriptors, intra-normalised (Arandjelovic
+and Zisserman 2013), with signed square roots. Both are centred and whitened by PCA (Jegou and Chum 2012),
+which takes out what all photographs share: without it, unrelated RootSIFT descriptors are 0.5 to 0.95 apart,
+as near as DELG's matches; with it, they are 1.25 to 1.55 apart.
 
-A level of the pyramid is cut into blocks of 2 x 2 px. A cell is an orientation histogram over a triangular window of 8 x 8 px,
-one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIFT's geometry. Coordinates are (y, x).
+A level of the pyramid is cut into blocks of 2 x 2 px. A cell is an orientation histogram over a triangular
+window of 8 x 8 px, one cell at each block, and a descriptor is 4 x 4 cells that are 4 px apart: SIFT's
+geometry. Coordinates are (y, x).
 """
 
-from __future__ import annotations
-
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -40,16 +42,17 @@ REACH = CELL_STEP * (GRID - 1)  # blocks from the first to the last cell of a de
 PATCH = REACH + 3  # blocks that a descriptor covers: a cell's window reaches one block further on each side
 MIN_SIDE = PATCH * BLOCK + 2  # px of a pyramid level; gradients need one more on each side
 CONTRAST = 1.0  # added to a descriptor's L1 norm: noise on flat areas stays short of unit length
-NOISE = 1e-4  # added to squared norms, where rounding errors of a flat image must not be blown up to unit length
+NOISE = (
+    1e-4  # added to squared norms, where rounding errors of a flat image must not be blown up to unit length
+)
 DIMENSIONS = GRID * GRID * ORIENTATIONS
 
 
 def load_constants() -> dict[str, np.ndarray]:
     """Returns the constants, float32, learned from photographs; their labels only balanced the sample.
 
-    centroids [16, 128]: k-means of RootSIFT descriptors.
-    local_mean [128], local_projection [128, 128]: of RootSIFT descriptors at corners; the principal axes, each divided by the
-      fourth root of its variance.
+    centroids [16, 128]: k-means of RootSIFT descriptors. local_mean [128], local_projection [128, 128]: of
+    RootSIFT descriptors at corners; the principal axes, each divided by the fourth root of its variance.
     global_mean [2048], global_axes [A, 2048]: of the VLADs; the leading principal axes, of unit length.
     global_loss [A]: how much of its axis is taken away, so that none has more variance than the last one.
     """
@@ -74,7 +77,8 @@ def saved_model_bytes() -> bytes:
             def describe() -> Any:
                 rows = vlad(tf, dense_root_sift(tf, cells), constants["centroids"])
                 return frozen_graph.shrink_leading_axes(
-                    tf, rows, constants["global_mean"], constants["global_axes"], constants["global_loss"])
+                    tf, rows, constants["global_mean"], constants["global_axes"], constants["global_loss"]
+                )
 
             return boxes, features, scores, describe
 
@@ -88,7 +92,9 @@ def grayscale(tf: Any, image: Any) -> Any:
     return tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
 
 
-def local_features(tf: Any, gray: Any, scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Any]:
+def local_features(
+    tf: Any, gray: Any, scale: Any, max_features: Any, threshold: Any
+) -> tuple[Any, Any, Any, Any]:
     """The local features of a level.
 
     Args:
@@ -99,31 +105,38 @@ def local_features(tf: Any, gray: Any, scale: Any, max_features: Any, threshold:
       threshold: float32 [], least attention.
 
     Returns:
-      Boxes [N, 4] in px of the image, RootSIFT descriptors [N, 128], attention [N], strongest first; and the orientation
-      histograms [R + 6, C + 6, 8] of all cells.
+      Boxes [N, 4] in px of the image, RootSIFT descriptors [N, 128], attention [N], strongest first; and the
+      orientation histograms [R + 6, C + 6, 8] of all cells.
     """
     cells, attention, zoom = _level(tf, gray, scale)
     corners, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
-    # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1, as gradients do.
+    # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1,
+    # as gradients do.
     top_left = tf.cast(corners, tf.float32) * BLOCK + 1.0
     boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
     return boxes, _root_sift(tf, _patches_at(tf, cells, corners)), scores, cells
 
 
 def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
-    """Resizes, and returns cells [R + 6, C + 6, 8], the attention of the R x C descriptors, and zoom [2] of the level."""
+    """Resizes, and returns cells [R + 6, C + 6, 8], the attention of the R x C descriptors, and zoom [2] of
+    the level.
+    """
     size = tf.cast(tf.shape(gray), tf.float32)
     new_size = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), MIN_SIDE)
     level = tf.cond(
         tf.reduce_all(tf.equal(new_size, tf.shape(gray))),
         lambda: gray,  # saves a tenth of the time of all scales
-        lambda: tf.image.resize(gray[:, :, None], new_size, antialias=True)[:, :, 0])
+        lambda: tf.image.resize(gray[:, :, None], new_size, antialias=True)[:, :, 0],
+    )
     dx = level[1:-1, 2:] - level[1:-1, :-2]
     dy = level[2:, 1:-1] - level[:-2, 1:-1]
 
-    # relu(|g| cos(angle to the bin's centre) - |g| cos(45 degrees)): each gradient falls into its two nearest bins, softly.
+    # relu(|g| cos(angle to the bin's centre) - |g| cos(45 degrees)): each gradient falls into its two nearest
+    # bins, softly.
     angles = np.arange(ORIENTATIONS) * (2 * np.pi / ORIENTATIONS)
-    bins = np.stack([np.cos(angles), np.sin(angles), np.full(ORIENTATIONS, -np.cos(np.pi / 4))]).astype(np.float32)
+    bins = np.stack([np.cos(angles), np.sin(angles), np.full(ORIENTATIONS, -np.cos(np.pi / 4))]).astype(
+        np.float32
+    )
     gradient = tf.stack([dx, dy, tf.sqrt(dx * dx + dy * dy)], -1)
     cells = _pool(tf, tf.nn.relu(tf.nn.conv2d(gradient[None], bins[None, None], 1, "VALID")))
 
@@ -135,7 +148,9 @@ def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
 
 
 def _pool(tf: Any, values: Any) -> Any:
-    """Means [1, h, w, D] over a triangular window four blocks wide, at every block that has neighbours all around."""
+    """Means [1, h, w, D] over a triangular window four blocks wide, at every block that has neighbours all
+    around.
+    """
     blocks = tf.nn.avg_pool2d(values, BLOCK, BLOCK, "VALID")[0]
     rows = blocks[:-2] + 2.0 * blocks[1:-1] + blocks[2:]
     return (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 16.0
@@ -148,7 +163,9 @@ def _patches_at(tf: Any, cells: Any, corners: Any) -> Any:
 
 
 def _root_sift(tf: Any, histograms: Any) -> Any:
-    """Gaussian weights of the cells (sigma: half a descriptor), L1 norm, square root; [N, 128] to [N, 128]."""
+    """Gaussian weights of the cells (sigma: half a descriptor), L1 norm, square root; [N, 128] to [N,
+    128].
+    """
     offset = np.arange(GRID) - (GRID - 1) / 2
     gaussian = np.exp(-(offset**2) / (2 * (GRID / 2) ** 2))
     weights = np.repeat(np.outer(gaussian, gaussian), ORIENTATIONS).astype(np.float32)
@@ -157,16 +174,24 @@ def _root_sift(tf: Any, histograms: Any) -> Any:
 
 
 def dense_root_sift(tf: Any, cells: Any) -> Any:
-    """RootSIFT descriptors [N, 128], one for every fourth px of a level; about 0 where there is no texture."""
+    """RootSIFT descriptors [N, 128], one for every fourth px of a level; about 0 where there is no
+    texture.
+    """
     sparse = cells[::CELL_STEP, ::CELL_STEP]
     height, width = (tf.shape(sparse)[axis] - GRID + 1 for axis in (0, 1))
-    patches = [sparse[row:row + height, column:column + width] for row in range(GRID) for column in range(GRID)]
+    patches = [
+        sparse[row : row + height, column : column + width] for row in range(GRID) for column in range(GRID)
+    ]
     return _root_sift(tf, tf.reshape(tf.concat(patches, 2), [-1, DIMENSIONS]))
 
 
 def vlad(tf: Any, dense: Any, centroids: Any) -> Any:
-    """Returns the VLAD of descriptors [N, 128] over centroids [K, 128], float32 [1, 128 K]; about 0 for a flat image."""
-    nearest = tf.argmax(tf.matmul(dense, centroids, transpose_b=True) - 0.5 * tf.reduce_sum(centroids**2, 1), 1)
+    """Returns the VLAD of descriptors [N, 128] over centroids [K, 128], float32 [1, 128 K]; about 0 for a
+    flat image.
+    """
+    nearest = tf.argmax(
+        tf.matmul(dense, centroids, transpose_b=True) - 0.5 * tf.reduce_sum(centroids**2, 1), 1
+    )
     # A descriptor counts by its squared length: that is about 1, and 0 where there is no texture.
     votes = tf.one_hot(nearest, centroids.shape[0]) * tf.reduce_sum(dense * dense, 1, keepdims=True)
     residuals = tf.matmul(votes, dense, transpose_a=True) - tf.reduce_sum(votes, 0)[:, None] * centroids

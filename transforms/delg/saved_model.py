@@ -1,27 +1,43 @@
 """Features from a SavedModel of any DELG contract, chosen by what the loaded object offers and fed by name.
 
-The contracts are those of tensorflow/models, research/delf: TF1-style exports with `prune`, TF2 exports with a signature,
-local-only and global-only ones, and DELF v1.
+The contracts are those of tensorflow/models, research/delf: TF1-style exports with `prune`, TF2 exports with
+a signature, local-only and global-only ones, and DELF v1.
 """
-
-from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
 from transforms.delg import import_tensorflow
 from transforms.delg.card import ExtractionSettings, read_card, settings_from_card
 from transforms.delg.contract import Call, Contract, bind, first_line
-from transforms.delg.files import ModelError, fetch_model, fingerprint, read_pca, saved_model_folder, size_bytes
+from transforms.delg.files import (
+    ModelError,
+    fetch_model,
+    fingerprint,
+    read_pca,
+    saved_model_folder,
+    size_bytes,
+)
 
-__all__ = ["Contract", "DelgModel", "Extracted", "ExtractionError", "ModelError", "ModelReport", "fetch_model",
-           "fingerprint", "inspect_model"]
+__all__ = [
+    "Contract",
+    "DelgModel",
+    "Extracted",
+    "ExtractionError",
+    "ModelError",
+    "ModelReport",
+    "fetch_model",
+    "fingerprint",
+    "inspect_model",
+]
 
 _DELF_V1_WIDTH = 1024
-_MIN_SCALED_SIDE = 5  # pixels; below, the in-graph resize and the backbone abort, or take the process down with SIGFPE
+_MIN_SCALED_SIDE = (
+    5  # pixels; below, the in-graph resize and the backbone abort, or take the process down with SIGFPE
+)
 _TEST_SIDES = (128, 96)  # of the image that a model is checked with when it is loaded, pixels
 
 
@@ -29,8 +45,8 @@ class ExtractionError(RuntimeError):
     """One image gave no features; the next one may.
 
     Attributes:
-      kind: "too_small" (no scale is left that the model can work on), "non_finite" (a descriptor is NaN, infinite or of no
-        length) or "model_error" (the model raised).
+      kind: "too_small" (no scale is left that the model can work on), "non_finite" (a descriptor is NaN,
+        infinite or of no length) or "model_error" (the model raised).
     """
 
     def __init__(self, kind: str, message: str):
@@ -65,8 +81,13 @@ class DelgModel:
       local_width: D' of the local descriptors; 0 for a global-only model.
     """
 
-    def __init__(self, contract: Contract, call: Call, settings: ExtractionSettings,
-                 pca: Optional[tuple[np.ndarray, np.ndarray]]):
+    def __init__(
+        self,
+        contract: Contract,
+        call: Call,
+        settings: ExtractionSettings,
+        pca: tuple[np.ndarray, np.ndarray] | None,
+    ):
         """Use `load`."""
         self.contract = contract
         self.settings = settings
@@ -74,20 +95,24 @@ class DelgModel:
         self._pca = pca
         self._inputs = {name for name, _, _ in contract.inputs}
         self._call_options = _mixed_precision if settings.precision == "bfloat16" else contextlib.nullcontext
-        self.global_width: Optional[int] = None
-        self.local_width: Optional[int] = None
+        self.global_width: int | None = None
+        self.local_width: int | None = None
 
     @classmethod
-    def load(cls, model_dir: str, settings: ExtractionSettings, intra_op_threads: Optional[int] = None) -> DelgModel:
+    def load(
+        cls, model_dir: str, settings: ExtractionSettings, intra_op_threads: int | None = None
+    ) -> "DelgModel":
         """Loads a model, checks its contract, and runs it once on a small seeded image.
 
         Args:
           model_dir: a local folder, see fetch_model.
           settings: how it is used.
-          intra_op_threads: threads of one operation; without effect once TensorFlow is running in this process.
+          intra_op_threads: threads of one operation; without effect once TensorFlow is running in this
+            process.
 
         Raises:
-          ModelError: it is no SavedModel, offers no known contract, or breaks it; the message lists what was found.
+          ModelError: it is no SavedModel, offers no known contract, or breaks it; the message lists what was
+            found.
         """
         folder = saved_model_folder(model_dir)
         pca = read_pca(model_dir)
@@ -97,7 +122,9 @@ class DelgModel:
                 tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         try:
             loaded = tf.saved_model.load(str(folder))
-        except Exception as error:  # whatever a broken file raises in protobuf, TensorFlow or a custom operation
+        except (
+            Exception
+        ) as error:  # whatever a broken file raises in protobuf, TensorFlow or a custom operation
             raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
         contract, call = bind(loaded, model_dir, constant_weights=settings.precision == "bfloat16")
         model = cls(contract, call, settings, pca)
@@ -114,8 +141,9 @@ class DelgModel:
     def extract(self, pixels: np.ndarray) -> Extracted:
         """Global descriptor and local features of one image, in one pass of the model.
 
-        The global descriptor is the normalised sum of the normalised rows of the global scales (Cao et al., Unifying deep
-        local and global features for image search, ECCV 2020). Local features without length are left out.
+        The global descriptor is the normalised sum of the normalised rows of the global scales (Cao et al.,
+        Unifying deep local and global features for image search, ECCV 2020). Local features without length
+        are left out.
 
         Args:
           pixels: uint8 [H, W, 3], RGB.
@@ -129,13 +157,21 @@ class DelgModel:
         outputs = self._run(pixels, scales, global_indices)
         for name, values in outputs.items():
             if not np.isfinite(values).all():
-                raise ExtractionError("non_finite", f"{name} of an image of {_sides(pixels)} holds NaN or infinite values")
+                raise ExtractionError(
+                    "non_finite", f"{name} of an image of {_sides(pixels)} holds NaN or infinite values"
+                )
         descriptor = np.zeros(0, np.float32)
         if self.contract.has_global:
             descriptor = self._global(outputs["global_descriptors"], len(scales), global_indices)
-        keypoints, descriptors, scores = np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+        keypoints, descriptors, scores = (
+            np.zeros((0, 2), np.float32),
+            np.zeros((0, 0), np.float32),
+            np.zeros(0, np.float32),
+        )
         if self.contract.has_local:
-            keypoints, descriptors, scores = self._local(outputs["boxes"], outputs["features"], outputs["scores"])
+            keypoints, descriptors, scores = self._local(
+                outputs["boxes"], outputs["features"], outputs["scores"]
+            )
         return Extracted(descriptor, keypoints, descriptors, scores)
 
     def outputs(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -152,11 +188,16 @@ class DelgModel:
         global_indices = [index for index, scale in enumerate(scales) if scale in self.settings.global_scales]
         if not scales or (self.contract.has_global and not global_indices):
             needed = self.settings.global_scales if self.contract.has_global else wanted
-            raise ExtractionError("too_small", f"an image of {_sides(pixels)} is smaller than {_MIN_SCALED_SIDE} px "
-                                               f"at every scale of {list(needed)}")
+            raise ExtractionError(
+                "too_small",
+                f"an image of {_sides(pixels)} is smaller than {_MIN_SCALED_SIDE} px "
+                f"at every scale of {list(needed)}",
+            )
         return scales, global_indices
 
-    def _run(self, pixels: np.ndarray, scales: list[float], global_indices: list[int]) -> dict[str, np.ndarray]:
+    def _run(
+        self, pixels: np.ndarray, scales: list[float], global_indices: list[int]
+    ) -> dict[str, np.ndarray]:
         tf = import_tensorflow()
         feeds = {
             "input_image": tf.constant(pixels, tf.uint8),
@@ -170,15 +211,22 @@ class DelgModel:
                 outputs = self._call({name: tensor for name, tensor in feeds.items() if name in self._inputs})
             return {name: tensor.numpy() for name, tensor in outputs.items()}
         except tf.errors.OpError as error:
-            raise ExtractionError("model_error", f"the model raised on an image of {_sides(pixels)}: "
-                                                 f"{type(error).__name__}: {first_line(error)}") from error
+            raise ExtractionError(
+                "model_error",
+                f"the model raised on an image of {_sides(pixels)}: "
+                f"{type(error).__name__}: {first_line(error)}",
+            ) from error
 
     def _global(self, rows: np.ndarray, scale_count: int, global_indices: list[int]) -> np.ndarray:
-        """The global descriptor float32 [D] from rows [G, D], or [S, D] of an export that cannot be told which."""
+        """The global descriptor float32 [D] from rows [G, D], or [S, D] of an export that cannot be told
+        which.
+        """
         takes_indices = "input_global_scales_ind" in self._inputs
         expected = len(global_indices) if takes_indices else scale_count
         if rows.ndim != 2 or rows.shape[0] != expected:
-            raise ModelError(f"global_descriptors is {list(rows.shape)}, expected a row for each of {expected} scales")
+            raise ModelError(
+                f"global_descriptors is {list(rows.shape)}, expected a row for each of {expected} scales"
+            )
         _check_width("global_descriptors", rows, self.global_width)
         rows = rows if takes_indices else rows[global_indices]
         total = _unit_rows(_unit_rows(rows).sum(axis=0, keepdims=True))[0]
@@ -187,11 +235,15 @@ class DelgModel:
         return total.astype(np.float32)
 
     def _local(self, boxes: np.ndarray, features: np.ndarray, scores: np.ndarray):
-        """Keypoints [N, 2], descriptors [N, D'] and scores [N], float32, strongest first, as the settings ask."""
+        """Keypoints [N, 2], descriptors [N, D'] and scores [N], float32, strongest first, as the settings
+        ask.
+        """
         scores = scores.reshape(-1)
         if boxes.shape != (len(scores), 4) or features.ndim != 2 or len(features) != len(scores):
-            raise ModelError(f"boxes {list(boxes.shape)}, features {list(features.shape)} and {len(scores)} scores do not "
-                             f"fit together, expected [N, 4], [N, D] and N")
+            raise ModelError(
+                f"boxes {list(boxes.shape)}, features {list(features.shape)} and {len(scores)} scores do not "
+                f"fit together, expected [N, 4], [N, D] and N"
+            )
         width = features.shape[1]
         features = _unit_rows(features)
         if self._pca is not None:
@@ -200,9 +252,11 @@ class DelgModel:
                 raise ModelError(f"features are {width} wide, the PCA beside the model takes {len(mean)}")
             features = _unit_rows((features - mean) @ projection.T)
         elif width == _DELF_V1_WIDTH:
-            raise ModelError(f"features are {width} wide, as those of DELF v1, which need its PCA: put the release's "
-                             f"pca/mean.datum and pca/pca_proj_mat.datum, or pca.npz with mean and projection, into the "
-                             f"folder that is given as the model")
+            raise ModelError(
+                f"features are {width} wide, as those of DELF v1, which need its PCA: put the release's "
+                f"pca/mean.datum and pca/pca_proj_mat.datum, or pca.npz with mean and projection, into the "
+                f"folder that is given as the model"
+            )
         _check_width("features", features, self.local_width)
         # Exports without the inputs for them do not apply these limits themselves.
         usable = (scores >= np.float32(self.settings.score_threshold)) & features.any(axis=1)
@@ -232,27 +286,40 @@ class ModelReport:
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     test_image: tuple[int, int]
     fingerprint: str
-    card: Optional[dict[str, Any]]
+    card: dict[str, Any] | None
     settings: ExtractionSettings
     size_bytes: int
 
     def __str__(self) -> str:
-        gives = {(True, True): "global descriptor and local features", (True, False): "global descriptor only: no re-ranking",
-                 (False, True): "local features only: offers no global descriptor, so it cannot retrieve"}
+        gives = {
+            (True, True): "global descriptor and local features",
+            (True, False): "global descriptor only: no re-ranking",
+            (False, True): "local features only: offers no global descriptor, so it cannot retrieve",
+        }
         height, width = self.test_image
-        return "\n".join([
-            f"model        {self.model}",
-            f"gives        {gives[self.contract.has_global, self.contract.has_local]}",
-            f"called by    {self.contract.kind}",
-            *_table("inputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.inputs]),
-            *_table("outputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.outputs]),
-            f"on a test image of {height} x {width} px, with the settings below:",
-            *_table("", [(name, "", _shape(shape)) for name, shape in self.outputs]),
-            f"card         {'none, official DELG settings' if self.card is None else self.card.get('name', 'yes')}",
-            *_table("settings", [(name, "", str(value)) for name, value in dataclasses.asdict(self.settings).items()]),
-            f"fingerprint  {self.fingerprint}",
-            f"size         {self.size_bytes / 1e6:.1f} MB",
-        ])
+        return "\n".join(
+            [
+                f"model        {self.model}",
+                f"gives        {gives[self.contract.has_global, self.contract.has_local]}",
+                f"called by    {self.contract.kind}",
+                *_table(
+                    "inputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.inputs]
+                ),
+                *_table(
+                    "outputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.outputs]
+                ),
+                f"on a test image of {height} x {width} px, with the settings below:",
+                *_table("", [(name, "", _shape(shape)) for name, shape in self.outputs]),
+                "card         "
+                f"{'none, official DELG settings' if self.card is None else self.card.get('name', 'yes')}",
+                *_table(
+                    "settings",
+                    [(name, "", str(value)) for name, value in dataclasses.asdict(self.settings).items()],
+                ),
+                f"fingerprint  {self.fingerprint}",
+                f"size         {self.size_bytes / 1e6:.1f} MB",
+            ]
+        )
 
 
 def inspect_model(uri: str) -> ModelReport:
@@ -267,16 +334,25 @@ def inspect_model(uri: str) -> ModelReport:
     model = DelgModel.load(model_dir, settings_from_card(card))
     image = _test_image(256, 192)
     shapes = tuple((name, tuple(values.shape)) for name, values in model.outputs(image).items())
-    return ModelReport(uri, model.contract, shapes, image.shape[:2], fingerprint(model_dir), card, model.settings,
-                       size_bytes(model_dir))
+    return ModelReport(
+        uri,
+        model.contract,
+        shapes,
+        image.shape[:2],
+        fingerprint(model_dir),
+        card,
+        model.settings,
+        size_bytes(model_dir),
+    )
 
 
 @contextlib.contextmanager
 def _mixed_precision():
-    """Functions called inside, in this thread, run their convolutions and products in bfloat16 where oneDNN can.
+    """Functions called inside, in this thread, run their convolutions and products in bfloat16 where oneDNN
+    can.
 
-    The call options of the thread rather than tf.config's switch, which is global: other models and steps of the process
-    stay in float32. It works on processors; a GPU ignores it.
+    The call options of the thread rather than tf.config's switch, which is global: other models and steps of
+    the process stay in float32. It works on processors; a GPU ignores it.
     """
     import_tensorflow()
     from tensorflow.core.protobuf import rewriter_config_pb2
@@ -286,7 +362,9 @@ def _mixed_precision():
     before = eager.function_call_options
     config = eager.config
     config.allow_soft_placement = True  # as TensorFlow itself sets it for calls
-    config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
+    config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = (
+        rewriter_config_pb2.RewriterConfig.ON
+    )
     eager.function_call_options = context.FunctionCallOptions(before.executor_type, config)
     try:
         yield
@@ -301,7 +379,7 @@ def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def _check_width(name: str, rows: np.ndarray, expected: Optional[int]) -> None:
+def _check_width(name: str, rows: np.ndarray, expected: int | None) -> None:
     if expected is not None and rows.shape[1] != expected:
         raise ModelError(f"{name} are {rows.shape[1]} wide, but were {expected} before")
 
@@ -313,7 +391,10 @@ def _test_image(height: int, width: int) -> np.ndarray:
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:
-    return [f"{title if not index else '':<13}{name:<25}{dtype:<9}{text}" for index, (name, dtype, text) in enumerate(rows)]
+    return [
+        f"{title if not index else '':<13}{name:<25}{dtype:<9}{text}"
+        for index, (name, dtype, text) in enumerate(rows)
+    ]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -1,18 +1,19 @@
-"""The model "small-delg": a small DELG (Cao et al. 2020), trained on photographs of landmarks, beside RootSIFT; training/ says how.
+"""The model "small-delg": a small DELG (Cao et al. 2020), trained on photographs of landmarks, beside
+RootSIFT; training/ says how.
 
-A residual backbone of four stages at strides 4 to 32 runs on every level of the pyramid. A level's global descriptor has two parts: an
-embedding of what the last two stages hold (GeM, Radenovic et al. 2019), and a VLAD of dense RootSIFT descriptors. Local features lie
-at corners, and their descriptors have two parts too: RootSIFT, which tells details apart, and what the second and third stage say
-of the place, at stride 8, which knows them again in another light. All parts are whitened by PCA (Jegou and Chum 2012). Coordinates
-are (y, x).
+A residual backbone of four stages at strides 4 to 32 runs on every level of the pyramid. A level's global
+descriptor has two parts: an embedding of what the last two stages hold (GeM, Radenovic et al. 2019), and a
+VLAD of dense RootSIFT descriptors. Local features lie at corners, and their descriptors have two parts too:
+RootSIFT, which tells details apart, and what the second and third stage say of the place, at stride 8, which
+knows them again in another light. All parts are whitened by PCA (Jegou and Chum 2012). Coordinates are (y,
+x).
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,11 @@ def layers() -> tuple[Layer, ...]:
     return tuple(found)
 
 
-EMBEDDING = ("embedding", WIDTHS[2] + WIDTHS[3], EMBEDDING_DIMENSIONS)  # name, inputs, outputs of the only dense layer
+EMBEDDING = (
+    "embedding",
+    WIDTHS[2] + WIDTHS[3],
+    EMBEDDING_DIMENSIONS,
+)  # name, inputs, outputs of the only dense layer
 
 
 def forward(tf: Any, image: Any, convolve: Callable[[Any, Layer], Any]) -> tuple[Any, Any, Any]:
@@ -98,8 +103,9 @@ def forward(tf: Any, image: Any, convolve: Callable[[Any, Layer], Any]) -> tuple
       convolve: convolution with normalisation or bias, without the ReLU.
 
     Returns:
-      Pooled float32 [B, 576]; local descriptors [B, H/8, W/8, 128], not normalised; what these were made of, [B, H/8, W/8, 128].
-      Cell (r, c) lies at (8 r + 7.5, 8 c + 7.5) px: every convolution of stride 2 moves by one px.
+      Pooled float32 [B, 576]; local descriptors [B, H/8, W/8, 128], not normalised; what these were made of,
+      [B, H/8, W/8, 128]. Cell (r, c) lies at (8 r + 7.5, 8 c + 7.5) px: every convolution of stride 2 moves
+      by one px.
     """
     by_name = {layer.name: layer for layer in layers()}
 
@@ -115,7 +121,9 @@ def forward(tf: Any, image: Any, convolve: Callable[[Any, Layer], Any]) -> tuple
             x = tf.nn.relu(x + run(run(x, f"stage{stage}/block{block}/a"), f"stage{stage}/block{block}/b"))
         stages.append(x)
     pooled = tf.concat([_gem(tf, stages[2]), _gem(tf, stages[3])], 1)
-    hidden = tf.nn.relu(run(stages[1], "local/fine") + tf.nn.depth_to_space(run(stages[2], "local/coarse"), 2))
+    hidden = tf.nn.relu(
+        run(stages[1], "local/fine") + tf.nn.depth_to_space(run(stages[2], "local/coarse"), 2)
+    )
     hidden = run(hidden, "local/hidden")
     return pooled, run(hidden, "local/descriptor"), hidden
 
@@ -128,10 +136,11 @@ def _gem(tf: Any, x: Any) -> Any:
 def load_constants() -> dict[str, np.ndarray]:
     """Returns the trained weights, float32.
 
-    "<layer>" kernels [k, k, in, out] and "<layer>/bias" [out], normalisation folded in; "embedding" [576, 512] and its bias.
-    "vlad/centroids" [12, 128]: k-means of dense RootSIFT descriptors.
-    For P in "embedding" and "vlad": "P/mean" [D]; "P/axes" [A, D], leading principal axes; "P/loss" [A], how much of its axis is taken away.
-    For P in "rootsift" and "learned": "P/mean" [128]; "P/projection" [128, D'], principal axes over the fourth roots of their variances.
+    "<layer>" kernels [k, k, in, out] and "<layer>/bias" [out], normalisation folded in; "embedding" [576,
+    512] and its bias. "vlad/centroids" [12, 128]: k-means of dense RootSIFT descriptors. For P in "embedding"
+    and "vlad": "P/mean" [D]; "P/axes" [A, D], leading principal axes; "P/loss" [A], how much of its axis is
+    taken away. For P in "rootsift" and "learned": "P/mean" [128]; "P/projection" [128, D'], principal axes
+    over the fourth roots of their variances.
     """
     constants, steps = _stored()
     for name, step in steps.items():
@@ -141,7 +150,12 @@ def load_constants() -> dict[str, np.ndarray]:
 
 def quantised(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A kernel [..., out] as int8 and the step [out] of each output, float32: kernel is about int8 * step."""
-    step = np.maximum(np.abs(kernel).max(tuple(range(kernel.ndim - 1))), 1e-9).astype(np.float16).astype(np.float32) / 127
+    step = (
+        np.maximum(np.abs(kernel).max(tuple(range(kernel.ndim - 1))), 1e-9)
+        .astype(np.float16)
+        .astype(np.float32)
+        / 127
+    )
     return np.clip(np.round(kernel / step), -127, 127).astype(np.int8), step
 
 
@@ -149,8 +163,14 @@ def _stored() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The constants, kernels as int8 and all others float32, and the steps of the kernels by name."""
     with np.load(CONSTANTS) as data:
         constants = {name: data[name] for name in data.files}
-    steps = {name: constants.pop(f"{name}/step").astype(np.float32) for name in list(constants) if f"{name}/step" in constants}
-    constants = {name: value if name in steps else value.astype(np.float32) for name, value in constants.items()}
+    steps = {
+        name: constants.pop(f"{name}/step").astype(np.float32)
+        for name in list(constants)
+        if f"{name}/step" in constants
+    }
+    constants = {
+        name: value if name in steps else value.astype(np.float32) for name, value in constants.items()
+    }
     for name in ("embedding/axes", "vlad/axes"):  # stored as int8
         constants[name] /= np.linalg.norm(constants[name], axis=1, keepdims=True)
     return constants, steps
@@ -161,17 +181,27 @@ def saved_model_bytes() -> bytes:
     stored, steps = _stored()
 
     def prepare(tf: Any, image: Any) -> frozen_graph.Level:
-        # As int8 a graph is a quarter as large: TensorFlow keeps more than ten copies of it when it loads and optimises one.
-        constants = {name: tf.cast(value, tf.float32) * steps.get(name, 1.0) for name, value in stored.items()}
+        # As int8 a graph is a quarter as large: TensorFlow keeps more than ten copies of it when it loads and
+        # optimises one.
+        constants = {
+            name: tf.cast(value, tf.float32) * steps.get(name, 1.0) for name, value in stored.items()
+        }
         gray = rootsift_vlad.grayscale(tf, image)
 
         def level(scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
-            boxes, root_sift, scores, cells = rootsift_vlad.local_features(tf, gray, scale, max_features, threshold)
+            boxes, root_sift, scores, cells = rootsift_vlad.local_features(
+                tf, gray, scale, max_features, threshold
+            )
             pooled, learned = at_boxes(tf, image, scale, boxes, constants)
-            parts = (project(tf, rows, constants, name) for name, rows in (("rootsift", root_sift), ("learned", learned)))
+            parts = (
+                project(tf, rows, constants, name)
+                for name, rows in (("rootsift", root_sift), ("learned", learned))
+            )
 
             def describe() -> Any:
-                vlad = rootsift_vlad.vlad(tf, rootsift_vlad.dense_root_sift(tf, cells), constants["vlad/centroids"])
+                vlad = rootsift_vlad.vlad(
+                    tf, rootsift_vlad.dense_root_sift(tf, cells), constants["vlad/centroids"]
+                )
                 rows = (("embedding", embed(tf, pooled, constants)), ("vlad", vlad))
                 return joined(tf, *(shrink(tf, row, constants, name) for name, row in rows), EMBEDDING_SHARE)
 
@@ -180,11 +210,15 @@ def saved_model_bytes() -> bytes:
         return level
 
     local_dimensions = sum(stored[f"{name}/projection"].shape[1] for name in ("rootsift", "learned"))
-    return frozen_graph.saved_model_bytes(prepare, local_dimensions, EMBEDDING_DIMENSIONS + stored["vlad/centroids"].size)
+    return frozen_graph.saved_model_bytes(
+        prepare, local_dimensions, EMBEDDING_DIMENSIONS + stored["vlad/centroids"].size
+    )
 
 
 def resize(tf: Any, image: Any, scale: Any) -> tuple[Any, Any]:
-    """The level of an image [H, W, 3] (0 to 255) at a scale, as `forward` wants it, and its zoom [2]: sides over those of the image."""
+    """The level of an image [H, W, 3] (0 to 255) at a scale, as `forward` wants it, and its zoom [2]: sides
+    over those of the image.
+    """
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     new_size = tf.maximum(tf.cast(tf.round(size * scale / SIDE_MULTIPLE), tf.int32), 2) * SIDE_MULTIPLE
     resized = tf.image.resize(image, new_size, antialias=True)
@@ -200,20 +234,27 @@ def at_boxes(tf: Any, image: Any, scale: Any, boxes: Any, constants: dict[str, A
     """Runs the network on a level of an image [H, W, 3].
 
     Returns:
-      What `forward` pooled, [1, 576], and the learned descriptors [N, 128] at the centres of boxes [N, 4], in px of the image.
+      What `forward` pooled, [1, 576], and the learned descriptors [N, 128] at the centres of boxes [N, 4], in
+      px of the image.
     """
     resized, zoom = resize(tf, image, scale)
     pooled, maps, _ = forward(tf, resized, convolution(tf, constants))
-    return pooled, sample(tf, tf.math.l2_normalize(maps[0], 2)[None], ((boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)[None])[0]
+    return pooled, sample(
+        tf, tf.math.l2_normalize(maps[0], 2)[None], ((boxes[:, :2] + boxes[:, 2:]) / 2 * zoom)[None]
+    )[0]
 
 
 def convolution(tf: Any, constants: dict[str, Any]) -> Callable[[Any, Layer], Any]:
     """What `forward` wants for a layer, with the normalisation in the constants."""
-    return lambda x, layer: tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
+    return lambda x, layer: (
+        tf.nn.conv2d(x, constants[layer.name], layer.stride, "SAME") + constants[f"{layer.name}/bias"]
+    )
 
 
 def sample(tf: Any, maps: Any, points: Any) -> Any:
-    """Values of maps [B, h, w, D] of the network at points [B, N, 2] (y, x in px of the level), bilinear; float32 [B, N, D]."""
+    """Values of maps [B, h, w, D] of the network at points [B, N, 2] (y, x in px of the level), bilinear;
+    float32 [B, N, D].
+    """
     position = (points - (LOCAL_STRIDE - 0.5)) / LOCAL_STRIDE
     position = tf.clip_by_value(position, 0.0, tf.cast(tf.shape(maps)[1:3], tf.float32) - 1.001)
     low = tf.floor(position)
@@ -221,7 +262,7 @@ def sample(tf: Any, maps: Any, points: Any) -> Any:
     corner = tf.cast(low, tf.int32)
 
     def value(y: int, x: int) -> Any:
-        return tf.gather_nd(maps, corner + [y, x], batch_dims=1)
+        return tf.gather_nd(maps, corner + [y, x], batch_dims=1)  # noqa: RUF005
 
     rows = [value(y, 0) * (1 - right) + value(y, 1) * right for y in (0, 1)]
     return rows[0] * (1 - down) + rows[1] * down
@@ -234,9 +275,15 @@ def project(tf: Any, rows: Any, constants: dict[str, np.ndarray], name: str) -> 
 
 def shrink(tf: Any, rows: Any, constants: dict[str, Any], name: str) -> Any:
     """Whitens a part [B, D] of global descriptors, softly."""
-    return frozen_graph.shrink_leading_axes(tf, rows, *(constants[f"{name}/{key}"] for key in ("mean", "axes", "loss")))
+    return frozen_graph.shrink_leading_axes(
+        tf, rows, *(constants[f"{name}/{key}"] for key in ("mean", "axes", "loss"))
+    )
 
 
 def joined(tf: Any, first: Any, second: Any, share: float) -> Any:
-    """Two parts of descriptors, row by row, as one of unit length; the first part has `share` of its square."""
-    return tf.concat([tf.math.l2_normalize(first, 1) * share**0.5, tf.math.l2_normalize(second, 1) * (1 - share) ** 0.5], 1)
+    """Two parts of descriptors, row by row, as one of unit length; the first part has `share` of its
+    square.
+    """
+    return tf.concat(
+        [tf.math.l2_normalize(first, 1) * share**0.5, tf.math.l2_normalize(second, 1) * (1 - share) ** 0.5], 1
+    )
