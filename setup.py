@@ -18,8 +18,8 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
-    packages=["beam_pipeline", "transforms", "transforms.delg"],
-    package_data={"transforms": ["*.onnx"], "transforms.delg": ["*.npz"]},
+    packages=["beam_pipeline", "transforms", "transforms.models"],
+    package_data={"transforms": ["*.onnx"], "transforms.models": ["*.npz"]},
     install_requires=[
         "apache-beam>=2.76,<3",
         "numpy>=2.0,<3",

@@ -13,7 +13,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
-from beam_pipeline import running
+from beam_pipeline import runner
 from beam_pipeline.config import TimeBudget
 
 # Pipelines without work that a job's shuffles take as long as, measured on the local runner, rounded up:
@@ -223,13 +223,13 @@ def format_plan(plan: Plan, budget: TimeBudget | None, now: float) -> str:
     lines.append(_row("all", "", "", plan.seconds, sum(stage.size for stage in plan.stages)))
     lines.append(f"  memory per worker process: about {measured.memory / 1e9:.1f} GB")
     if budget is not None:
-        lines.append(f"time budget {running.time_text(budget.seconds)}: {_fit(plan, budget, now)}")
+        lines.append(f"time budget {runner.time_text(budget.seconds)}: {_fit(plan, budget, now)}")
     return "\n".join(lines)
 
 
 def _row(name: str, number: str, each: str, seconds: float, size: float = 0.0) -> str:
     written = f"{size / 1e6:>12,.1f} MB" if size else ""
-    return f"  {name:<14}{number:<34}{each:>16}{running.time_text(seconds):>10}{written}"
+    return f"  {name:<14}{number:<34}{each:>16}{runner.time_text(seconds):>10}{written}"
 
 
 def _fit(plan: Plan, budget: TimeBudget, now: float) -> str:
@@ -248,7 +248,7 @@ def _fit(plan: Plan, budget: TimeBudget, now: float) -> str:
             f"short; about {min(1.0, done / max(1, verify.number)):.0%} of the pairs can be verified, "
             "the most promising queries first"
         )
-    return f"enough, with {running.time_text(until.verify - at - verify.seconds)} to spare"
+    return f"enough, with {runner.time_text(until.verify - at - verify.seconds)} to spare"
 
 
 def compared(plan: Plan, metrics: dict[str, int], seconds: float) -> dict[str, dict[str, float]]:
@@ -290,7 +290,7 @@ def format_compared(comparison: dict[str, dict[str, float]]) -> str:
 
 def work_of(options: PipelineOptions, **counts: int) -> Work:
     """A Work of `counts` for the workers that `options` ask for."""
-    local = running.local_workers(options)
+    local = runner.local_workers(options)
     if local is not None:
         return Work(**counts, workers=local)
     return Work(**counts, workers=options.view_as(WorkerOptions).num_workers or 1, engine=True)

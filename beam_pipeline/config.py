@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from transforms.delg.card import PRECISIONS
+from transforms.models.card import PRECISIONS
 from transforms.types import VerificationSettings
 
 # Query-time hyperparameters that a preset sets together; a single flag overrides. entry: the Kaggle entry;

@@ -7,9 +7,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import outputs, running
+from beam_pipeline import outputs, runner
 from beam_pipeline.config import ConfigError, EvaluateConfig
-from transforms import files, gap, tables
+from transforms import gap
+from transforms.storage import files, tables
 
 _COUNTS = ("queries", "landmark_queries", "predicted", "correct")
 
@@ -38,7 +39,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     if not tables.is_csv(config.predictions):
         outputs.read_manifest(config.predictions, "recognize")
         output = output or _metrics_uri(config.predictions)
-    if output is None and running.local_workers(options) is None:
+    if output is None and runner.local_workers(options) is None:
         raise ConfigError("--output is needed to score a CSV on a remote runner")
     # A runner would give a worker's error as the text of a stack trace; here it is the error itself.
     gap.truth_rows(tables.read_predictions(config.predictions), tables.read_truth(config.truth))
@@ -49,7 +50,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
             metrics = build(pipeline, config)
             metrics | "Write" >> beam.Map(_write, written).with_input_types(dict, str).with_output_types(str)
 
-        running.run_pipeline(build_and_write, options, [])
+        runner.run_pipeline(build_and_write, options, [])
         metrics = files.read_json(written)
     print(format_metrics(metrics))
     if output:

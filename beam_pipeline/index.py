@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import budget, integrity, lock, models, outputs, pilot, running
+from beam_pipeline import budget, integrity, lock, model_choice, outputs, pilot, runner
 from beam_pipeline.config import ConfigError, IndexConfig, ReadingConfig
-from transforms import features, files, tables
-from transforms.delg.catalog import EMBEDDED
+from transforms import features
 from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model, try_suspects
 from transforms.images import MatchError, match_images, read_images
-from transforms.stores import FeatureStore, failure_table
+from transforms.models.catalog import EMBEDDED
+from transforms.storage import files, tables
+from transforms.storage.feature_store import FeatureStore, failure_table
+from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, read_unit, write_plan
 from transforms.types import Failure, ImageRef, ImageUnit
-from transforms.units import PlannedUnit, ReadUnits, make_units, read_unit, write_plan
 
 _SLICE = 1 << 16  # landmarks as Python's text at a time
 
@@ -31,7 +32,7 @@ _SLICE = 1 << 16  # landmarks as Python's text at a time
 def build(
     pipeline: beam.Pipeline,
     config: IndexConfig,
-    choice: models.ModelChoice,
+    choice: model_choice.ModelChoice,
     plan_root: str,
     planned: Sequence[PlannedUnit],
     deadline: float = math.inf,
@@ -41,7 +42,7 @@ def build(
     """
     extraction = Extraction(plan_root, config.output, choice, config.reading, tuple(planned), deadline)
     return pipeline | "Extract" >> extraction.with_resource_hints(
-        **running.resource_hints(pipeline.options, features.MIN_RAM)
+        **runner.resource_hints(pipeline.options, features.MIN_RAM)
     )
 
 
@@ -61,7 +62,7 @@ class Extraction(beam.PTransform):
 
     plan_root: str
     store_root: str
-    choice: models.ModelChoice
+    choice: model_choice.ModelChoice
     reading: ReadingConfig
     planned: tuple[PlannedUnit, ...]
     deadline: float = math.inf
@@ -80,7 +81,7 @@ class Extraction(beam.PTransform):
                 self.choice.settings,
                 image_reader(self.choice, self.reading),
                 FeatureStore(self.store_root),
-                running.images_in_flight(begin.pipeline.options),
+                runner.images_in_flight(begin.pipeline.options),
                 self.deadline,
             )
             parts.append(
@@ -92,7 +93,7 @@ class Extraction(beam.PTransform):
         return parts | beam.Flatten()
 
 
-def image_reader(choice: models.ModelChoice, reading: ReadingConfig) -> ReadImages:
+def image_reader(choice: model_choice.ModelChoice, reading: ReadingConfig) -> ReadImages:
     """Reads and decodes photographs as the model's settings and the options want them."""
     return functools.partial(
         read_images,
@@ -103,10 +104,10 @@ def image_reader(choice: models.ModelChoice, reading: ReadingConfig) -> ReadImag
     )
 
 
-def extraction_phase(store_root: str, planned: Sequence[PlannedUnit]) -> running.Phase:
+def extraction_phase(store_root: str, planned: Sequence[PlannedUnit]) -> runner.Phase:
     """Progress of extraction in images."""
     store, images = FeatureStore(store_root), {unit.name: unit.images for unit in planned}
-    return running.Phase(
+    return runner.Phase(
         "extract", sum(images.values()), lambda: sum(images.get(unit, 0) for unit in store.units())
     )
 
@@ -138,7 +139,7 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
 
 def _asked(
     config: IndexConfig, base: dict[str, Any] | None
-) -> tuple[models.ModelChoice, list[ImageUnit], list[ImageRef]]:
+) -> tuple[model_choice.ModelChoice, list[ImageUnit], list[ImageRef]]:
     """The model, the units of all labelled images matched, and the images without a label; `base` is the
     manifest to append to.
     """
@@ -151,9 +152,9 @@ def _asked(
             f"{unlabelled[0].image_id!r})"
         )
     choice = (
-        models.choose_as_indexed(config.model, config.overrides, base)
+        model_choice.choose_as_indexed(config.model, config.overrides, base)
         if base
-        else models.choose(config.model or EMBEDDED, config.overrides)
+        else model_choice.choose(config.model or EMBEDDED, config.overrides)
     )
     return (
         choice,
@@ -178,7 +179,10 @@ def plan(config: IndexConfig, options: PipelineOptions) -> int:
 
 
 def _sample(
-    config: IndexConfig, options: PipelineOptions, choice: models.ModelChoice, units: Sequence[ImageUnit]
+    config: IndexConfig,
+    options: PipelineOptions,
+    choice: model_choice.ModelChoice,
+    units: Sequence[ImageUnit],
 ) -> pilot.Sample:
     there = set(FeatureStore(config.output).units())
     missing = [unit for unit in units if unit.name not in there]
@@ -227,7 +231,7 @@ def run(config: IndexConfig, options: PipelineOptions) -> int:
 def _append(
     config: IndexConfig,
     options: PipelineOptions,
-    choice: models.ModelChoice,
+    choice: model_choice.ModelChoice,
     units: list[ImageUnit],
     unlabelled: list[ImageRef],
     settings: dict[str, Any],
@@ -298,7 +302,7 @@ def _refuse_known(index: str, manifest: dict[str, Any], units: Sequence[ImageUni
 def _extract(
     config: IndexConfig,
     options: PipelineOptions,
-    choice: models.ModelChoice,
+    choice: model_choice.ModelChoice,
     root: str,
     units: list[ImageUnit],
     unlabelled: Sequence[ImageRef],
@@ -336,7 +340,7 @@ def _extract(
         dimensions, has_local = schedule.plan.measured.dimensions, schedule.plan.measured.has_local
     else:
         dimensions, has_local = check_model(choice.model, choice.settings)
-    metrics = running.run_pipeline(
+    metrics = runner.run_pipeline(
         lambda pipeline: build(pipeline, config, choice, root, planned, schedule.deadlines.extract),
         options,
         [extraction_phase(config.output, planned)],
@@ -364,7 +368,7 @@ def _extract(
         "shards": shards,
         "appended": {},
         **schedule.report(metrics),
-        "seconds": {"total": round(time.monotonic() - started, 1), **running.stage_seconds(metrics)},
+        "seconds": {"total": round(time.monotonic() - started, 1), **runner.stage_seconds(metrics)},
     }
 
 

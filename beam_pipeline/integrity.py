@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from beam_pipeline import outputs
-from transforms import files
-from transforms.stores import FeatureStore
+from transforms.storage import files
+from transforms.storage.feature_store import FeatureStore
 
 _NAMED = 10  # damaged files named in an error
 

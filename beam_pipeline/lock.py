@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from beam_pipeline.config import ConfigError
-from transforms import files
+from transforms.storage import files
 
 LOCK = ".lock.json"
 

@@ -163,7 +163,7 @@ def beam_options(flags: Sequence[str]) -> Any:
     """
     from apache_beam.options import pipeline_options
 
-    from transforms import object_stores
+    from transforms.storage import object_stores
 
     # Beam itself only warns of unknown options, so ask its parsers first.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
@@ -234,9 +234,9 @@ def _verify(args: argparse.Namespace, options: Any) -> int:
 
 
 def _inspect(args: argparse.Namespace, options: Any) -> int:
-    from beam_pipeline import models
+    from beam_pipeline import model_choice
 
-    print(models.inspect(args.model))
+    print(model_choice.inspect(args.model))
     return EXIT_DONE
 
 
@@ -252,9 +252,9 @@ def _demo(args: argparse.Namespace, options: Any) -> int:
 
 
 def _matches(args: argparse.Namespace, options: Any) -> int:
-    from beam_pipeline import picture
+    from beam_pipeline import matches
 
-    picture.write_match_picture(args.run, args.image_id, args.output, args.max_candidates, args.truth)
+    matches.write_match_picture(args.run, args.image_id, args.output, args.max_candidates, args.truth)
     return EXIT_DONE
 
 

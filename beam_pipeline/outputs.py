@@ -14,8 +14,8 @@ from typing import Any
 
 from beam_pipeline import lock
 from beam_pipeline.config import ConfigError
-from transforms import files
-from transforms.stores import MANIFEST
+from transforms.storage import files
+from transforms.storage.feature_store import MANIFEST
 
 FORMAT = 1
 _SETTINGS = "settings.json"

@@ -21,17 +21,17 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import budget, main, running
+from beam_pipeline import budget, main, runner
 from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
-from transforms import files, object_stores, stores
-from transforms.delg.card import ExtractionSettings
+from transforms.dot_products import NumpyProduct, fastest_product
 from transforms.features import ReadImages, UnitFeatures, extract_unit, load_model
+from transforms.models.card import ExtractionSettings
 from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
-from transforms.products import NumpyProduct, fastest_product
 from transforms.quantization import quantized
 from transforms.retrieval import UNIT_QUERIES, read_index_block
-from transforms.stores import FeatureStore
+from transforms.storage import feature_store, files, object_stores, run_store
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
     FeatureLocation,
@@ -133,7 +133,7 @@ def measure(sample: Sample) -> Measured:
         if sample.search is not None:
             found.update(_measure_search(sample.search, sample.work, extracted, workers, scratch))
     if not sample.work.engine:
-        found["pipeline"] = _seconds(lambda: running.run_pipeline(_empty, options, []))
+        found["pipeline"] = _seconds(lambda: runner.run_pipeline(_empty, options, []))
     # Kibibytes on Linux.
     found["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Measured(**found, seconds=time.monotonic() - started)
@@ -226,8 +226,8 @@ def _measure_predictions(k: int, scratch: str) -> dict[str, float]:
     )
 
     def write_and_read() -> None:
-        stores.write_predictions(scratch, PredictionUnit("pilot", predictions))
-        list(stores.read_predictions(scratch, ["image_id", "landmark_id", "score"]))
+        run_store.write_predictions(scratch, PredictionUnit("pilot", predictions))
+        list(run_store.read_predictions(scratch, ["image_id", "landmark_id", "score"]))
 
     seconds = min(_seconds(write_and_read) for _ in range(3))
     return dict(
@@ -249,7 +249,7 @@ def _measure_pairs(
             break
         table = query_store.read_images(unit)
         places = zip(*(table.column(name).to_pylist() for name in ("image_id", "local_offset", "local_size")))
-        for (image_id, offset, size), descriptor in zip(places, stores.descriptors_of(table)):
+        for (image_id, offset, size), descriptor in zip(places, feature_store.descriptors_of(table)):
             queries.append(
                 (
                     image_id,
@@ -337,9 +337,7 @@ def schedule(time_budget: TimeBudget | None, sample: Callable[[], Sample]) -> Sc
         asked = sample()
         measured = run(asked, max(0.0, time_budget.ends - time.time()) * _PART_OF_BUDGET)
     except TimeoutError as e:
-        print(
-            f"{e}: a time budget of {running.time_text(time_budget.seconds)} is too short for any work here"
-        )
+        print(f"{e}: a time budget of {runner.time_text(time_budget.seconds)} is too short for any work here")
         return Schedule(time_budget, None, budget.NO_TIME, time.time())
     now = time.time()
     if measured is None:

@@ -14,18 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import budget, evaluate, integrity, lock, models, outputs, pilot, running
+from beam_pipeline import budget, evaluate, integrity, lock, model_choice, outputs, pilot, runner
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.index import Extraction, extraction_phase, image_reader, match, record_out_of_time
-from transforms import candidates, features, files, retrieval, stores, tables, verification
+from transforms import features, retrieval, verification
 from transforms.aggregation import AggregatePredictions
 from transforms.features import try_suspects
 from transforms.retrieval import UNIT_QUERIES, IndexGroup, QueryBlock, RetrieveNearest, plan_groups
-from transforms.stores import FeatureStore
+from transforms.storage import feature_store, files, run_store, tables
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.worklist import PlannedUnit, make_units, write_plan
 from transforms.submission import SUBMISSION, WriteSubmission, write_submission
 from transforms.types import ImageRef, ImageUnit, PredictionUnit
-from transforms.units import PlannedUnit, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
 IMAGES_PER_BLOCK = 4096
@@ -44,7 +45,7 @@ class Prepared:
       deadlines: of the stages.
     """
 
-    choice: models.ModelChoice
+    choice: model_choice.ModelChoice
     planned: tuple[PlannedUnit, ...]
     groups: tuple[IndexGroup, ...]
     query_store: str
@@ -55,7 +56,7 @@ class Prepared:
 def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) -> beam.PCollection[int]:
     """The graph of the recognize job; gives the number of rows of the submission."""
     output, until = config.output, prepared.deadlines
-    hints = functools.partial(running.resource_hints, pipeline.options)
+    hints = functools.partial(runner.resource_hints, pipeline.options)
     blocks = (
         pipeline
         | "Extract"
@@ -80,7 +81,7 @@ def build(pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared) 
             until.retrieve,
             config.output,
         ).with_resource_hints(**hints(retrieval.MIN_RAM))
-        | "Pending" >> beam.Filter(lambda unit: not stores.has_predictions(output, unit.name))
+        | "Pending" >> beam.Filter(lambda unit: not run_store.has_predictions(output, unit.name))
         | "Verify"
         >> VerifyCandidates(
             config.index, prepared.query_store, config.verification, prepared.rerank, until.verify
@@ -128,7 +129,9 @@ class GroupIntoBlocks(beam.PTransform):
 
         def block(name: str, units: Iterable[str]) -> QueryBlock:
             members = tuple(sorted(units))
-            return QueryBlock(name if len(members) == units_of[name] else name + stores.PROVISIONAL, members)
+            return QueryBlock(
+                name if len(members) == units_of[name] else name + run_store.PROVISIONAL, members
+            )
 
         return (
             names
@@ -145,17 +148,17 @@ class _WritePredictions(beam.DoFn):
         self._run = run
 
     def process(self, unit: PredictionUnit) -> Iterable[str]:
-        stores.write_predictions(self._run, unit)
+        run_store.write_predictions(self._run, unit)
         yield unit.name
 
 
-def _asked(config: RecognizeConfig) -> tuple[dict[str, Any], models.ModelChoice, list[ImageUnit]]:
+def _asked(config: RecognizeConfig) -> tuple[dict[str, Any], model_choice.ModelChoice, list[ImageUnit]]:
     """The index's manifest, its model, and the units of the queries."""
     index = outputs.read_manifest(config.index, "index")
     images = match(config.images)
     if config.truth:
         _check_truth(config.truth, images)
-    choice = models.choose_as_indexed(config.model, config.overrides, index)
+    choice = model_choice.choose_as_indexed(config.model, config.overrides, index)
     try_suspects(choice.model, choice.settings, image_reader(choice, config.reading))
     return (
         index,
@@ -192,14 +195,14 @@ def _sample(
     config: RecognizeConfig,
     options: PipelineOptions,
     index: dict[str, Any],
-    choice: models.ModelChoice,
+    choice: model_choice.ModelChoice,
     units: Sequence[ImageUnit],
 ) -> pilot.Sample:
     there = set(FeatureStore(query_store(config)).units())
     missing = [unit for unit in units if unit.name not in there]
     rerank = index["has_local_features"]
     queries = sum(len(unit.images) for unit in units)
-    pending = queries - stores.final_predictions(config.output)
+    pending = queries - run_store.final_predictions(config.output)
     work = budget.work_of(
         options,
         images=sum(len(unit.images) for unit in missing),
@@ -293,7 +296,7 @@ def _recognize(
     config: RecognizeConfig,
     options: PipelineOptions,
     index: dict[str, Any],
-    choice: models.ModelChoice,
+    choice: model_choice.ModelChoice,
     units: Sequence[ImageUnit],
     started: float,
 ) -> None:
@@ -318,21 +321,21 @@ def _recognize(
     queries = sum(unit.images for unit in planned)
     phases = [
         extraction_phase(store.root, planned),
-        running.Phase("verify", queries, running.row_counter(files.join(config.output, "predictions"))),
+        runner.Phase("verify", queries, runner.row_counter(files.join(config.output, "predictions"))),
     ]
     metrics: dict[str, int] = {}
     if schedule.hopeless:  # what an earlier start predicted stays
         write_submission(config.output)
     else:
-        files.delete(files.join(config.output, stores.MANIFEST))
-        stores.delete_provisional(config.output)
-        metrics = running.run_pipeline(lambda pipeline: build(pipeline, config, prepared), options, phases)
+        files.delete(files.join(config.output, feature_store.MANIFEST))
+        run_store.delete_provisional(config.output)
+        metrics = runner.run_pipeline(lambda pipeline: build(pipeline, config, prepared), options, phases)
     late = record_out_of_time(config.output, config.output, planned, store)
     names = [unit.name for unit in planned]
     failures = store.failures(names)
     if len(failures):
         files.write_parquet(files.join(config.output, "failures", "extract.parquet"), failures)
-    answers = pa.concat_tables(stores.read_predictions(config.output, ["landmark_id", "verified"]))
+    answers = pa.concat_tables(run_store.read_predictions(config.output, ["landmark_id", "verified"]))
     counts = {
         "queries": queries,
         "predicted": len(answers) - answers.column("landmark_id").null_count,
@@ -357,15 +360,15 @@ def _recognize(
         "hyperparameters": hyperparameters(config),
         "reranked": prepared.rerank,
         "complete": not late
-        and stores.final_predictions(config.output) == sum(shard["images"] for shard in shards),
+        and run_store.final_predictions(config.output) == sum(shard["images"] for shard in shards),
         "counts": counts,
         "shards": shards,
         "files": integrity.record_files(config.output, written),
         **schedule.report(metrics),
-        "seconds": {"total": round(time.monotonic() - started, 1), **running.stage_seconds(metrics)},
+        "seconds": {"total": round(time.monotonic() - started, 1), **runner.stage_seconds(metrics)},
     }
     if manifest["complete"]:
-        files.delete_tree(files.join(config.output, candidates.FOLDER))
+        files.delete_tree(files.join(config.output, run_store.CANDIDATES))
     outputs.finish(config.output, manifest)
     _print_summary(config.output, manifest)
 

@@ -51,8 +51,8 @@ def write_lists(rows: list[tuple[str, str, str]], folder: pathlib.Path) -> None:
 
 def bare_model(model: str, paths: list[str], settings) -> tuple[float, list[Features]]:
     """Seconds of way (a) over all photographs; features of the first."""
-    from transforms.delg.saved_model import DelgModel
     from transforms.images import decode_image
+    from transforms.models.saved_model import DelgModel
 
     loaded = DelgModel.load(model, settings)
     decoded = [decode_image(pathlib.Path(path).read_bytes(), settings.max_image_side)[0] for path in paths]
@@ -85,7 +85,7 @@ def notebook_passes(model: str, paths: list[str], settings) -> tuple[float, list
 def stored(root: pathlib.Path, ids: list[str]) -> list[Features]:
     """Features of some photographs in an index."""
     from transforms.quantization import dequantized
-    from transforms.stores import FeatureStore, descriptors_of
+    from transforms.storage.feature_store import FeatureStore, descriptors_of
     from transforms.types import FeatureLocation
 
     store, found = FeatureStore(str(root)), {}
@@ -174,8 +174,8 @@ def _way_process(argv: list[str]) -> None:
         parser.add_argument(name)
     parser.add_argument("--max_image_side", type=int)
     args = parser.parse_args(argv)
-    from transforms.delg.card import read_card, settings_from_card
-    from transforms.delg.catalog import model_folder
+    from transforms.models.card import read_card, settings_from_card
+    from transforms.models.catalog import model_folder
 
     folder = model_folder(args.model)
     settings = settings_from_card(read_card(folder))

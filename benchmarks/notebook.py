@@ -20,8 +20,8 @@ import PIL.Image
 import PIL.ImageOps
 from scipy.spatial import cKDTree, distance
 
-from transforms.delg import import_tensorflow
-from transforms.delg.card import ExtractionSettings, read_card, settings_from_card
+from transforms.models.card import ExtractionSettings, read_card, settings_from_card
+from transforms.tensorflow_runtime import import_tensorflow
 from transforms.types import VerificationSettings
 
 MIN_MATCHES = 5

@@ -8,15 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from beam_pipeline.config import ExtractionOverrides, ReadingConfig
 from beam_pipeline.index import image_reader
-from beam_pipeline.models import choose_as_indexed
+from beam_pipeline.model_choice import choose_as_indexed
 from beam_pipeline.outputs import read_manifest
-from transforms import stores
 from transforms.aggregation import aggregate
 from transforms.features import LoadedModel, extract_unit, load_model
 from transforms.images import match_images
 from transforms.nearest import nearest
 from transforms.retrieval import read_index_block, read_query_block
-from transforms.stores import FeatureStore
+from transforms.storage import run_store
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.worklist import make_units, write_plan
 from transforms.submission import write_submission
 from transforms.types import (
     Candidate,
@@ -26,7 +27,6 @@ from transforms.types import (
     QueryCandidates,
     VerificationSettings,
 )
-from transforms.units import make_units, write_plan
 from transforms.verification import ranked, verify_pair
 
 
@@ -84,7 +84,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
 
     with ThreadPoolExecutor(cores) as pool:
         predictions = tuple(pool.map(predict, range(len(places))))
-    stores.write_predictions(output, PredictionUnit("pure", predictions))
+    run_store.write_predictions(output, PredictionUnit("pure", predictions))
     write_submission(output)
 
 

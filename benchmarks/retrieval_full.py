@@ -20,14 +20,14 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import running
+from beam_pipeline import runner
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
-from transforms.delg import import_tensorflow
-from transforms.products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
+from transforms.dot_products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups, read_query_block
-from transforms.stores import FeatureStore
+from transforms.storage.feature_store import FeatureStore
+from transforms.tensorflow_runtime import import_tensorflow
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
 
 _NO_LOCAL = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32))
@@ -125,7 +125,7 @@ def retrieve(
 
     with jobs.Most(memory_held) as memory:
         start = time.perf_counter()
-        metrics = running.run_pipeline(build, options, [])
+        metrics = runner.run_pipeline(build, options, [])
         seconds = time.perf_counter() - start
     found = {}
     for name in os.listdir(answers):

@@ -25,7 +25,8 @@ from beam_pipeline import demo, recognize
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES
-from transforms import retrieval, units
+from transforms import retrieval
+from transforms.storage import worklist
 from transforms.types import (
     Candidate,
     CandidateUnit,
@@ -83,7 +84,7 @@ def write_names(folder: pathlib.Path, count: int) -> tuple[pathlib.Path, pathlib
 
 def full_size_elements() -> Iterator[tuple[str, int]]:
     """The elements of a job over Google Landmarks v2 as they come at most, with their encoded bytes."""
-    per_unit = units.unit_size(GLDV2_IMAGES)
+    per_unit = worklist.unit_size(GLDV2_IMAGES)
     names = (
         f"{n:06d}-{n:016x}" for n in itertools.count()
     )  # all different, as pickle writes what is equal only once

@@ -21,15 +21,15 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline import index, main, models, running
+from beam_pipeline import index, main, model_choice, runner
 from beam_pipeline.config import ExtractionOverrides, IndexConfig
 from benchmarks import jobs
-from transforms import tables, units
-from transforms.delg.catalog import EMBEDDED
 from transforms.features import check_model
+from transforms.models.catalog import EMBEDDED
+from transforms.storage import tables, worklist
 
 _GROUP_BY_KEY = common_urns.primitives.GROUP_BY_KEY.urn
-_UNIT_IMAGES = units.unit_size(1_000_000)
+_UNIT_IMAGES = worklist.unit_size(1_000_000)
 
 
 def collections(pipeline: beam_runner_api_pb2.Pipeline, infos: Iterable[Any]) -> dict[str, dict[str, Any]]:
@@ -105,8 +105,8 @@ def job(flags: list[str]) -> dict[str, Any]:
         report["collections"] = collections(pipeline, infos)
         report["graph"] = pipeline.ByteSize()
 
-    running.FnApiRunner = functools.partial(RecordingRunner, record)
-    units.unit_size = lambda images: _UNIT_IMAGES
+    runner.FnApiRunner = functools.partial(RecordingRunner, record)
+    worklist.unit_size = lambda images: _UNIT_IMAGES
     with jobs.Most(largest_worker) as memory:
         started = time.monotonic()
         if main.main([*flags, "--direct_running_mode=multi_processing"]):
@@ -125,7 +125,7 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
         nonlocal started
         seconds[step], started = time.monotonic() - started, time.monotonic()
 
-    choice = models.choose(EMBEDDED, ExtractionOverrides())
+    choice = model_choice.choose(EMBEDDED, ExtractionOverrides())
     check_model(choice.model, choice.settings)
     before = peak_memory(os.getpid())
     done("model")
@@ -134,7 +134,9 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
     pa.default_memory_pool().release_unused()  # as the command does
     labelled = index.labelled(index.match(config.images), table)[0]
     done("match")
-    planned = units.write_plan(output, units.make_units(labelled, [choice.as_json(), choice.fingerprint]))
+    planned = worklist.write_plan(
+        output, worklist.make_units(labelled, [choice.as_json(), choice.fingerprint])
+    )
     done("plan")
     pipeline = beam.Pipeline()
     index.build(pipeline, config, choice, output, planned)

@@ -23,12 +23,12 @@ from apache_beam.io import fileio
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import running
+from beam_pipeline import runner
 from benchmarks import jobs
 from benchmarks.goals import Goals
-from transforms import files
-from transforms.ahead import map_ahead
-from transforms.object_stores import READS_IN_FLIGHT, store_of, use_options
+from transforms.storage import files
+from transforms.storage.object_stores import READS_IN_FLIGHT, store_of, use_options
+from transforms.threads import map_ahead
 
 Reader = Callable[[], Iterator[tuple[str, int]]]  # gives name and size of each file read
 
@@ -123,7 +123,7 @@ def in_a_pipeline(uris: list[str], options: PipelineOptions) -> Iterator[tuple[s
     def build(pipeline: beam.Pipeline) -> None:
         (pipeline | beam.Create(uris) | fileio.MatchAll() | fileio.ReadMatches() | beam.Map(_read_and_note))
 
-    running.run_pipeline(build, options, [])
+    runner.run_pipeline(build, options, [])
     return iter(_found)
 
 

@@ -30,7 +30,7 @@ from scipy.spatial import cKDTree
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from transforms.quantization import dequantized
-from transforms.stores import decode_local_features, encode_local_features
+from transforms.storage.feature_store import decode_local_features, encode_local_features
 from transforms.types import LocalFeatures, QuantizedFeatures
 from transforms.verification import MIN_MATCHES, VerificationSettings, pair_seed, verify_pair
 
@@ -100,9 +100,9 @@ def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> di
     """Local features of `images` by the embedded model, as they come back from a feature store."""
     from PIL import Image
 
-    from transforms.delg import builtin
-    from transforms.delg.card import read_card, settings_from_card
-    from transforms.delg.saved_model import DelgModel
+    from transforms.models import builtin
+    from transforms.models.card import read_card, settings_from_card
+    from transforms.models.saved_model import DelgModel
 
     folder = builtin.model_dir("embedded")
     settings = settings_from_card(read_card(folder))

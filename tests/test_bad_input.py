@@ -17,7 +17,8 @@ from PIL import Image
 from beam_pipeline import main
 from tests import tiny_models
 from tests.survival import mutate
-from transforms import images, tables
+from transforms import images
+from transforms.storage import tables
 
 SMALL = [
     "--image_scales",

@@ -19,7 +19,7 @@ from PIL import Image
 from beam_pipeline import budget, config, pilot, recognize
 from beam_pipeline.main import main
 from transforms import features, verification
-from transforms.stores import FeatureStore
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
     CandidateUnit,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.builtin_models import INPUTS, OUTPUTS, caller, textured
-from transforms.delg import builtin
-from transforms.delg.card import read_card, settings_from_card
+from transforms.models import builtin
+from transforms.models.card import read_card, settings_from_card
 
 
 @pytest.fixture(scope="module", params=list(builtin.MODELS))
@@ -113,7 +113,7 @@ class TestContract:
 class TestBytesAndCache:
     def test_two_processes_build_the_same_bytes(self, name, folder, tmp_path):
         script = (
-            "import sys, tensorflow as tf; tf.Graph(); from transforms.delg.builtin import model_dir; "
+            "import sys, tensorflow as tf; tf.Graph(); from transforms.models.builtin import model_dir; "
             "print(model_dir(*sys.argv[1:]))"
         )
         built = subprocess.run(

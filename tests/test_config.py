@@ -2,7 +2,7 @@
 
 import pytest
 
-from beam_pipeline import config, main, models
+from beam_pipeline import config, main, model_choice
 from tests import tiny_models
 
 INDEX = ["index", "--images", "x", "--labels", "y", "--output", "z"]
@@ -24,18 +24,18 @@ def model(tmp_path_factory):
     [((), "float32"), (("--precision", "float32"), "float32"), (("--precision", "bfloat16"), "bfloat16")],
 )
 def test_an_index_remembers_its_precision_and_recognize_follows_it(model, flags, precision):
-    choice = models.choose(model, overrides(*flags))
+    choice = model_choice.choose(model, overrides(*flags))
     assert choice.settings.precision == precision and choice.as_json()["extraction"]["precision"] == precision
     assert (
-        models.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json()).settings
+        model_choice.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json()).settings
         == choice.settings
     )
 
 
 def test_another_precision_than_the_indexs_is_refused(model):
-    indexed = models.choose(model, overrides("--precision", "bfloat16")).as_json()
+    indexed = model_choice.choose(model, overrides("--precision", "bfloat16")).as_json()
     with pytest.raises(config.ConfigError, match="--precision float32 differs from the index's bfloat16"):
-        models.choose_as_indexed(None, overrides("--precision", "float32"), indexed)
+        model_choice.choose_as_indexed(None, overrides("--precision", "float32"), indexed)
 
 
 def test_an_unknown_precision_is_wrong_usage(capsys):

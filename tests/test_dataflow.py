@@ -24,11 +24,11 @@ from apache_beam.runners.pipeline_context import PipelineContext
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 from PIL import Image
 
-from beam_pipeline import running
 from beam_pipeline.main import beam_options, build_parser, main
 from tests import tiny_models
-from transforms import features, retrieval, types, units, verification
-from transforms.delg import import_tensorflow
+from transforms import features, retrieval, types, verification
+from transforms.storage import worklist
+from transforms.tensorflow_runtime import import_tensorflow
 
 ROOT = pathlib.Path(__file__).parent.parent
 DATAFLOW = [
@@ -230,10 +230,10 @@ def test_resource_hints(jobs, command):
     ],
 )
 def test_only_dataflow_gets_hints(runner, given):
-    assert running.resource_hints(PipelineOptions([f"--runner={runner}"]), "4GB") == (
+    assert runner.resource_hints(PipelineOptions([f"--runner={runner}"]), "4GB") == (
         {"min_ram": "4GB"} if given else {}
     )
-    assert running.resource_hints(PipelineOptions([]), "4GB") == {}
+    assert runner.resource_hints(PipelineOptions([]), "4GB") == {}
 
 
 @pytest.mark.parametrize("command", STEPS)
@@ -266,7 +266,7 @@ LOCATION = types.FeatureLocation("unit", 0, 7)
 CANDIDATE = types.Candidate("b", "landmark", 0.5, LOCATION, 7, 0.75)
 IDS = np.array([[b"b", b""]])
 RECORDS = [
-    units.PlannedUnit("unit", 1, 0, 0),
+    worklist.PlannedUnit("unit", 1, 0, 0),
     types.ImageUnit("unit", (REF,)),
     retrieval.QueryBlock("block", ("unit",)),
     retrieval.IndexGroup("group", ("unit",)),

@@ -16,7 +16,7 @@ from beam_pipeline.index import Extraction
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
 from transforms.quantization import dequantized
-from transforms.stores import FeatureStore
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import FeatureLocation
 
 RETRIEVING = [kind for kind in tiny_models.KINDS if kind not in ("local_only", "delf_v1")]

@@ -9,8 +9,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import evaluate
 from beam_pipeline.config import ConfigError, EvaluateConfig
-from transforms import tables
-from transforms.tables import TableError
+from transforms.storage import tables
+from transforms.storage.tables import TableError
 
 TRUTH = """id,landmarks,Usage
 0123456789abcdef,0 12,Public

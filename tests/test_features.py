@@ -16,10 +16,10 @@ from PIL import Image
 
 from tests import tiny_models
 from transforms import features
-from transforms.delg.card import ExtractionSettings
-from transforms.delg.saved_model import DelgModel, Extracted, ExtractionError, ModelError
 from transforms.images import match_images, read_images
-from transforms.stores import FeatureStore
+from transforms.models.card import ExtractionSettings
+from transforms.models.saved_model import DelgModel, Extracted, ExtractionError, ModelError
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import ImageUnit
 
 SETTINGS = ExtractionSettings((0.7071, 1.0), (1.0,), 50, 0.0, 256)

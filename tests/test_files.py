@@ -6,7 +6,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from transforms import files
+from transforms.storage import files
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms import gap, tables
+from transforms import gap
+from transforms.storage import tables
 
 # The example of the official metric's own tests, see google_landmarks_dataset/metrics_test.py.
 TRUTH = [

@@ -11,7 +11,7 @@ import pytest
 from beam_pipeline import lock
 from beam_pipeline.config import ConfigError
 from tests.races import holders_of_lock
-from transforms import files
+from transforms.storage import files
 
 
 def held_by_another(root, **changes):

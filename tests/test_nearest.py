@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms import nearest as nearest_module
-from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
-from transforms.products import (
+from transforms.dot_products import (
     Bfloat16Product,
     NumpyProduct,
     Product,
@@ -22,6 +21,7 @@ from transforms.products import (
     fastest_product,
     penalty_columns,
 )
+from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 

@@ -7,7 +7,7 @@ from apache_beam.io import localfilesystem
 
 from beam_pipeline import integrity, outputs
 from beam_pipeline.config import ConfigError
-from transforms.stores import FeatureStore
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure
 
 SETTINGS = {"command": "index", "extraction": {"scales": (1.0, 2.0), "side": 640}}

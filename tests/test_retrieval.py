@@ -11,7 +11,8 @@ from apache_beam.testing.util import assert_that
 
 from tests.test_nearest import brute_force, ids, index_of, near_ties, queries_of, unit_rows
 from transforms.retrieval import IndexGroup, QueryBlock, RetrieveNearest, plan_groups, read_index_block
-from transforms.stores import PROVISIONAL, FeatureStore
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.run_store import PROVISIONAL
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
 
 

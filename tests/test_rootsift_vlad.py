@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.builtin_models import caller, textured
-from transforms.delg import builtin, rootsift_vlad
+from transforms.models import builtin, rootsift_vlad
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 from apache_beam.io import localfilesystem
 
 from tests import tiny_models
-from transforms.delg import card, saved_model
-from transforms.delg.card import ExtractionSettings
-from transforms.delg.saved_model import DelgModel, ExtractionError, ModelError
+from transforms.models import card, saved_model
+from transforms.models.card import ExtractionSettings
+from transforms.models.saved_model import DelgModel, ExtractionError, ModelError
 
 SETTINGS = ExtractionSettings(
     image_scales=(0.5, 0.7071, 1.0, 1.4142),
@@ -38,7 +38,9 @@ def models(tmp_path_factory) -> pathlib.Path:
 
 
 def test_importing_is_cheap():
-    code = "import sys, transforms.delg.saved_model; print({'tensorflow', 'apache_beam'} & set(sys.modules))"
+    code = (
+        "import sys, transforms.models.saved_model; print({'tensorflow', 'apache_beam'} & set(sys.modules))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "set()\n"

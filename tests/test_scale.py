@@ -20,15 +20,16 @@ from benchmarks.scale_job import RecordingRunner, collections
 from tests import tiny_models
 from tests.test_nearest import unit_rows
 from tests.test_retrieval import write_store
-from transforms import retrieval, units
+from transforms import retrieval
 from transforms.aggregation import AggregatePredictions
-from transforms.delg.card import ExtractionSettings
 from transforms.features import DelgModelHandler, ExtractFeatures
 from transforms.images import match_images, read_images
+from transforms.models.card import ExtractionSettings
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
-from transforms.stores import FeatureStore
+from transforms.storage import worklist
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, write_plan
 from transforms.types import VerificationSettings
-from transforms.units import PlannedUnit, ReadUnits, make_units, write_plan
 from transforms.verification import VerifyCandidates
 
 GLDV2_IMAGES, GLDV2_QUERIES, WORKERS = 1_580_470, 118_000, 100
@@ -127,7 +128,7 @@ def test_elements_at_full_size_are_few_megabytes(name: str, size: int) -> None:
 
 def test_hundred_workers_are_busy_to_the_end():
     for images, cores in ((GLDV2_IMAGES, 4), (GLDV2_QUERIES, 1)):
-        count = -(-images // units.unit_size(images))
+        count = -(-images // worklist.unit_size(images))
         rounds = count / (WORKERS * cores)
         assert rounds / np.ceil(rounds) > 0.95  # all work in the last round too, or it is one of many
     blocks = -(-GLDV2_QUERIES // recognize.IMAGES_PER_BLOCK)

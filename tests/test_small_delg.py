@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.builtin_models import caller, textured
-from transforms.delg import builtin, small_delg
+from transforms.models import builtin, small_delg
 
 
 @pytest.fixture(scope="module")

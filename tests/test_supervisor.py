@@ -14,33 +14,33 @@ from PIL import Image
 
 from beam_pipeline.main import main
 from tests import tiny_models
-from transforms import in_flight
-from transforms.delg.saved_model import ExtractionError
+from transforms import crash_notes
 from transforms.features import extract_unit
+from transforms.models.saved_model import ExtractionError
 from transforms.types import DecodedImage, ImageRef, ImageUnit
 
 # A job of ten photographs, without Beam.
 JOB = """
 import ctypes, os, sys, time
 from beam_pipeline import supervisor
-from transforms import in_flight
+from transforms import crash_notes
 from transforms.types import ImageRef
 
 REFS = [ImageRef(f"i{n}", "", 0) for n in range(10)]
 
 def at(ref):
-    failure = in_flight.crash_of(ref)
+    failure = crash_notes.crash_of(ref)
     if failure:
         print("failed", failure.stage, failure.image_id, failure.kind)
         return
-    with in_flight.noted(ref):
+    with crash_notes.noted(ref):
         if ref.image_id in GUILTY:
             ctypes.string_at(0)  # dies of SIGSEGV
     open(os.path.join(OUTPUT, ref.image_id), "w").close()
 
 def job():
     print("started", flush=True)
-    for ref in in_flight.suspects():
+    for ref in crash_notes.suspects():
         at(ref)
     for ref in REFS:
         at(ref)
@@ -154,15 +154,15 @@ def job():
 
 
 def test_unsupervised_nothing_is_noted(tmp_path, monkeypatch):
-    monkeypatch.delenv(in_flight.IN_FLIGHT, raising=False)
+    monkeypatch.delenv(crash_notes.IN_FLIGHT, raising=False)
     ref = ImageRef("i", "", 0)
-    with in_flight.noted(ref):
+    with crash_notes.noted(ref):
         pass
-    assert in_flight.crash_of(ref) is None and list(in_flight.suspects()) == []
+    assert crash_notes.crash_of(ref) is None and list(crash_notes.suspects()) == []
 
 
 def test_a_photograph_is_noted_while_it_is_in_the_model(tmp_path, monkeypatch):
-    monkeypatch.setenv(in_flight.IN_FLIGHT, str(tmp_path))
+    monkeypatch.setenv(crash_notes.IN_FLIGHT, str(tmp_path))
     for name in ("notes", "crashed"):
         (tmp_path / name).mkdir()
     ref, seen = ImageRef("photo", "", 0), []

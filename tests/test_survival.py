@@ -19,7 +19,8 @@ import pytest
 from beam_pipeline import index, integrity, lock, outputs
 from beam_pipeline.main import main
 from tests.survival import kill
-from transforms import files, images
+from transforms import images
+from transforms.storage import files
 
 NOBODY = 65534
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms import tables
-from transforms.tables import TableError
+from transforms.storage import tables
+from transforms.storage.tables import TableError
 
 ROWS = [("a1", "7"), ("b2", "007")]
 

@@ -149,7 +149,7 @@ class TestLosses:
     def test_sampling_reads_the_middle_of_a_cell(self):
         import tensorflow as tf
 
-        from transforms.delg import small_delg
+        from transforms.models import small_delg
 
         maps = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 1)
         points = np.array([[[7.5, 7.5], [15.5, 31.5]], [[11.5, 7.5], [31.5, 7.5]]], np.float32)
@@ -228,7 +228,7 @@ def test_folded_weights_give_what_normalisation_gives():
     import tensorflow as tf
 
     from training import network
-    from transforms.delg import small_delg
+    from transforms.models import small_delg
 
     net = network.Network(0)
     rng = np.random.default_rng(1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.local_features import features
 from transforms.quantization import quantized
-from transforms.stores import FeatureStore
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
     CandidateUnit,

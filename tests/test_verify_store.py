@@ -7,7 +7,7 @@ import pytest
 
 from beam_pipeline import integrity, outputs
 from beam_pipeline.main import main
-from transforms.stores import FeatureStore
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure, ImageFeatures, ImageRef, LocalFeatures
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from training.photographs import load as load_photographs
 from training.split import Photograph, order
-from transforms.delg import catalog
-from transforms.delg.card import read_card, settings_from_card
 from transforms.features import load_model
+from transforms.models import catalog
+from transforms.models.card import read_card, settings_from_card
 from transforms.quantization import quantized
 from transforms.types import LocalFeatures, VerificationSettings
 from transforms.verification import verify_pair

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from training import photographs, split
 from training.network import folded
-from transforms.delg import rootsift_vlad, small_delg
+from transforms.models import rootsift_vlad, small_delg
 
 CENTROIDS = 12  # with 128 dimensions each: what the embedding leaves of 2048
 SAMPLE = 60  # descriptors of a level

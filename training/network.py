@@ -1,6 +1,6 @@
 """The network in training: convolutions with batch normalisation in bfloat16, weights and sums in float32.
 
-Its shape is that of the product's transforms.delg.small_delg, which runs it with the normalisation folded
+Its shape is that of the product's transforms.models.small_delg, which runs it with the normalisation folded
 into the convolutions.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from transforms.delg import small_delg
+from transforms.models import small_delg
 
 ATTENTION = small_delg.Layer(
     "local/attention", 1, small_delg.LOCAL_DIMENSIONS, 1, normalised=False, relu=False

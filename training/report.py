@@ -14,9 +14,9 @@ from training import opencv_sift, photographs, split
 from training.features import Features
 from transforms import gap
 from transforms.aggregation import aggregate
-from transforms.delg import catalog
-from transforms.delg.card import read_card, settings_from_card
 from transforms.features import load_model
+from transforms.models import catalog
+from transforms.models.card import read_card, settings_from_card
 from transforms.quantization import quantized
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 from transforms.verification import ranked, verify_pair

@@ -12,7 +12,7 @@ import tensorflow as tf
 from training import correspondences, losses, photographs, split
 from training.batches import Batch, Batches
 from training.network import ATTENTION, BATCH_NORM_MOMENTUM, Network
-from transforms.delg import small_delg
+from transforms.models import small_delg
 
 # (share of the steps, side of the views in px): small views first, for more passes over the photographs in
 # the same time.

@@ -16,13 +16,13 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
-from transforms import in_flight
-from transforms.ahead import map_ahead
-from transforms.delg import import_tensorflow
-from transforms.delg.card import ExtractionSettings
-from transforms.delg.catalog import model_folder
-from transforms.delg.saved_model import DelgModel, ExtractionError, ModelError
-from transforms.stores import FeatureStore
+from transforms import crash_notes
+from transforms.models.card import ExtractionSettings
+from transforms.models.catalog import model_folder
+from transforms.models.saved_model import DelgModel, ExtractionError, ModelError
+from transforms.storage.feature_store import FeatureStore
+from transforms.tensorflow_runtime import import_tensorflow
+from transforms.threads import map_ahead
 from transforms.types import DecodedImage, Failure, ImageFeatures, ImageRef, ImageUnit, LocalFeatures
 
 ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]
@@ -105,7 +105,7 @@ def _extract_image(model: DelgModel, image: DecodedImage | Failure) -> ImageFeat
     if isinstance(image, Failure):
         return image
     try:
-        with in_flight.noted(image.ref):
+        with crash_notes.noted(image.ref):
             extracted = model.extract(image.pixels)
     except ExtractionError as e:
         return Failure("extract", image.ref.image_id, image.ref.uri, e.kind, str(e))
@@ -156,7 +156,7 @@ def try_suspects(model: str, settings: ExtractionSettings, read_images: ReadImag
     Raises:
       ModelError: the model itself is at fault.
     """
-    for ref in in_flight.suspects():
+    for ref in crash_notes.suspects():
         extract_unit(ImageUnit("suspect", (ref,)), load_model(model, settings), read_images)
 
 

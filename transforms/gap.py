@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms import tables
+from transforms.storage import tables
 
 Metrics = dict[str, dict[str, Any]]
 

@@ -15,9 +15,10 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from PIL import Image, UnidentifiedImageError
 
-from transforms import files, in_flight
-from transforms.ahead import map_ahead
-from transforms.object_stores import READS_IN_FLIGHT
+from transforms import crash_notes
+from transforms.storage import files
+from transforms.storage.object_stores import READS_IN_FLIGHT
+from transforms.threads import map_ahead
 from transforms.types import DecodedImage, Failure, ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -396,7 +397,7 @@ _Content = tuple[ImageRef, bytes | Failure]  # of a photograph's file
 
 
 def _read(ref: ImageRef, max_memory: int) -> _Content:
-    crash = in_flight.crash_of(ref)
+    crash = crash_notes.crash_of(ref)
     if crash is not None:
         return ref, crash
     if ref.size_bytes > max_memory:
@@ -417,7 +418,7 @@ def _decoded(
     if isinstance(data, Failure):
         return data
     try:
-        with in_flight.noted(ref):
+        with crash_notes.noted(ref):
             return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels, max_memory))
     except DecodeError as e:
         return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from transforms import candidates, files
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge
-from transforms.stores import PROVISIONAL, FeatureStore, descriptors_of
+from transforms.storage import files, run_store
+from transforms.storage.feature_store import FeatureStore, descriptors_of
+from transforms.storage.run_store import PROVISIONAL
 from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
 # Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by
@@ -349,12 +350,12 @@ class _Known(beam.DoFn):
         if self._run is not None and PROVISIONAL not in block.name:
             count = sum(self._queries.summary(unit)["images"] for unit in block.units)
             parts = {
-                first: candidates.part_uri(self._run, block.name, first)
+                first: run_store.part_uri(self._run, block.name, first)
                 for first in range(0, count, self._step)
             }
             if all(files.exists(uri) for uri in parts.values()):
                 for first, uri in parts.items():
-                    yield from _units(block.name, first, candidates.read_candidates(uri))
+                    yield from _units(block.name, first, run_store.read_candidates(uri))
                 return
         yield beam.pvalue.TaggedOutput(_UNKNOWN, block)
 
@@ -377,7 +378,7 @@ class _Candidates(beam.DoFn):
             time.time() < self._deadline and PROVISIONAL not in block
         )  # no search and no query was left out
         if self._run is not None and complete:
-            candidates.write_candidates(candidates.part_uri(self._run, block, first), found)
+            run_store.write_candidates(run_store.part_uri(self._run, block, first), found)
         yield from _units(block, first, found)
 
 

@@ -5,10 +5,10 @@ import dataclasses
 import apache_beam as beam
 import pyarrow as pa
 
-from transforms import files, tables
-from transforms.stores import PREDICTION_SCHEMA, UNPREDICTED, prediction_table, read_predictions
+from transforms.storage import files, tables
+from transforms.storage.run_store import PREDICTION_SCHEMA, UNPREDICTED, prediction_table, read_predictions
+from transforms.storage.worklist import planned_image_ids
 from transforms.types import Prediction
-from transforms.units import planned_image_ids
 
 SUBMISSION = "submission.csv"
 

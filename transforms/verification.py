@@ -20,11 +20,11 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 from threadpoolctl import threadpool_limits
 
-from transforms import files
-from transforms.ahead import map_ahead
 from transforms.matching import putative_matches
-from transforms.object_stores import READS_IN_FLIGHT
-from transforms.stores import FeatureStore
+from transforms.storage import files
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.object_stores import READS_IN_FLIGHT
+from transforms.threads import map_ahead
 from transforms.types import (
     Candidate,
     CandidateUnit,

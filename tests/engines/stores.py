@@ -11,9 +11,9 @@ import pathlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from transforms import files
-from transforms.delg.catalog import EMBEDDED, model_folder
-from transforms.stores import FeatureStore
+from transforms.models.catalog import EMBEDDED, model_folder
+from transforms.storage import files
+from transforms.storage.feature_store import FeatureStore
 
 
 def make_bucket(root: str) -> None:

@@ -147,7 +147,7 @@ def _read_card(model_dir: str) -> tuple[str, bytes | None]:
         with open(path, "rb") as file:
             return path, file.read()
 
-    from transforms import files  # only here is Beam needed
+    from transforms.storage import files  # only here is Beam needed
 
     path = files.join(model_dir, CARD_NAME)
     return path, files.read_bytes(path) if files.exists(path) else None

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from transforms.delg import import_tensorflow
-from transforms.delg.card import ExtractionSettings, read_card, settings_from_card
-from transforms.delg.contract import Call, Contract, bind, first_line
-from transforms.delg.files import (
+from transforms.models.card import ExtractionSettings, read_card, settings_from_card
+from transforms.models.contract import Call, Contract, bind, first_line
+from transforms.models.model_files import (
     ModelError,
     fetch_model,
     fingerprint,
@@ -21,6 +20,7 @@ from transforms.delg.files import (
     saved_model_folder,
     size_bytes,
 )
+from transforms.tensorflow_runtime import import_tensorflow
 
 __all__ = [
     "Contract",

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import FileSystem
 
-from transforms.object_stores import Entry, store_of
+from transforms.storage.object_stores import Entry, store_of
 
 _TEMPORARY = ".tmp"
 

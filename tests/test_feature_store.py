@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms import files, stores
 from transforms.quantization import dequantized
-from transforms.stores import FeatureStore
+from transforms.storage import feature_store, files, run_store
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
     Failure,
@@ -45,7 +45,7 @@ def image(image_id, count=5, seed=0):
 @settings(max_examples=50, deadline=None)
 def test_local_features_keep_their_place_and_direction(count, width, seed):
     local = local_features(count, width, seed)
-    decoded = dequantized(stores.decode_local_features(stores.encode_local_features(local)))
+    decoded = dequantized(feature_store.decode_local_features(feature_store.encode_local_features(local)))
     assert np.array_equal(decoded.keypoints, local.keypoints)
     if count:
         assert np.allclose(np.linalg.norm(decoded.descriptors, axis=1), 1, atol=1e-5)
@@ -54,11 +54,11 @@ def test_local_features_keep_their_place_and_direction(count, width, seed):
 
 
 def test_a_damaged_block_is_refused():
-    block = stores.encode_local_features(local_features(3))
+    block = feature_store.encode_local_features(local_features(3))
     with pytest.raises(ValueError, match="cannot hold 3 local features of width 128"):
-        stores.decode_local_features(block[:-1])
+        feature_store.decode_local_features(block[:-1])
     with pytest.raises(ValueError, match="a block of 5 bytes"):
-        stores.decode_local_features(block[:5])
+        feature_store.decode_local_features(block[:5])
 
 
 def test_a_unit_reads_back(tmp_path):
@@ -70,8 +70,8 @@ def test_a_unit_reads_back(tmp_path):
     assert store.units() == ["empty", "u"]
     assert [s["images"] for s in store.summaries(["u", "empty"])] == [3, 0]
     table = store.read_images("u")
-    assert np.array_equal(stores.descriptors_of(table), [f.global_descriptor for f in features])
-    assert stores.descriptors_of(store.read_images("empty")).shape == (0, 64)
+    assert np.array_equal(feature_store.descriptors_of(table), [f.global_descriptor for f in features])
+    assert feature_store.descriptors_of(store.read_images("empty")).shape == (0, 64)
     for row, expected in zip(table.to_pylist(), features):
         local = store.read_local(FeatureLocation("u", row["local_offset"], row["local_size"]))
         assert np.array_equal(local.keypoints, expected.local.keypoints) and len(local) == row["local_count"]
@@ -97,7 +97,7 @@ def test_a_descriptor_of_another_width_is_refused(tmp_path):
 def test_pandas_and_duckdb_read_predictions_without_tricks(tmp_path):
     candidate = Candidate("i", "7", 0.5, FeatureLocation("u", 0, 0), 12, 0.7)
     predictions = (Prediction("b", "7", 0.7, (candidate,)), Prediction("a", None, None))
-    stores.write_predictions(
+    run_store.write_predictions(
         str(tmp_path), PredictionUnit("u", predictions, (Failure("verify", "b", "x", "k", "m"),))
     )
     pattern = str(tmp_path / "predictions" / "*.parquet")
@@ -106,8 +106,8 @@ def test_pandas_and_duckdb_read_predictions_without_tricks(tmp_path):
     ).fetchall() == [("a", None, None), ("b", 12, 0.7)]
     frame = pd.read_parquet(tmp_path / "predictions")
     assert frame.image_id.tolist() == ["a", "b"] and frame.candidates[1][0]["image_id"] == "i"
-    assert stores.has_predictions(str(tmp_path), "u")
-    assert stores.read_failures(files.join(str(tmp_path), "failures")).num_rows == 1
+    assert run_store.has_predictions(str(tmp_path), "u")
+    assert feature_store.read_failures(files.join(str(tmp_path), "failures")).num_rows == 1
 
 
 def test_pandas_and_duckdb_read_an_index_without_tricks(tmp_path):

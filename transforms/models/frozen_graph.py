@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from transforms.delg import import_tensorflow
+from transforms.tensorflow_runtime import import_tensorflow
 
 _control_flow_lock = threading.Lock()  # the version of control flow is a setting of the whole process
 

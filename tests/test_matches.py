@@ -6,10 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from beam_pipeline import outputs, picture
+from beam_pipeline import matches, outputs
 from beam_pipeline.config import ConfigError
-from transforms import files, stores
-from transforms.stores import FeatureStore
+from transforms.storage import files, run_store
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
     FeatureLocation,
@@ -27,23 +27,23 @@ def _image(height, width, level=120):
 
 def _panel(query_points, candidate_points, shape=(240, 320), caption="caption", correct=None):
     points = [np.float32(points).reshape(-1, 2) for points in (query_points, candidate_points)]
-    return picture.Panel(_image(*shape), *points, caption, correct)
+    return matches.Panel(_image(*shape), *points, caption, correct)
 
 
 def _boxes(image_shape, left):
     """Top left corner (y, x) and scale of an image that is the tallest of the first row."""
-    scale = min(picture._BOX_HEIGHT / image_shape[0], picture._BOX_WIDTH / image_shape[1])
+    scale = min(matches._BOX_HEIGHT / image_shape[0], matches._BOX_WIDTH / image_shape[1])
     width = round(image_shape[1] * scale)
-    return np.array([picture._MARGIN + picture._FRAME, left + (picture._BOX_WIDTH - width) // 2]), scale
+    return np.array([matches._MARGIN + matches._FRAME, left + (matches._BOX_WIDTH - width) // 2]), scale
 
 
 @pytest.mark.parametrize("shape", [(240, 320), (320, 240), (1, 1), (2, 900), (900, 2), (2000, 1500)], ids=str)
 def test_every_picture_has_the_same_width_and_keeps_its_margins(shape):
-    result = picture.draw_matches(_image(*shape), [_panel([[0, 0]], [[10, 10]], shape)])
+    result = matches.draw_matches(_image(*shape), [_panel([[0, 0]], [[10, 10]], shape)])
 
-    assert result.dtype == np.uint8 and result.shape[1:] == (picture._CANVAS_WIDTH, 3)
-    assert shape[0] != shape[1] or result.shape[0] > picture._BOX_HEIGHT
-    border = picture._MARGIN - 5
+    assert result.dtype == np.uint8 and result.shape[1:] == (matches._CANVAS_WIDTH, 3)
+    assert shape[0] != shape[1] or result.shape[0] > matches._BOX_HEIGHT
+    border = matches._MARGIN - 5
     assert (
         (result[:border] == 255).all()
         and (result[:, :border] == 255).all()
@@ -57,87 +57,87 @@ def test_every_match_is_drawn_from_its_query_point_to_its_candidate_point(count)
     shape = (240, 320)
     query_points, candidate_points = rng.uniform(0, [239, 319], size=(2, count, 2))
 
-    result = picture.draw_matches(_image(*shape), [_panel(query_points, candidate_points)])
-    bare = picture.draw_matches(_image(*shape), [_panel([], [])])
+    result = matches.draw_matches(_image(*shape), [_panel(query_points, candidate_points)])
+    bare = matches.draw_matches(_image(*shape), [_panel([], [])])
 
     changed = (result != bare).any(axis=2)
     for left, points in (
-        (picture._MARGIN, query_points),
-        (picture._MARGIN + picture._BOX_WIDTH + picture._GAP, candidate_points),
+        (matches._MARGIN, query_points),
+        (matches._MARGIN + matches._BOX_WIDTH + matches._GAP, candidate_points),
     ):
         corner, scale = _boxes(shape, left)
         y, x = np.rint((points + 0.5) * scale - 0.5 + corner).astype(int).T
         assert changed[y, x].all()
-    gap = changed[:, picture._MARGIN + picture._BOX_WIDTH + picture._GAP // 2]
+    gap = changed[:, matches._MARGIN + matches._BOX_WIDTH + matches._GAP // 2]
     assert gap.any()
 
 
 def test_a_point_outside_its_image_is_drawn_at_the_edge():
-    outside = picture.draw_matches(_image(240, 320), [_panel([[-50, 400]], [[500, -3]])])
-    at_edge = picture.draw_matches(_image(240, 320), [_panel([[0, 319]], [[239, 0]])])
+    outside = matches.draw_matches(_image(240, 320), [_panel([[-50, 400]], [[500, -3]])])
+    at_edge = matches.draw_matches(_image(240, 320), [_panel([[0, 319]], [[239, 0]])])
 
     np.testing.assert_array_equal(outside, at_edge)
 
 
 def test_of_many_matches_a_spread_choice_is_drawn():
-    assert len(picture._choose(1000)) == picture.MAX_LINES
-    assert picture._choose(1000)[[0, -1]].tolist() == [0, 999]
-    assert picture._choose(5).tolist() == [0, 1, 2, 3, 4]
-    assert picture._choose(0).tolist() == []
+    assert len(matches._choose(1000)) == matches.MAX_LINES
+    assert matches._choose(1000)[[0, -1]].tolist() == [0, 999]
+    assert matches._choose(5).tolist() == [0, 1, 2, 3, 4]
+    assert matches._choose(0).tolist() == []
 
 
 def test_residuals_tell_a_wrong_match_from_those_that_agree():
     points = np.random.default_rng(0).uniform(0, 300, size=(30, 2))
     moved = points * 1.2 + [5, -8]
-    np.testing.assert_allclose(picture._residuals(points, moved), 0, atol=1e-3)
+    np.testing.assert_allclose(matches._residuals(points, moved), 0, atol=1e-3)
 
     moved[7] += 60
-    residuals = picture._residuals(points, moved)
+    residuals = matches._residuals(points, moved)
     assert residuals.argmax() == 7
-    colours = picture._colours(residuals, loose=10)
-    assert colours[7] == tuple(picture._INCONSISTENT.tolist())
+    colours = matches._colours(residuals, loose=10)
+    assert colours[7] == tuple(matches._INCONSISTENT.tolist())
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10])
 def test_too_few_or_coinciding_matches_have_no_residual(count):
     points = np.full((count, 2), 5.0)
-    np.testing.assert_array_equal(picture._residuals(points, points), np.zeros(count))
+    np.testing.assert_array_equal(matches._residuals(points, points), np.zeros(count))
 
 
 def test_rows_follow_the_panels():
     panels = [_panel([[1, 1]], [[2, 2]], caption=caption) for caption in ("one line", "two\nlines", "")]
     query = _image(240, 320)
 
-    heights = [len(picture.draw_matches(query, [panel])) for panel in panels]
-    together = picture.draw_matches(query, panels)
+    heights = [len(matches.draw_matches(query, [panel])) for panel in panels]
+    together = matches.draw_matches(query, panels)
 
-    assert len(together) == sum(heights) - (len(panels) - 1) * picture._MARGIN
-    np.testing.assert_array_equal(together[: heights[0]], picture.draw_matches(query, panels[:1]))
+    assert len(together) == sum(heights) - (len(panels) - 1) * matches._MARGIN
+    np.testing.assert_array_equal(together[: heights[0]], matches.draw_matches(query, panels[:1]))
 
 
 @pytest.mark.parametrize("correct, channel", [(True, 1), (False, 0)], ids=["green", "red"])
 def test_the_frame_shows_whether_the_candidate_is_right(correct, channel):
-    result = picture.draw_matches(_image(240, 320), [_panel([], [], correct=correct)])
+    result = matches.draw_matches(_image(240, 320), [_panel([], [], correct=correct)])
 
     frame = result[
-        picture._MARGIN + 1, picture._MARGIN + picture._BOX_WIDTH + picture._GAP + picture._BOX_WIDTH // 2
+        matches._MARGIN + 1, matches._MARGIN + matches._BOX_WIDTH + matches._GAP + matches._BOX_WIDTH // 2
     ]
     assert frame.argmax() == channel and frame.max() > 2 * np.delete(frame, channel).max()
 
 
 def test_a_long_caption_stays_on_the_canvas():
-    result = picture.draw_matches(_image(240, 320), [_panel([], [], caption="landmark " * 100)])
+    result = matches.draw_matches(_image(240, 320), [_panel([], [], caption="landmark " * 100)])
 
-    caption = result[-picture._MARGIN - picture._LINE_HEIGHT :]
-    assert (caption < 128).any() and (caption[:, -picture._MARGIN :] == 255).all()
+    caption = result[-matches._MARGIN - matches._LINE_HEIGHT :]
+    assert (caption < 128).any() and (caption[:, -matches._MARGIN :] == 255).all()
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: picture.draw_matches(_image(9, 9), []), "panels is empty"),
+        (lambda: matches.draw_matches(_image(9, 9), []), "panels is empty"),
         (
-            lambda: picture.draw_matches(np.zeros((9, 9)), [_panel([], [])]),
+            lambda: matches.draw_matches(np.zeros((9, 9)), [_panel([], [])]),
             r"query_pixels must be uint8 \[H, W, 3\], got float64 \[9, 9\]",
         ),
         (lambda: _panel([], [], shape=(0, 5)), r"pixels must be .* got uint8 \[0, 5, 3\]"),
@@ -153,10 +153,10 @@ def test_bad_input_is_refused(make, message):
 def test_a_title_stands_above_the_rows():
     query, panels = _image(240, 320), [_panel([], [])]
 
-    bare, titled = picture.draw_matches(query, panels), picture.draw_matches(query, panels, "Query")
+    bare, titled = matches.draw_matches(query, panels), matches.draw_matches(query, panels, "Query")
 
-    np.testing.assert_array_equal(titled[picture._LINE_HEIGHT + picture._MARGIN :], bare[picture._MARGIN :])
-    assert (titled[: picture._LINE_HEIGHT + picture._MARGIN] < 128).any()
+    np.testing.assert_array_equal(titled[matches._LINE_HEIGHT + matches._MARGIN :], bare[matches._MARGIN :])
+    assert (titled[: matches._LINE_HEIGHT + matches._MARGIN] < 128).any()
 
 
 _HYPERPARAMETERS = {"num_to_rerank": 3, "top_k": 3, "max_distance": 0.9, "max_reprojection_error": 5.0}
@@ -193,7 +193,7 @@ def _run(tmp_path):
         Candidate("c", "tower", 0.4, nowhere, None, 0.4),
     )
     predictions = (Prediction("empty", None, None), Prediction("q", "tower", 2.2, candidates))
-    stores.write_predictions(run, PredictionUnit("p0", predictions))
+    run_store.write_predictions(run, PredictionUnit("p0", predictions))
     common = {
         "format": outputs.FORMAT,
         "extraction": {"max_image_side": 1024},
@@ -219,9 +219,9 @@ def _run(tmp_path):
 def _drawn(monkeypatch):
     """Records what write_match_picture gives to draw_matches, which still draws."""
     calls = []
-    draw = picture.draw_matches
+    draw = matches.draw_matches
     monkeypatch.setattr(
-        picture, "draw_matches", lambda *arguments: calls.append(arguments) or draw(*arguments)
+        matches, "draw_matches", lambda *arguments: calls.append(arguments) or draw(*arguments)
     )
     return calls
 
@@ -230,10 +230,10 @@ def _drawn(monkeypatch):
 def test_a_run_is_drawn_into_a_file(run, tmp_path, monkeypatch, name):
     calls = _drawn(monkeypatch)
 
-    picture.write_match_picture(run, "q", str(tmp_path / name))
+    matches.write_match_picture(run, "q", str(tmp_path / name))
 
     with PIL.Image.open(tmp_path / name) as image:
-        assert image.width == picture._CANVAS_WIDTH
+        assert image.width == matches._CANVAS_WIDTH
     [(query, panels, title)] = calls
     np.testing.assert_array_equal(query, np.asarray(PIL.Image.open(tmp_path / "q.png")))
     assert [len(panel.query_points) for panel in panels] == [80, 0, 0]
@@ -260,7 +260,7 @@ def test_the_truth_tells_right_candidates_from_wrong_ones(run, tmp_path, monkeyp
     (tmp_path / "truth.csv").write_text(f"id,landmarks,Usage\n{row}\n")
     calls = _drawn(monkeypatch)
 
-    picture.write_match_picture(
+    matches.write_match_picture(
         run, "q", str(tmp_path / "out.png"), max_candidates=2, truth=str(tmp_path / "truth.csv")
     )
 
@@ -279,18 +279,18 @@ def test_the_truth_tells_right_candidates_from_wrong_ones(run, tmp_path, monkeyp
 )
 def test_what_cannot_be_drawn_is_wrong_usage(run, image_id, output, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        picture.write_match_picture(run, image_id, output)
+        matches.write_match_picture(run, image_id, output)
 
 
 def test_a_photograph_that_is_gone_is_named(run, tmp_path):
     (tmp_path / "b.png").unlink()
 
     with pytest.raises(OSError, match=r"b\.png: not_found"):
-        picture.write_match_picture(run, "q", str(tmp_path / "out.png"))
+        matches.write_match_picture(run, "q", str(tmp_path / "out.png"))
 
 
 def test_features_that_are_gone_are_named(run, tmp_path):
     files.delete_tree(files.join(run, "queries"))
 
     with pytest.raises(ValueError, match="queries has no features of q"):
-        picture.write_match_picture(run, "q", str(tmp_path / "out.png"))
+        matches.write_match_picture(run, "q", str(tmp_path / "out.png"))

@@ -11,8 +11,8 @@ import tempfile
 
 import numpy as np
 
-from transforms.delg import import_tensorflow
-from transforms.delg.card import CARD_NAME, is_remote
+from transforms.models.card import CARD_NAME, is_remote
+from transforms.tensorflow_runtime import import_tensorflow
 
 PCA_WIDTH = 128  # what remains of the 1024 dimensions of DELF v1
 
@@ -43,7 +43,7 @@ def fetch_model(uri: str) -> str:
         saved_model_folder(uri)
         return uri
 
-    from transforms import files  # only here is Beam needed
+    from transforms.storage import files  # only here is Beam needed
 
     root = uri.rstrip("/") + "/"
     try:

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from transforms.delg import import_tensorflow
+from transforms.tensorflow_runtime import import_tensorflow
 
 UNIT_TOLERANCE = 1e-3
 

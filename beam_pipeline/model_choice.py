@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
-from transforms.delg import saved_model
-from transforms.delg.card import OFFICIAL_DELG, ExtractionSettings, read_card
-from transforms.delg.catalog import model_folder
+from transforms.models import saved_model
+from transforms.models.card import OFFICIAL_DELG, ExtractionSettings, read_card
+from transforms.models.catalog import model_folder
 
 
 @dataclasses.dataclass(frozen=True)

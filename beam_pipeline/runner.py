@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
-from transforms import files
+from transforms.storage import files
 
 # One `landmarks` line at least this often where standard error is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0

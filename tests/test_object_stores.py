@@ -26,9 +26,10 @@ from PIL import Image
 from beam_pipeline import integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
 from tests.races import at_once, holders_of_lock
-from transforms import files, images, object_stores, tables
-from transforms.delg import saved_model
-from transforms.stores import FeatureStore
+from transforms import images
+from transforms.models import saved_model
+from transforms.storage import files, object_stores, tables
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import DecodedImage, Failure
 
 
@@ -193,7 +194,7 @@ def test_a_holder_renews_its_lock_and_does_not_take_it_back(root, monkeypatch):
 
 _KILLED_WRITER = """
 import os, signal, socket, sys
-from transforms import files
+from transforms.storage import files
 
 files.exists(sys.argv[1])  # connects
 send, left = socket.socket.sendall, int(sys.argv[2]) // 2
@@ -290,7 +291,7 @@ def test_tables_are_read_and_written(root):
 
 
 def test_a_model_is_fetched_and_inspected(root, tmp_path, monkeypatch, capsys):
-    from transforms.delg.catalog import EMBEDDED, model_folder
+    from transforms.models.catalog import EMBEDDED, model_folder
 
     embedded = model_folder(EMBEDDED)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

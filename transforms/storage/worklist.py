@@ -15,7 +15,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import files
+from transforms.storage import files
 from transforms.types import ImageRef, ImageUnit
 
 PLAN_SCHEMA = pa.schema(

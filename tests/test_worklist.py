@@ -5,7 +5,7 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from transforms import units
+from transforms.storage import worklist
 from transforms.types import ImageRef
 
 
@@ -15,20 +15,20 @@ def refs(count):
 
 @pytest.mark.parametrize("images, size", [(1, 8), (300, 8), (1000, 16), (4096, 64), (1_580_470, 64)])
 def test_unit_size(images, size):
-    assert units.unit_size(images) == size
+    assert worklist.unit_size(images) == size
 
 
 def test_units_hold_every_image_once_in_order_whatever_order_they_come_in():
     images = refs(700)
-    made = units.make_units(images[::-1], {"a": 1})
+    made = worklist.make_units(images[::-1], {"a": 1})
     assert [ref for unit in made for ref in unit.images] == images
-    assert made == units.make_units(images, {"a": 1})
+    assert made == worklist.make_units(images, {"a": 1})
     assert [u.name for u in made] == sorted(u.name for u in made)
 
 
 def test_names_change_with_settings_and_images():
     def names(images, settings):
-        return [u.name for u in units.make_units(images, settings)]
+        return [u.name for u in worklist.make_units(images, settings)]
 
     images = refs(20)
     base = names(images, [1])
@@ -38,18 +38,18 @@ def test_names_change_with_settings_and_images():
 
 
 def test_a_plan_reads_back_unit_by_unit(tmp_path):
-    made = units.make_units(refs(5000), [])
-    planned = units.write_plan(str(tmp_path), made)
+    made = worklist.make_units(refs(5000), [])
+    planned = worklist.write_plan(str(tmp_path), made)
     assert len(planned) == len(made) and max(p.part for p in planned) == 1
-    assert [units.read_unit(str(tmp_path), p) for p in planned] == made
-    assert list(units.planned_image_ids(str(tmp_path))) == [f"{i:05d}" for i in range(5000)]
+    assert [worklist.read_unit(str(tmp_path), p) for p in planned] == made
+    assert list(worklist.planned_image_ids(str(tmp_path))) == [f"{i:05d}" for i in range(5000)]
 
 
 def test_units_are_read_by_workers(tmp_path):
-    made = units.make_units(refs(50), [])
-    planned = units.write_plan(str(tmp_path), made)
+    made = worklist.make_units(refs(50), [])
+    planned = worklist.write_plan(str(tmp_path), made)
     with TestPipeline() as pipeline:
-        read = pipeline | beam.Create(planned) | units.ReadUnits(str(tmp_path))
+        read = pipeline | beam.Create(planned) | worklist.ReadUnits(str(tmp_path))
         assert_that(
             read | beam.Map(lambda u: (u.name, len(u.images))),
             equal_to([(u.name, len(u.images)) for u in made]),

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from transforms import files
+from transforms.storage import files
 
 LABEL_SCHEMA = pa.schema(
     [pa.field("image_id", pa.string(), False), pa.field("landmark_id", pa.string(), False)]

@@ -1,4 +1,4 @@
-"""The model: what a DELG SavedModel offers, and how global and local features come out of it."""
+"""TensorFlow, imported in one way by all that need it."""
 
 import contextlib
 import os

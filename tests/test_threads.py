@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from transforms.ahead import map_ahead
+from transforms.threads import map_ahead
 
 
 @pytest.fixture

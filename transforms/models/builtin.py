@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from types import ModuleType
 
-from transforms.delg import frozen_graph, rootsift_vlad, small_delg
-from transforms.delg.card import write_card
+from transforms.models import frozen_graph, rootsift_vlad, small_delg
+from transforms.models.card import write_card
 
 MODELS: dict[str, ModuleType] = {"embedded": small_delg, "rootsift-vlad": rootsift_vlad}
 

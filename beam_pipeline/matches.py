@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from beam_pipeline import outputs
 from beam_pipeline.config import ConfigError
-from transforms import files, images, stores, tables, verification
-from transforms.stores import FeatureStore
+from transforms import images, verification
+from transforms.storage import files, run_store, tables
+from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure, FeatureLocation, ImageRef, VerificationSettings
 
 MAX_LINES = 60  # more hide the photographs
@@ -286,8 +287,8 @@ def _candidate_caption(rank: int, candidate: Mapping[str, Any]) -> str:
 
 
 def _find_prediction(run: str, image_id: str) -> dict[str, Any]:
-    """The row of stores.PREDICTION_SCHEMA of a query."""
-    for table in stores.read_predictions(run):
+    """The row of run_store.PREDICTION_SCHEMA of a query."""
+    for table in run_store.read_predictions(run):
         rows = table.filter(pc.equal(table["image_id"], image_id))
         if len(rows):
             return rows.to_pylist()[0]

@@ -1,4 +1,4 @@
-"""What lies on disk: feature stores (an index, or the queries of a run) and the predictions of a run.
+"""Feature stores on disk: the features of an index, or of the queries of a run.
 
 A feature store holds a shard per unit of work, under the unit's name:
 
@@ -13,35 +13,18 @@ Every file is written once, whole or not at all (`files.write_bytes`).
 
 import dataclasses
 import struct
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from transforms import files
 from transforms.quantization import quantized, with_lengths
-from transforms.types import (
-    Candidate,
-    Failure,
-    FeatureLocation,
-    ImageFeatures,
-    LocalFeatures,
-    Prediction,
-    PredictionUnit,
-    QuantizedFeatures,
-)
+from transforms.storage import files
+from transforms.types import Failure, FeatureLocation, ImageFeatures, LocalFeatures, QuantizedFeatures
 
 MANIFEST = "manifest.json"
-
-PROVISIONAL = ".provisional"
-"""Part of a prediction shard's name where time ran out before all was done for it: a later start of the run
-makes it again.
-"""
-
-UNPREDICTED = "unpredicted"
-"""The prediction shard of the images that gave no features, written with the submission."""
 
 FAILURE_SCHEMA = pa.schema(
     [
@@ -50,26 +33,6 @@ FAILURE_SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
-    ]
-)
-
-CANDIDATE_TYPE = pa.struct(
-    [
-        pa.field("image_id", pa.string()),
-        pa.field("landmark_id", pa.string()),
-        pa.field("similarity", pa.float32()),
-        pa.field("inliers", pa.int32()),
-        pa.field("score", pa.float64()),
-    ]
-)
-
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("landmark_id", pa.string()),
-        pa.field("score", pa.float64()),
-        pa.field("candidates", pa.list_(CANDIDATE_TYPE), nullable=False),
-        pa.field("verified", pa.bool_(), nullable=False),
     ]
 )
 
@@ -268,70 +231,3 @@ def read_failures(folder: str, only: Container[str] | None = None) -> pa.Table:
     uris = [uri for uri in files.list_files(folder, ".parquet") if only is None or uri in only]
     table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *(files.read_parquet(uri) for uri in uris)])
     return table.sort_by([("image_id", "ascending"), ("stage", "ascending")])
-
-
-def prediction_table(predictions: Iterable[Prediction]) -> pa.Table:
-    """Predictions as a table of PREDICTION_SCHEMA, sorted by image_id."""
-    rows = [
-        {
-            "image_id": p.image_id,
-            "landmark_id": p.landmark_id,
-            "score": p.score,
-            "candidates": [_candidate_row(c) for c in p.candidates],
-            "verified": p.verified,
-        }
-        for p in sorted(predictions, key=lambda p: p.image_id)
-    ]
-    return pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
-
-
-def _candidate_row(candidate: Candidate) -> dict:
-    return {f.name: getattr(candidate, f.name) for f in CANDIDATE_TYPE}
-
-
-def has_predictions(run: str, unit: str) -> bool:
-    """Whether the prediction shard of `unit` is done, for good."""
-    return files.exists(files.join(run, "predictions", unit + ".parquet"))
-
-
-def write_predictions(run: str, unit: PredictionUnit) -> None:
-    """Writes the prediction shard of a unit to a run, after its failures; PROVISIONAL follows its name where
-    it is not final.
-    """
-    name = unit.name + ("" if unit.final else PROVISIONAL)
-    failures = files.join(run, "failures", f"verify-{name}.parquet")
-    if unit.failures:
-        files.write_parquet(failures, failure_table(unit.failures))
-    else:  # of an attempt that was killed
-        files.delete(failures)
-    files.write_parquet(files.join(run, "predictions", name + ".parquet"), prediction_table(unit.predictions))
-
-
-def final_predictions(run: str) -> int:
-    """Number of rows of the prediction shards that a later start of a run will not make again."""
-    return sum(
-        files.parquet_rows(uri)
-        for uri in files.list_files(files.join(run, "predictions"), ".parquet")
-        if not _is_provisional(uri)
-    )
-
-
-def _is_provisional(uri: str) -> bool:
-    name = uri.rsplit("/", 1)[-1]
-    return PROVISIONAL in name or name == UNPREDICTED + ".parquet"
-
-
-def delete_provisional(run: str) -> None:
-    """Deletes the provisional prediction shards of a run and their failures, and the shard of the
-    unpredicted.
-    """
-    for part in ("predictions", "failures"):
-        for uri in files.list_files(files.join(run, part), ".parquet"):
-            if _is_provisional(uri):
-                files.delete(uri)
-
-
-def read_predictions(run: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The prediction tables of a run, shard by shard, in the order of their names."""
-    for uri in files.list_files(files.join(run, "predictions"), ".parquet"):
-        yield files.read_parquet(uri, columns)

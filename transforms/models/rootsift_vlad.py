@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from transforms.delg import frozen_graph
-from transforms.delg.card import ExtractionSettings
+from transforms.models import frozen_graph
+from transforms.models.card import ExtractionSettings
 
 NAME = "rootsift-vlad"
 CONSTANTS = os.path.join(os.path.dirname(__file__), "rootsift_vlad.npz")

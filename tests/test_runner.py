@@ -6,7 +6,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
-from beam_pipeline import running
+from beam_pipeline import runner
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -23,20 +23,20 @@ CORES = len(os.sched_getaffinity(0))
     ],
 )
 def test_workers_of_the_local_runner(flags, workers):
-    assert running.local_workers(PipelineOptions(flags)) == workers
+    assert runner.local_workers(PipelineOptions(flags)) == workers
 
 
 @pytest.mark.parametrize("flags", [[], ["--direct_num_workers=1"], ["--direct_num_workers=3"]])
 def test_a_pipeline_has_the_workers_asked_for(flags):
     seen = []
     options = PipelineOptions(flags)
-    running.run_pipeline(
+    runner.run_pipeline(
         lambda pipeline: seen.append((pipeline | beam.Create([1])).pipeline.options), options, []
     )
     assert (
         seen[0].view_as(DirectOptions).direct_num_workers
-        == running.local_workers(options)
-        == running.images_in_flight(seen[0])
+        == runner.local_workers(options)
+        == runner.images_in_flight(seen[0])
     )
 
 
@@ -50,4 +50,4 @@ def test_a_pipeline_has_the_workers_asked_for(flags):
     ids=["threads", "processes", "another engine"],
 )
 def test_photographs_in_the_model_at_a_time(flags, photographs):
-    assert running.images_in_flight(PipelineOptions(flags)) == photographs
+    assert runner.images_in_flight(PipelineOptions(flags)) == photographs

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from transforms.delg import frozen_graph, rootsift_vlad
-from transforms.delg.card import ExtractionSettings
+from transforms.models import frozen_graph, rootsift_vlad
+from transforms.models.card import ExtractionSettings
 
 NAME = "small-delg"
 CONSTANTS = os.path.join(os.path.dirname(__file__), "small_delg.npz")

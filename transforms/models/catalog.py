@@ -1,7 +1,7 @@
 """Where models lie: the built-in ones by their names, others by their folder or URI."""
 
-from transforms.delg import builtin
-from transforms.delg.saved_model import fetch_model
+from transforms.models import builtin
+from transforms.models.saved_model import fetch_model
 
 EMBEDDED = "embedded"
 ROOTSIFT_VLAD = "rootsift-vlad"

@@ -1,0 +1,1 @@
+"""Models: what each offers, and how global and local features come out of it."""
