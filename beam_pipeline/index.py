@@ -19,8 +19,9 @@ from beam_pipeline import budget, integrity, lock, model_choice, outputs, pilot,
 from beam_pipeline.config import ConfigError, IndexConfig, ReadingConfig
 from transforms import features
 from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model, try_suspects
-from transforms.images import MatchError, match_images, read_images
+from transforms.images import read_images
 from transforms.models.catalog import EMBEDDED
+from transforms.patterns import MatchError, match_images
 from transforms.storage import files, tables
 from transforms.storage.feature_store import FeatureStore, failure_table
 from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, read_unit, write_plan
@@ -113,7 +114,7 @@ def extraction_phase(store_root: str, planned: Sequence[PlannedUnit]) -> runner.
 
 
 def match(patterns: Sequence[str]) -> list[ImageRef]:
-    """`images.match_images` with wrong patterns as wrong usage."""
+    """`patterns.match_images` with wrong patterns as wrong usage."""
     try:
         return match_images(patterns)
     except MatchError as e:

@@ -12,8 +12,8 @@ from beam_pipeline.model_choice import choose_as_indexed
 from beam_pipeline.outputs import read_manifest
 from transforms.aggregation import aggregate
 from transforms.features import LoadedModel, extract_unit, load_model
-from transforms.images import match_images
 from transforms.nearest import nearest
+from transforms.patterns import match_images
 from transforms.retrieval import read_index_block, read_query_block
 from transforms.storage import run_store
 from transforms.storage.feature_store import FeatureStore

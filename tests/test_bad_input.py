@@ -17,7 +17,7 @@ from PIL import Image
 from beam_pipeline import main
 from tests import tiny_models
 from tests.survival import mutate
-from transforms import images
+from transforms import patterns
 from transforms.storage import tables
 
 SMALL = [
@@ -142,8 +142,8 @@ class TestNames:
         os.makedirs(os.path.dirname(path))
         with open(path, "wb") as f:
             f.write(b"x")
-        with pytest.raises(images.MatchError, match="has a name that no table can carry"):
-            images.match_images([str(tmp_path / "images")])
+        with pytest.raises(patterns.MatchError, match="has a name that no table can carry"):
+            patterns.match_images([str(tmp_path / "images")])
         (tmp_path / "labels.csv").write_text("id,landmark_id\na,b\n")
         assert (
             main.main(
@@ -163,8 +163,8 @@ class TestNames:
 
     def test_a_list_that_is_not_utf8(self, tmp_path):
         (tmp_path / "list.txt").write_bytes(b"a.jpg\ncaf\xe9.jpg\n")
-        with pytest.raises(images.MatchError, match="list.txt is not UTF-8.*position 9"):
-            images.match_images([f"@{tmp_path}/list.txt"])
+        with pytest.raises(patterns.MatchError, match="list.txt is not UTF-8.*position 9"):
+            patterns.match_images([f"@{tmp_path}/list.txt"])
 
 
 class TestModels:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from tests import tiny_models
 from transforms import features
-from transforms.images import match_images, read_images
+from transforms.images import read_images
 from transforms.models.card import ExtractionSettings
 from transforms.models.saved_model import DelgModel, Extracted, ExtractionError, ModelError
+from transforms.patterns import match_images
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import ImageUnit
 

@@ -1,7 +1,6 @@
-"""Matching, reading and decoding photographs."""
+"""Reading and decoding photographs."""
 
 import io
-import os
 
 import numpy as np
 import pytest
@@ -26,49 +25,6 @@ def write(path, data=b"x"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return str(path)
-
-
-class TestMatch:
-    def test_a_folder_is_searched_recursively_for_any_case(self, tmp_path):
-        for name in ("a/b/c/abc1.jpg", "two.JPEG", "x/three.Png", "four.webp", "readme.txt"):
-            write(tmp_path / name)
-        assert [r.image_id for r in images.match_images([str(tmp_path)])] == ["abc1", "four", "three", "two"]
-
-    def test_a_glob(self, tmp_path):
-        write(tmp_path / "one.jpg"), write(tmp_path / "two.png")
-        assert [r.image_id for r in images.match_images([str(tmp_path / "*.png")])] == ["two"]
-
-    def test_a_list_with_relative_and_absolute_paths(self, tmp_path):
-        write(tmp_path / "in" / "one.jpg"), write(tmp_path / "two.jpg")
-        write(tmp_path / "list.txt", f"\ufeffin/one.jpg\r\n\r\n{tmp_path}/two.jpg\nmissing.jpg\n".encode())
-        refs = images.match_images([f"@{tmp_path}/list.txt"])
-        assert [(r.image_id, r.size_bytes) for r in refs] == [("missing", 0), ("one", 1), ("two", 1)]
-
-    @pytest.mark.parametrize("path", ["../one.jpg", "in/../../one.jpg"])
-    def test_a_list_does_not_lead_out_of_its_folder(self, tmp_path, path):
-        write(tmp_path / "one.jpg")
-        write(tmp_path / "lists" / "list.txt", f"{path}\n".encode())
-        with pytest.raises(images.MatchError, match=r"list.txt, line 1: .* leads out of the list's folder"):
-            images.match_images([f"@{tmp_path}/lists/list.txt"])
-
-    def test_a_file_named_twice_counts_once(self, tmp_path):
-        one = write(tmp_path / "one.jpg")
-        assert len(images.match_images([str(tmp_path), one])) == 1
-
-    def test_two_files_with_one_id_are_named(self, tmp_path):
-        write(tmp_path / "a" / "same.jpg"), write(tmp_path / "b" / "same.png")
-        with pytest.raises(images.MatchError, match=r"'same': .*a/same.jpg and .*b/same.png"):
-            images.match_images([str(tmp_path)])
-
-    def test_nothing_matched(self, tmp_path):
-        with pytest.raises(images.MatchError, match="no image matches"):
-            images.match_images([str(tmp_path)])
-
-    def test_a_loop_of_links_and_a_pipe_do_not_hang(self, tmp_path):
-        write(tmp_path / "one.jpg")
-        (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
-        os.mkfifo(tmp_path / "pipe.jpg")
-        assert [r.image_id for r in images.match_images([str(tmp_path)])] == ["one"]
 
 
 class TestDecode:

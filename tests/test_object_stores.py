@@ -26,7 +26,7 @@ from PIL import Image
 from beam_pipeline import integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
 from tests.races import at_once, holders_of_lock
-from transforms import images
+from transforms import images, patterns
 from transforms.models import saved_model
 from transforms.storage import files, object_stores, tables
 from transforms.storage.feature_store import FeatureStore
@@ -237,7 +237,7 @@ def test_photographs_are_matched_by_folder_glob_file_and_list(root):
         sizes[name.split("/")[-1].split(".")[0]] = len(name)
 
     def matched(pattern):
-        return [(ref.image_id, ref.size_bytes, ref.uri) for ref in images.match_images([pattern])]
+        return [(ref.image_id, ref.size_bytes, ref.uri) for ref in patterns.match_images([pattern])]
 
     assert [m[0] for m in matched(root)] == [m[0] for m in matched(root + "/")] == ["one", "three", "two"]
     assert (
@@ -252,23 +252,23 @@ def test_photographs_are_matched_by_folder_glob_file_and_list(root):
         ("three", sizes["three"]),
     ]
     for pattern in (root + "/none", root + "/none/*.jpg", root + "/none.jpg"):
-        with pytest.raises(images.MatchError, match="no image matches"):
-            images.match_images([pattern])
+        with pytest.raises(patterns.MatchError, match="no image matches"):
+            patterns.match_images([pattern])
 
 
 def test_sizes_of_a_few_in_a_large_folder_are_found_too(root, monkeypatch):
-    monkeypatch.setattr(images, "_LISTED_PER_REQUEST", 2)
+    monkeypatch.setattr(patterns, "_LISTED_PER_REQUEST", 2)
     uris = [files.join(root, f"{i}.jpg") for i in range(9)]
     for i, uri in enumerate(uris):
         files.write_bytes(uri, bytes(i))
     asked = [uris[1], uris[8], files.join(root, "none.jpg")]
-    assert images._remote_sizes(asked) == {uris[1]: 1, uris[8]: 8}
+    assert patterns._remote_sizes(asked) == {uris[1]: 1, uris[8]: 8}
 
 
 def test_photographs_are_read_in_order_and_what_is_missing_is_a_failure(root):
     for i in range(40):
         files.write_bytes(files.join(root, f"{i:02}.jpg"), photograph(i))
-    refs = images.match_images([root])
+    refs = patterns.match_images([root])
     refs.insert(7, images.ImageRef("gone", files.join(root, "gone.jpg"), 0))
     found = list(images.read_images(refs, 60, True, 10**6))
     assert [image.image_id if isinstance(image, Failure) else image.ref.image_id for image in found] == [

@@ -23,8 +23,9 @@ from tests.test_retrieval import write_store
 from transforms import retrieval
 from transforms.aggregation import AggregatePredictions
 from transforms.features import DelgModelHandler, ExtractFeatures
-from transforms.images import match_images, read_images
+from transforms.images import read_images
 from transforms.models.card import ExtractionSettings
+from transforms.patterns import match_images
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import worklist
 from transforms.storage.feature_store import FeatureStore

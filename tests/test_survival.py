@@ -19,7 +19,7 @@ import pytest
 from beam_pipeline import index, integrity, lock, outputs
 from beam_pipeline.main import main
 from tests.survival import kill
-from transforms import images
+from transforms import images, patterns
 from transforms.storage import files
 
 NOBODY = 65534
@@ -303,7 +303,7 @@ def test_a_photograph_that_vanishes_after_the_match_is_a_row(reference, tmp_path
     kept, gone = (reference / "images.txt").read_text().splitlines()[:2]
     for path in (kept, gone):
         shutil.copy(path, tmp_path)
-    refs = images.match_images([str(tmp_path)])
+    refs = patterns.match_images([str(tmp_path)])
     (tmp_path / pathlib.Path(gone).name).unlink()
     read = {ref.image_id: images.read_image(ref, 320, True, 10**8) for ref in refs}
     failure = read.pop(pathlib.Path(gone).stem)
@@ -365,7 +365,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_left_out(closed_fold
 
     def refused():
         with pytest.raises(PermissionError, match="secret"):
-            images.match_images([str(closed_folder)])
+            patterns.match_images([str(closed_folder)])
         return True
 
     assert as_nobody(refused)

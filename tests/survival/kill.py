@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from beam_pipeline import demo  # noqa: E402
-from transforms.images import IMAGE_SUFFIXES  # noqa: E402
+from transforms.patterns import IMAGE_SUFFIXES  # noqa: E402
 
 STAGES = ("start", "load", "extract", "retrieve", "verify", "end", "done")
 _MODES = (
