@@ -18,7 +18,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
-    packages=["beam_pipeline", "transforms", "transforms.models"],
+    packages=["beam_pipeline", "transforms", "transforms.models", "transforms.storage"],
     package_data={"transforms": ["*.onnx"], "transforms.models": ["*.npz"]},
     install_requires=[
         "apache-beam>=2.76,<3",

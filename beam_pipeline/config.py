@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transforms.models.card import PRECISIONS
-from transforms.types import VerificationSettings
+from transforms.types import ReadingConfig, VerificationSettings
 
 # Query-time hyperparameters that a preset sets together; a single flag overrides. entry: the Kaggle entry;
 # host: Google's baseline for the competition; accurate: measured on real photographs, see the README.
@@ -122,21 +122,6 @@ class ExtractionOverrides:
     def given(self) -> dict[str, Any]:
         """The settings that flags gave."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadingConfig:
-    """How photographs are read.
-
-    Attributes:
-      exif_orientation: turn photographs as their EXIF orientation says.
-      max_image_pixels: larger photographs become failure rows.
-      max_image_memory: so do those that take more to decode, in MB.
-    """
-
-    exif_orientation: bool = True
-    max_image_pixels: int = 100_000_000
-    max_image_memory: int = 480
 
 
 @dataclasses.dataclass(frozen=True)

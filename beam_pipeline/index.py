@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import budget, integrity, lock, model_choice, outputs, pilot, runner
-from beam_pipeline.config import ConfigError, IndexConfig, ReadingConfig
+from beam_pipeline.config import ConfigError, IndexConfig
 from transforms import features
 from transforms.features import DelgModelHandler, ExtractFeatures, ReadImages, check_model, try_suspects
 from transforms.images import read_images
@@ -25,7 +25,7 @@ from transforms.patterns import MatchError, match_images
 from transforms.storage import files, tables
 from transforms.storage.feature_store import FeatureStore, failure_table
 from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, read_unit, write_plan
-from transforms.types import Failure, ImageRef, ImageUnit
+from transforms.types import Failure, ImageRef, ImageUnit, ReadingConfig
 
 _SLICE = 1 << 16  # landmarks as Python's text at a time
 
@@ -96,13 +96,7 @@ class Extraction(beam.PTransform):
 
 def image_reader(choice: model_choice.ModelChoice, reading: ReadingConfig) -> ReadImages:
     """Reads and decodes photographs as the model's settings and the options want them."""
-    return functools.partial(
-        read_images,
-        max_side=choice.settings.max_image_side,
-        exif_orientation=reading.exif_orientation,
-        max_pixels=reading.max_image_pixels,
-        max_memory=1_000_000 * reading.max_image_memory,
-    )
+    return functools.partial(read_images, max_side=choice.settings.max_image_side, reading=reading)
 
 
 def extraction_phase(store_root: str, planned: Sequence[PlannedUnit]) -> runner.Phase:

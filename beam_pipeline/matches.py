@@ -21,7 +21,7 @@ from beam_pipeline.config import ConfigError
 from transforms import images, verification
 from transforms.storage import files, run_store, tables
 from transforms.storage.feature_store import FeatureStore
-from transforms.types import Failure, FeatureLocation, ImageRef, VerificationSettings
+from transforms.types import Failure, FeatureLocation, ImageRef, ReadingConfig, VerificationSettings
 
 MAX_LINES = 60  # more hide the photographs
 
@@ -317,13 +317,8 @@ def _find_images(store: FeatureStore, units: Iterable[str], image_ids: set[str])
 
 def _read_pixels(ref: ImageRef, manifest: Mapping[str, Any]) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
-    reading = manifest["reading"]
     image = images.read_image(
-        ref,
-        manifest["extraction"]["max_image_side"],
-        reading["exif_orientation"],
-        reading["max_image_pixels"],
-        1_000_000 * reading["max_image_memory"],
+        ref, manifest["extraction"]["max_image_side"], ReadingConfig(**manifest["reading"])
     )
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")

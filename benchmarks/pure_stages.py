@@ -6,7 +6,7 @@ import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from beam_pipeline.config import ExtractionOverrides, ReadingConfig
+from beam_pipeline.config import ExtractionOverrides
 from beam_pipeline.index import image_reader
 from beam_pipeline.model_choice import choose_as_indexed
 from beam_pipeline.outputs import read_manifest
@@ -25,6 +25,7 @@ from transforms.types import (
     Prediction,
     PredictionUnit,
     QueryCandidates,
+    ReadingConfig,
     VerificationSettings,
 )
 from transforms.verification import ranked, verify_pair

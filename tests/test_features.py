@@ -24,7 +24,7 @@ from transforms.storage.feature_store import FeatureStore
 from transforms.types import ImageUnit
 
 SETTINGS = ExtractionSettings((0.7071, 1.0), (1.0,), 50, 0.0, 256)
-READER = functools.partial(read_images, max_side=256, exif_orientation=True, max_pixels=10**6)
+READER = functools.partial(read_images, max_side=256)
 
 
 class FakeModel:

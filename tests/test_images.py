@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from transforms import images
-from transforms.types import DecodedImage, Failure, ImageRef
+from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
 
 def gradient(height=40, width=60):
@@ -81,7 +81,7 @@ class TestDecode:
         pixels, width, height, _ = images.decode_image(data, 1000)
         assert (width, height) == upright.size
         assert np.abs(pixels[..., 0].astype(int) - np.asarray(upright)).mean() < 3
-        unturned, *_ = images.decode_image(data, 1000, exif_orientation=False)
+        unturned, *_ = images.decode_image(data, 1000, ReadingConfig(exif_orientation=False))
         assert unturned.shape[:2] == stored.size[::-1]
 
     def test_a_large_image_is_shrunk(self):
@@ -102,7 +102,7 @@ class TestDecode:
     )
     def test_bad_files_say_what_is_wrong(self, data, kind):
         with pytest.raises(images.DecodeError) as error:
-            images.decode_image(data, 1000, max_pixels=10_000)
+            images.decode_image(data, 1000, ReadingConfig(max_image_pixels=10_000))
         assert error.value.kind == kind
 
 
@@ -162,7 +162,7 @@ class TestLimits:
     )
     def test_what_takes_too_much_memory_is_refused(self, data, message):
         with pytest.raises(images.DecodeError, match=message) as error:
-            images.decode_image(data, 256, max_memory=20_000_000)
+            images.decode_image(data, 256, ReadingConfig(max_image_memory=20))
         assert error.value.kind == ("too_large" if message else "not_an_image")
 
     def test_a_jpeg_of_thousands_of_scans_is_refused(self):
@@ -178,7 +178,7 @@ class TestLimits:
 
     def test_files_larger_than_the_memory_allowed_are_not_read(self, tmp_path):
         ref = ImageRef("a", str(tmp_path / "absent.jpg"), 30_000_000)
-        failure = images.read_image(ref, 100, True, 10**6, 20_000_000)
+        failure = images.read_image(ref, 100, ReadingConfig(max_image_memory=20))
         assert (failure.stage, failure.kind) == ("read", "too_large")
 
 
@@ -191,7 +191,7 @@ class TestRead:
             ImageRef("c", write(tmp_path / "c.png"), 1),
             ImageRef("d", write(tmp_path / "d.png", good), 1),
         ]
-        results = list(images.read_images(refs, 1000, True, 10**6, ahead=2))
+        results = list(images.read_images(refs, 1000, ahead=2))
         assert [type(r) for r in results] == [DecodedImage, Failure, Failure, DecodedImage]
         assert [(r.stage, r.image_id, r.kind) for r in results if isinstance(r, Failure)] == [
             ("read", "b", "not_found"),

@@ -270,7 +270,7 @@ def test_photographs_are_read_in_order_and_what_is_missing_is_a_failure(root):
         files.write_bytes(files.join(root, f"{i:02}.jpg"), photograph(i))
     refs = patterns.match_images([root])
     refs.insert(7, images.ImageRef("gone", files.join(root, "gone.jpg"), 0))
-    found = list(images.read_images(refs, 60, True, 10**6))
+    found = list(images.read_images(refs, 60))
     assert [image.image_id if isinstance(image, Failure) else image.ref.image_id for image in found] == [
         ref.image_id for ref in refs
     ]

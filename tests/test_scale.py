@@ -57,7 +57,7 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
         str(folder),
         [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)],
     )
-    reader = functools.partial(read_images, max_side=96, exif_orientation=True, max_pixels=10**6)
+    reader = functools.partial(read_images, max_side=96)
     handler = DelgModelHandler(
         model, ExtractionSettings((1.0,), (1.0,), 100, 0.0, 96), reader, FeatureStore(str(folder / "store"))
     )

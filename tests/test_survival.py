@@ -98,7 +98,7 @@ def test_an_index_that_was_added_to_predicts_as_one_made_at_once(reference, fold
 def test_an_index_stays_readable_while_it_is_added_to(reference, folder, monkeypatch):
     assert run(folder, *INDEX.arguments) == 0
     before, seen = outputs.read_manifest(str(folder / "index"), "index"), []
-    run_pipeline = index.running.run_pipeline
+    run_pipeline = index.runner.run_pipeline
 
     def look(*arguments):
         result = run_pipeline(*arguments)
@@ -109,7 +109,7 @@ def test_an_index_stays_readable_while_it_is_added_to(reference, folder, monkeyp
                 pass
         return result
 
-    monkeypatch.setattr(index.running, "run_pipeline", look)
+    monkeypatch.setattr(index.runner, "run_pipeline", look)
     assert run(folder, *APPEND.arguments) == 0
     assert seen == [before] and same_as(reference, APPEND, folder)
 
@@ -305,7 +305,7 @@ def test_a_photograph_that_vanishes_after_the_match_is_a_row(reference, tmp_path
         shutil.copy(path, tmp_path)
     refs = patterns.match_images([str(tmp_path)])
     (tmp_path / pathlib.Path(gone).name).unlink()
-    read = {ref.image_id: images.read_image(ref, 320, True, 10**8) for ref in refs}
+    read = {ref.image_id: images.read_image(ref, 320) for ref in refs}
     failure = read.pop(pathlib.Path(gone).stem)
     assert (failure.stage, failure.kind) == ("read", "not_found")
     assert [image.pixels.ndim for image in read.values()] == [3]
@@ -345,7 +345,7 @@ def test_permission_denied_is_a_row_for_a_photograph_and_an_error_for_a_shard(cl
     os.chmod(closed_folder, 0o555)
 
     def refused():
-        failure = images.read_image(images.ImageRef("a", str(photo), 1), 320, True, 10**8)
+        failure = images.read_image(images.ImageRef("a", str(photo), 1), 320)
         assert (failure.stage, failure.kind) == (
             "read",
             "unreadable",

@@ -14,7 +14,7 @@ from transforms import crash_notes
 from transforms.storage import files
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.threads import map_ahead
-from transforms.types import DecodedImage, Failure, ImageRef
+from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
 # What a file may hold, whatever its suffix says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -58,21 +58,12 @@ class DecodeError(ValueError):
 
 
 def decode_image(
-    data: bytes,
-    max_side: int,
-    exif_orientation: bool = True,
-    max_pixels: int = 100_000_000,
-    max_memory: int = 480_000_000,
+    data: bytes, max_side: int, reading: ReadingConfig = ReadingConfig()
 ) -> tuple[np.ndarray, int, int, float]:
     """Decodes an image file's content to upright RGB, shrunk so that its longest side is at most `max_side`.
 
     Any of _FORMATS in any colour mode; 16-bit samples lose their low byte, transparency is laid on white, the
     first frame stands for an animation.
-
-    Args:
-      exif_orientation: turn the picture as its EXIF orientation says.
-      max_pixels: refuse larger pictures before they are decoded.
-      max_memory: likewise those whose decoding would take more bytes, by a safe estimate.
 
     Returns:
       pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see
@@ -92,8 +83,8 @@ def decode_image(
     except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
         raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
     width, height = image.size
-    if width * height > max_pixels:
-        raise DecodeError("too_large", f"{width} x {height} pixels, more than {max_pixels:,}")
+    if width * height > reading.max_image_pixels:
+        raise DecodeError("too_large", f"{width} x {height} pixels, more than {reading.max_image_pixels:,}")
     scale = min(1.0, max_side / max(width, height))
     shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
     scans = _scans(image, data)
@@ -105,12 +96,12 @@ def decode_image(
         image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
         factor = max(1, min(image.width // (_GAP * shrunk[0]), image.height // (_GAP * shrunk[1])))
         needed = len(data) + _decoding_bytes(image, width * height, scans, factor, shrunk)
-        if needed > max_memory:
+        if needed > reading.max_bytes:
             raise DecodeError(
                 "too_large",
-                f"{width} x {height} pixels take {needed:,} bytes to decode, more than {max_memory:,}",
+                f"{width} x {height} pixels take {needed:,} bytes to decode, more than {reading.max_bytes:,}",
             )
-        turns = _TO_UPRIGHT.get(_orientation(image), ()) if exif_orientation else ()
+        turns = _TO_UPRIGHT.get(_orientation(image), ()) if reading.exif_orientation else ()
         image = _to_rgb(image, factor)
         if scale < 1.0:
             image = image.resize(shrunk, Image.Resampling.BICUBIC)
@@ -229,23 +220,22 @@ def _converted(image: Image.Image) -> Image.Image:
 
 
 def read_image(
-    ref: ImageRef, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int = 480_000_000
+    ref: ImageRef, max_side: int, reading: ReadingConfig = ReadingConfig()
 ) -> DecodedImage | Failure:
     """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
-    return _decoded(_read(ref, max_memory), max_side, exif_orientation, max_pixels, max_memory)
+    return _decoded(_read(ref, reading), max_side, reading)
 
 
 _Content = tuple[ImageRef, bytes | Failure]  # of a photograph's file
 
 
-def _read(ref: ImageRef, max_memory: int) -> _Content:
+def _read(ref: ImageRef, reading: ReadingConfig) -> _Content:
     crash = crash_notes.crash_of(ref)
     if crash is not None:
         return ref, crash
-    if ref.size_bytes > max_memory:
-        return ref, Failure(
-            "read", ref.image_id, ref.uri, "too_large", f"{ref.size_bytes:,} bytes, more than {max_memory:,}"
-        )
+    if ref.size_bytes > reading.max_bytes:
+        problem = f"{ref.size_bytes:,} bytes, more than {reading.max_bytes:,}"
+        return ref, Failure("read", ref.image_id, ref.uri, "too_large", problem)
     try:
         return ref, files.read_bytes(ref.uri)
     except Exception as e:  # file systems raise errors of their own
@@ -253,40 +243,27 @@ def _read(ref: ImageRef, max_memory: int) -> _Content:
         return ref, Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
 
 
-def _decoded(
-    content: _Content, max_side: int, exif_orientation: bool, max_pixels: int, max_memory: int
-) -> DecodedImage | Failure:
+def _decoded(content: _Content, max_side: int, reading: ReadingConfig) -> DecodedImage | Failure:
     ref, data = content
     if isinstance(data, Failure):
         return data
     try:
         with crash_notes.noted(ref):
-            return DecodedImage(ref, *decode_image(data, max_side, exif_orientation, max_pixels, max_memory))
+            return DecodedImage(ref, *decode_image(data, max_side, reading))
     except DecodeError as e:
         return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
 
 
 def read_images(
-    refs: Sequence[ImageRef],
-    max_side: int,
-    exif_orientation: bool,
-    max_pixels: int,
-    max_memory: int = 480_000_000,
-    ahead: int = 4,
+    refs: Sequence[ImageRef], max_side: int, reading: ReadingConfig = ReadingConfig(), ahead: int = 4
 ) -> Iterator[DecodedImage | Failure]:
     """Reads and decodes photographs in order, `ahead` of the consumer, so that the model does not wait for
     them.
 
     Those of another machine are read by threads of their own, several at a time and further ahead.
     """
-    read = functools.partial(_read, max_memory=max_memory)
-    decode = functools.partial(
-        _decoded,
-        max_side=max_side,
-        exif_orientation=exif_orientation,
-        max_pixels=max_pixels,
-        max_memory=max_memory,
-    )
+    read = functools.partial(_read, reading=reading)
+    decode = functools.partial(_decoded, max_side=max_side, reading=reading)
     with contextlib.ExitStack() as stack:
         decoders = stack.enter_context(ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode"))
         if all(files.is_local(ref.uri) for ref in refs):

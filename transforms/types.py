@@ -60,6 +60,26 @@ class Failure:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadingConfig:
+    """How photographs are read.
+
+    Attributes:
+      exif_orientation: turn photographs as their EXIF orientation says.
+      max_image_pixels: larger photographs become failure rows before they are decoded.
+      max_image_memory: so do those whose decoding would take more, by a safe estimate; in MB.
+    """
+
+    exif_orientation: bool = True
+    max_image_pixels: int = 100_000_000
+    max_image_memory: int = 480
+
+    @property
+    def max_bytes(self) -> int:
+        """`max_image_memory` in bytes."""
+        return 1_000_000 * self.max_image_memory
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodedImage:
     """A photograph ready for the model.
 
