@@ -2,7 +2,9 @@
 
 A holder renews its lock every _HEARTBEAT seconds. A lock is dead when its process is gone (seen from the same
 machine), or when it has not been renewed for _PATIENCE seconds (seen from anywhere). Locally and on NFS a
-lock is taken by a hard link, which only one of several can make. In an object store it is taken, taken over
+lock is taken by making its file where none stands, which only one of several can do, and which asks less of a
+file system than a hard link: exFAT, FUSE and some network disks have none. One that is still empty after
+_WRITING seconds is of a process that was killed in between. In an object store it is taken, taken over
 from the dead and renewed by a write on the condition that nothing was written meanwhile (If-None-Match and
 If-Match of S3, generations of GCS), which only one of several can do. Other file systems of Beam have nothing
 alike: there a lock is written, read back and believed. Should two runs with the same arguments get past it,
@@ -10,6 +12,7 @@ they write the same shards, each whole: the lock saves their work, it does not g
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import socket
@@ -26,6 +29,7 @@ LOCK = ".lock.json"
 
 _HEARTBEAT = 30.0
 _PATIENCE = 300.0
+_WRITING = 10.0
 
 
 @contextlib.contextmanager
@@ -39,9 +43,13 @@ def held(root: str) -> Iterator[None]:
     uri, mine = files.join(root, LOCK), {**_identity(), "token": uuid.uuid4().hex, "since": time.time()}
     dead: dict[str, Any] | None = None
     while not _take(uri, mine, dead):
-        dead, holder = None, _read(uri)
+        dead, holder = None, _read(uri, _WRITING)
         if holder is None:
             continue  # released meanwhile
+        if not holder:
+            logging.warning("%s: a killed process left an empty lock behind; going on", root)
+            dead = holder
+            continue
         if _alive(holder):
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(holder["since"]))
             raise ConfigError(
@@ -109,45 +117,59 @@ def _take(uri: str, mine: dict[str, Any], dead: dict[str, Any] | None) -> bool:
         return _swap(uri, dead, mine)
     if dead is not None:
         _remove(uri, dead)
-    if os.path.exists(uri):
-        return False
-    draft = f"{uri}.{mine['token']}.tmp"
+    os.makedirs(os.path.dirname(uri), exist_ok=True)
+    # Read again, since who was held up for longer than _WRITING is taken for dead.
+    return _create(uri, files.json_bytes(mine)) and (_read(uri) or {}).get("token") == mine["token"]
+
+
+def _create(uri: str, data: bytes) -> bool:
+    """Writes a local file where none stands; False, and nothing done, where one does."""
     try:
-        files.write_json(draft, mine)
-        os.link(draft, uri)  # whole at once, and only where nothing stands
-        return True
-    except (FileExistsError, FileNotFoundError):  # another was first, and may have cleaned the draft away
+        f = open(uri, "xb")  # noqa: SIM115
+    except FileExistsError:
         return False
-    finally:
-        files.delete(draft)
+    try:
+        with f:
+            f.write(data)
+    except OSError:
+        files.delete(uri)
+        raise
+    return True
 
 
 def _swap(uri: str, old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
     return files.swap_remote(uri, None if old is None else files.json_bytes(old), files.json_bytes(new))
 
 
-def _read(uri: str) -> dict[str, Any] | None:
-    try:
-        return files.read_json(uri)
-    except OSError:
-        return None
+def _read(uri: str, patience: float = 0.0) -> dict[str, Any] | None:
+    """Who holds a lock: None where there is none, an empty dict where nothing is written to it in `patience`
+    seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return files.read_json(uri)
+        except OSError:
+            return None
+        except ValueError:
+            if time.monotonic() > deadline:
+                return {}
+            time.sleep(0.02)
 
 
 def _remove(uri: str, holder: dict[str, Any]) -> None:
     """Removes the lock if it is still `holder`'s."""
-    if (_read(uri) or {}).get("token") != holder["token"]:
-        return
     if not files.is_local(uri):
-        files.delete(uri)
+        if (_read(uri) or {}).get("token") == holder.get("token"):
+            files.delete(uri)
         return
-    # Of two who find the same dead lock, the slower may get hold of the quicker one's new lock: it is put
-    # back.
-    grave = f"{uri}.{uuid.uuid4().hex}.tmp"
-    with contextlib.suppress(FileNotFoundError, FileExistsError):
-        os.rename(uri, grave)
-        if (_read(grave) or {}).get("token") != holder["token"]:
-            os.link(grave, uri)
-    files.delete(grave)
+    with contextlib.suppress(FileNotFoundError), open(uri, "rb") as f:
+        # Of two who find the same dead lock, the slower must not remove the quicker one's new lock.
+        with contextlib.suppress(OSError):  # some network disks: there they may meet
+            fcntl.flock(f, fcntl.LOCK_EX)
+        same = os.path.samestat(os.fstat(f.fileno()), os.stat(uri))
+        if same and (_read(uri) or {}).get("token") == holder.get("token"):
+            os.remove(uri)
 
 
 def _beat(uri: str, mine: dict[str, Any], stop: threading.Event) -> None:

@@ -1,7 +1,10 @@
 """The lock of an output: one holder at a time, and none that is dead."""
 
+import errno
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -100,12 +103,59 @@ def test_a_killed_process_does_not_block_even_while_its_parent_has_not_noticed(t
             pass
 
 
-@pytest.mark.parametrize("left_behind", [False, True], ids=["free", "of the dead"])
-def test_of_many_at_once_only_one_gets_it(tmp_path, left_behind):
+LEFT_BEHIND = {
+    "nothing": lambda root: None,
+    "a lock of the dead": lambda root: held_by_another(root, pid=2**22 + 1),
+    "an empty lock": lambda root: files.write_bytes(files.join(root, lock.LOCK), b""),
+    "half a lock": lambda root: files.write_bytes(files.join(root, lock.LOCK), b'{"host": "h'),
+}
+
+
+@pytest.mark.parametrize("left_behind", list(LEFT_BEHIND))
+def test_of_many_at_once_only_one_gets_it(tmp_path, monkeypatch, left_behind):
+    monkeypatch.setattr(lock, "_WRITING", 0.1)
     root = str(tmp_path)
-    if left_behind:
-        held_by_another(root, pid=2**22 + 1)
+    LEFT_BEHIND[left_behind](root)
     assert holders_of_lock(root) == [1] and os.listdir(root) == []
+
+
+@pytest.mark.parametrize("left_behind", list(LEFT_BEHIND))
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_without_links_has_locks(tmp_path, monkeypatch, code, left_behind):
+    def refuse(*arguments, **keywords):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "symlink", refuse)
+    test_of_many_at_once_only_one_gets_it(tmp_path, monkeypatch, left_behind)
+
+
+def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    files.write_bytes(str(tmp_path / "shard"), b"")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as on a full disk, no byte can be written
+        with pytest.raises(OSError, match="File too large"):
+            with lock.held(str(tmp_path)):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert os.listdir(tmp_path) == ["shard"]
+
+
+def test_a_taker_that_was_held_up_does_not_believe_in_a_lock_that_another_has(tmp_path, monkeypatch):
+    root, mine = str(tmp_path), {**lock._identity(), "token": "mine", "since": 1.0}
+    create = lock._create
+
+    def slowly(uri, data):
+        created = create(uri, data)
+        held_by_another(root)  # took the empty file for one of the dead
+        return created
+
+    monkeypatch.setattr(lock, "_create", slowly)
+    assert not lock._take(files.join(root, lock.LOCK), mine, None)
 
 
 def test_a_holder_renews_its_lock_and_clears_temporaries(tmp_path, monkeypatch):

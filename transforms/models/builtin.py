@@ -1,5 +1,6 @@
 """The built-in models: SavedModels that the package builds itself, once, into the user's cache folder."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -37,7 +38,8 @@ def model_dir(name: str, cache_root: str | None = None) -> str:
     building = tempfile.mkdtemp(prefix=f".{model.NAME}-", dir=root)
     try:
         _build(model, building)
-        os.chmod(building, 0o755)  # mkdtemp gives 0o700; a shared cache is for everyone
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            os.chmod(building, 0o755)  # mkdtemp gives 0o700; a shared cache is for everyone
         try:
             os.rename(building, target)
         except OSError:
