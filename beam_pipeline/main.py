@@ -6,7 +6,6 @@ Parses and calls; the work is in the modules of the commands, imported when they
 import argparse
 import difflib
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -262,10 +261,6 @@ def _quiet() -> None:
     """Leaves out what Beam and TensorFlow say at every start and no user can act on; the settings reach
     worker processes too.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault(
-        "TF_ENABLE_ONEDNN_OPTS", "1"
-    )  # the default, said so that TensorFlow does not remark on it
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     noise = ("apitools not found", "Resource module is not available", "Error getting client info")
     for handler in logging.getLogger().handlers:

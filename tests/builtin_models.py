@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from transforms.tensorflow_runtime import import_tensorflow
+
 INPUTS = (
     "input_image",
     "input_scales",
@@ -14,7 +16,7 @@ OUTPUTS = ("boxes", "features", "scales", "scores", "global_descriptors")
 
 def caller(model, settings):
     """A function from an image to the outputs of a loaded model by name."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     pruned = model.prune([f"{name}:0" for name in INPUTS], [f"{name}:0" for name in OUTPUTS])
 

@@ -12,6 +12,7 @@ import pytest
 from tests.builtin_models import INPUTS, OUTPUTS, caller, textured
 from transforms.models import builtin
 from transforms.models.card import read_card, settings_from_card
+from transforms.tensorflow_runtime import import_tensorflow
 
 
 @pytest.fixture(scope="module", params=list(builtin.MODELS))
@@ -31,7 +32,7 @@ def folder(name, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     return tf.saved_model.load(folder)
 
@@ -51,7 +52,7 @@ class TestContract:
         } == dict.fromkeys(OUTPUTS, "float32")
 
     def test_signature_and_prune_agree(self, model, extract, settings):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         image = textured(120, 160)
         feeds = (

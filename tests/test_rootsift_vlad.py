@@ -7,11 +7,12 @@ import pytest
 
 from tests.builtin_models import caller, textured
 from transforms.models import builtin, rootsift_vlad
+from transforms.tensorflow_runtime import import_tensorflow
 
 
 @pytest.fixture(scope="module")
 def extract(tmp_path_factory):
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     folder = builtin.model_dir(rootsift_vlad.NAME, str(tmp_path_factory.mktemp("cache")))
     return caller(tf.saved_model.load(folder), rootsift_vlad.SETTINGS)

@@ -17,6 +17,7 @@ from tests import tiny_models
 from transforms.models import card, saved_model
 from transforms.models.card import ExtractionSettings
 from transforms.models.saved_model import DelgModel, ExtractionError, ModelError
+from transforms.tensorflow_runtime import import_tensorflow
 
 SETTINGS = ExtractionSettings(
     image_scales=(0.5, 0.7071, 1.0, 1.4142),
@@ -53,7 +54,7 @@ def load(models, kind, **changes) -> DelgModel:
 
 def call_directly(folder, **feeds) -> dict[str, np.ndarray]:
     """The outputs of a SavedModel, by a call that shares nothing with the adapter."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     loaded = tf.saved_model.load(str(folder))
     if not hasattr(loaded, "prune"):
@@ -68,7 +69,7 @@ def call_directly(folder, **feeds) -> dict[str, np.ndarray]:
 
 
 def feeds_for(kind, scales=SETTINGS.image_scales, indices=(1, 3)) -> dict:
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     feeds = {"input_image": tf.constant(IMAGE), "input_scales": tf.constant(scales, tf.float32)}
     if kind != "global_only":
@@ -313,7 +314,7 @@ def test_models_that_break_the_contract_are_refused_at_load(models, kind, messag
 
 
 def test_wrong_dtype_and_rank_are_listed(tmp_path):
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
@@ -366,7 +367,7 @@ def has_bfloat16() -> bool:
 
 @pytest.mark.parametrize("kind", ["delg_tf1", "delg_tf2"])
 def test_bfloat16_stays_near_and_leaves_float32_alone(models, kind):
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     plain = load(models, kind)
     before = plain.extract(IMAGE)

@@ -7,11 +7,12 @@ import pytest
 
 from tests.builtin_models import caller, textured
 from transforms.models import builtin, small_delg
+from transforms.tensorflow_runtime import import_tensorflow
 
 
 @pytest.fixture(scope="module")
 def extract(tmp_path_factory):
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     folder = builtin.model_dir("embedded", str(tmp_path_factory.mktemp("cache")))
     return caller(tf.saved_model.load(folder), small_delg.SETTINGS)
@@ -36,7 +37,7 @@ class TestWeights:
 
 class TestLocalFeatures:
     def test_they_lie_where_those_of_rootsift_vlad_lie(self, extract, tmp_path_factory):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         folder = builtin.model_dir("rootsift-vlad", str(tmp_path_factory.mktemp("cache")))
         image = textured(240, 320)
@@ -54,7 +55,7 @@ class TestLocalFeatures:
         )
 
     def test_sampling_is_bilinear_between_the_middles_of_cells(self):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         maps = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
         points = np.array([[7.5, 7.5], [15.5, 31.5], [11.5, 7.5], [13.5, 21.5], [-5, 900]], np.float32)
@@ -68,7 +69,7 @@ class TestLocalFeatures:
         np.testing.assert_allclose(found, expected, atol=0.01)
 
     def test_a_cell_of_the_network_lies_where_its_pixels_are(self):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         constants = small_delg.load_constants()
 

@@ -11,6 +11,7 @@ from tests.builtin_models import textured
 from training import augment, split
 from training.batches import Batches
 from training.correspondences import Correspondences
+from transforms.tensorflow_runtime import import_tensorflow
 
 ROWS = [
     ("0a", "in_qutub_minar", "landmark"),
@@ -127,7 +128,7 @@ class TestBatches:
 
 class TestLosses:
     def test_supervised_contrastive_equals_its_definition(self):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         from training import losses
 
@@ -147,7 +148,7 @@ class TestLosses:
         np.testing.assert_allclose(float(found), total / 8, rtol=1e-4)
 
     def test_sampling_reads_the_middle_of_a_cell(self):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         from transforms.models import small_delg
 
@@ -157,7 +158,7 @@ class TestLosses:
         np.testing.assert_allclose(found, [[0, 8], [22.5, 35]], atol=0.05)
 
     def test_matching_knows_right_from_wrong(self):
-        import tensorflow as tf
+        tf = import_tensorflow()
 
         from training import losses
 
@@ -225,7 +226,7 @@ def test_training_goes_on_where_it_stopped(batches, tmp_path, monkeypatch):
 
 
 def test_folded_weights_give_what_normalisation_gives():
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     from training import network
     from transforms.models import small_delg

@@ -12,11 +12,13 @@ w = 0, since the sum's own rounding is counted in step 2.
 2. Sum. Products of two bfloat16 are exact in float32. In any order, with or without fused multiply-add, a sum
    of m products accumulated in float32 errs by at most m u / (1 - m u) times the sum of their absolute values
    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), which by Cauchy and Schwarz is at
-   most (1 + t)^2 (1 + v)^2 + |p|. Flushed subnormals add at most m 2^-125. 3. Penalty. It rides along as
-   further columns: 1 in the query, parts of -p in the row that are exact in the operands' type (three
-   bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of step 2. 4. Result.
-   The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|. 5. The exact score too is
-   rounded: to float32 by at most u ((1 + t)^2 + |p|), and before to float64 by less than as much again.
+   most (1 + t)^2 (1 + v)^2 + |p|. Flushed subnormals add at most m 2^-125.
+3. Penalty. It rides along as further columns: 1 in the query, parts of -p in the row that are exact in the
+   operands' type (three bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of
+   step 2.
+4. Result. The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|.
+5. The exact score too is rounded: to float32 by at most u ((1 + t)^2 + |p|), and before to float64 by less
+   than as much again.
 
 So |s - exact| <= a |s| + c, with a = w / (1 - w) and c the sum of 1, 2 and 5.
 """

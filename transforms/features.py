@@ -27,11 +27,6 @@ from transforms.types import DecodedImage, Failure, ImageFeatures, ImageRef, Ima
 
 ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]
 
-# Whole photographs side by side keep cores busier than threads on parts of one: a ResNet-50 takes 11 % less
-# CPU time. And oneDNN's sums depend on the number of threads; with one, features are the same to the bit on
-# any number of cores and workers.
-_THREADS_PER_OPERATION = 1
-
 # Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.5 GB with
 # the embedded model, 1.4 GB with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
 MIN_RAM = "4GB"
@@ -131,7 +126,7 @@ def load_model(model: str, settings: ExtractionSettings) -> DelgModel:
 
 @functools.lru_cache(maxsize=1)  # checked before a pipeline starts, then used in it
 def _load_model(folder: str, settings: ExtractionSettings, changed: int) -> DelgModel:
-    return DelgModel.load(folder, settings, _THREADS_PER_OPERATION)
+    return DelgModel.load(folder, settings)
 
 
 def check_model(model: str, settings: ExtractionSettings) -> tuple[int, bool]:

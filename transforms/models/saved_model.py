@@ -99,27 +99,21 @@ class DelgModel:
         self.local_width: int | None = None
 
     @classmethod
-    def load(
-        cls, model_dir: str, settings: ExtractionSettings, intra_op_threads: int | None = None
-    ) -> "DelgModel":
+    def load(cls, model_dir: str, settings: ExtractionSettings) -> "DelgModel":
         """Loads a model, checks its contract, and runs it once on a small seeded image.
 
         Args:
           model_dir: a local folder, see fetch_model.
           settings: how it is used.
-          intra_op_threads: threads of one operation; without effect once TensorFlow is running in this
-            process.
 
         Raises:
           ModelError: it is no SavedModel, offers no known contract, or breaks it; the message lists what was
             found.
+          TensorFlowSettingsError: TensorFlow was started before, with other settings.
         """
         folder = saved_model_folder(model_dir)
         pca = read_pca(model_dir)
         tf = import_tensorflow()
-        if intra_op_threads is not None:
-            with contextlib.suppress(RuntimeError):  # raised when TensorFlow is running
-                tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         try:
             loaded = tf.saved_model.load(str(folder))
         except (
