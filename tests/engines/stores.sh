@@ -55,5 +55,5 @@ try_store() {
 # try_suite VARIABLE=FOLDER: the tests of the suite that need a server.
 try_suite() {
   say "the suite's tests on this server"
-  (cd "$checkout" && env ${tool_environment[@]+"${tool_environment[@]}"} "$1" "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_stores_remote.py)
+  (cd "$checkout" && env ${tool_environment[@]+"${tool_environment[@]}"} "$1" "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_object_stores.py)
 }
