@@ -155,14 +155,12 @@ def _add_command(
 
 
 def beam_options(flags: Sequence[str]) -> Any:
-    """Beam's PipelineOptions from the flags that are not ours; from now on they hold for remote files too.
+    """Beam's PipelineOptions from the flags that are not ours.
 
     Raises:
       config.ConfigError: a flag that Beam does not know either; the text proposes the nearest one.
     """
     from apache_beam.options import pipeline_options
-
-    from transforms.storage import object_stores
 
     # Beam itself only warns of unknown options, so ask its parsers first.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
@@ -185,9 +183,7 @@ def beam_options(flags: Sequence[str]) -> Any:
         raise config.ConfigError(
             f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
-    options = pipeline_options.PipelineOptions(list(flags))
-    object_stores.use_options(options)
-    return options
+    return pipeline_options.PipelineOptions(list(flags))
 
 
 def _own_flags(command: str) -> list[str]:
@@ -309,8 +305,13 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
                 raise config.ConfigError(f"--{name} is empty")
         if rest and not args.beam_options:
             raise config.ConfigError(f"unknown option {rest[0]!r}")
-        options = beam_options(rest) if args.beam_options else None
-        return args.command(args, options)
+        if not args.beam_options:
+            return args.command(args, None)
+        options = beam_options(rest)
+        from transforms.storage import object_stores
+
+        with object_stores.using(options):
+            return args.command(args, options)
     except config.NotAwaited as e:
         print(e)
         return EXIT_DONE

@@ -43,7 +43,7 @@ from transforms.types import (
     QuantizedFeatures,
     VerificationSettings,
 )
-from transforms.verification import verify_pair
+from transforms.verification import one_thread, verify_pair
 
 SAMPLE_IMAGES = 16
 _SAMPLE_PAIRS = 48
@@ -126,14 +126,13 @@ def measure(sample: Sample) -> Measured:
     """
     started = time.monotonic()
     options = PipelineOptions.from_dictionary(sample.beam_flags)
-    object_stores.use_options(options)
     workers = len(os.sched_getaffinity(0)) if sample.work.engine else sample.work.workers
-    with tempfile.TemporaryDirectory(prefix="landmarks-pilot-") as scratch:
+    with object_stores.using(options), tempfile.TemporaryDirectory(prefix="landmarks-pilot-") as scratch:
         found, extracted = _measure_extraction(sample, workers, scratch) if sample.images else ({}, [])
         if sample.search is not None:
             found.update(_measure_search(sample.search, sample.work, extracted, workers, scratch))
-    if not sample.work.engine:
-        found["pipeline"] = _seconds(lambda: runner.run_pipeline(_empty, options, []))
+        if not sample.work.engine:
+            found["pipeline"] = _seconds(lambda: runner.run_pipeline(_empty, options, []))
     # Kibibytes on Linux.
     found["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Measured(**found, seconds=time.monotonic() - started)
@@ -277,7 +276,8 @@ def _measure_pairs(
         ).inliers
 
     pairs = [(int(q), int(c)) for q, c in np.argwhere(neighbors.similarity > -np.inf)]
-    verified, each = _each(verify, pairs, workers)
+    with one_thread:
+        verified, each = _each(verify, pairs, workers)
     return dict(pair=each, pairs=len(verified))
 
 

@@ -28,7 +28,7 @@ from transforms.types import (
     ReadingConfig,
     VerificationSettings,
 )
-from transforms.verification import ranked, verify_pair
+from transforms.verification import one_thread, ranked, verify_pair
 
 
 def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3, top_k: int = 3) -> None:
@@ -83,7 +83,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
             )
         return aggregate(QueryCandidates(image_id, place, ranked(candidates, settings)), top_k)
 
-    with ThreadPoolExecutor(cores) as pool:
+    with one_thread, ThreadPoolExecutor(cores) as pool:
         predictions = tuple(pool.map(predict, range(len(places))))
     run_store.write_predictions(output, PredictionUnit("pure", predictions))
     write_submission(output)

@@ -27,7 +27,7 @@ from beam_pipeline import runner
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from transforms.storage import files
-from transforms.storage.object_stores import READS_IN_FLIGHT, store_of, use_options
+from transforms.storage.object_stores import READS_IN_FLIGHT, store_of, using
 from transforms.threads import map_ahead
 
 Reader = Callable[[], Iterator[tuple[str, int]]]  # gives name and size of each file read
@@ -47,7 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args, flags = parser.parse_known_args(argv)
     options = PipelineOptions(flags)
-    use_options(options)
+    with using(options):
+        return measure(args, options)
+
+
+def measure(args: argparse.Namespace, options: PipelineOptions) -> int:
+    """Reads by every way and prints the table."""
     paths = [path for _, path, _ in jobs.photographs(args.photos)[: args.number]]
     uris = [files.join(args.root, pathlib.Path(path).name) for path in paths]
     copy(paths, uris)

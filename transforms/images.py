@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from transforms import crash_notes
+from transforms.process_settings import Held
 from transforms.storage import files
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.threads import map_ahead
@@ -18,10 +19,6 @@ from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
 # What a file may hold, whatever its suffix says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-
-# The size is checked here against an option, with a failure row instead of Pillow's warning.
-Image.MAX_IMAGE_PIXELS = None
-Image.init()  # Image.open(formats=...) knows only formats that are registered already
 
 # A picture is first brought to at least this many times the sides wanted by cheap means, then resized well.
 # Measured on 12 JPEGs of 4000 x 3000 px against decoding them whole: 29 to 55 ms instead of 130; cosine of
@@ -57,6 +54,20 @@ class DecodeError(ValueError):
         self.kind = kind
 
 
+@Held
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Pillow neither warns of large pictures nor refuses them: their size is checked here against an option,
+    with a failure row.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@_without_pillows_limit
 def decode_image(
     data: bytes, max_side: int, reading: ReadingConfig = ReadingConfig()
 ) -> tuple[np.ndarray, int, int, float]:
@@ -74,6 +85,7 @@ def decode_image(
     """
     if not data:
         raise DecodeError("empty_file", "the file has no bytes")
+    Image.init()  # Image.open(formats=...) knows only formats that are registered already
     try:
         image = Image.open(_CountedReads(data), formats=_FORMATS)
     except DecodeError:

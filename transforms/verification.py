@@ -5,6 +5,7 @@ agree with it, the inliers, are counted. Candidates are then ranked by their tot
 similarity together.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -21,6 +22,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from threadpoolctl import threadpool_limits
 
 from transforms.matching import putative_matches
+from transforms.process_settings import Held
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
@@ -41,8 +43,21 @@ MIN_MATCHES = 5
 # Of a worker with 2 cores: 1.3 GB were measured, the whole process after extraction in it.
 MIN_RAM = "2GB"
 
-# Verification runs inside Beam's workers, one per core; threads of its own would only fight for the cores.
-cv2.setNumThreads(1)
+
+@Held
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """OpenCV and BLAS work with one thread each: verification runs inside Beam's workers, one per core, where
+    threads of its own would only fight for the cores. OpenBLAS starts a thread per core for every product, in
+    each worker; waiting for each other they take 10 times as long.
+    """
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,13 +230,13 @@ class _Verify(beam.DoFn):
         self._milliseconds = Metrics.distribution("landmarks", "verify_milliseconds")
 
     def setup(self) -> None:
-        # OpenBLAS starts a thread per core for every product, in each worker; waiting for each other they
-        # take 10 times as long.
-        threadpool_limits(1, user_api="blas")
-        self._readers = ThreadPoolExecutor(READS_IN_FLIGHT, "read")  # has no thread until it is used
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(one_thread)
+        readers = ThreadPoolExecutor(READS_IN_FLIGHT, "read")  # has no thread until it is used
+        self._readers = self._held.enter_context(readers)
 
     def teardown(self) -> None:
-        self._readers.shutdown()
+        self._held.close()
 
     def start_bundle(self) -> None:
         self._waiting = []

@@ -311,18 +311,28 @@ _S3_VARIABLES = {
 }
 
 
-def use_options(options: PipelineOptions) -> None:
-    """From now on Beam's `options` hold for the files of this process, and for those of processes that it
-    starts.
+@contextlib.contextmanager
+def using(options: PipelineOptions) -> Iterator[None]:
+    """While the block runs, Beam's `options` hold for the files of this process, and for those of processes
+    that it starts.
 
     Pipeline() gives its options to this process alone: worker processes of the local runner and of worker
     pools get none, but the environment.
     """
-    FileSystems.set_options(options)
     given = options.view_as(S3Options)
-    os.environ.update(
-        {variable: value for name, variable in _S3_VARIABLES.items() if (value := getattr(given, name))}
-    )
+    variables = {v: value for name, v in _S3_VARIABLES.items() if (value := getattr(given, name))}
+    before = FileSystems._pipeline_options, {variable: os.environ.get(variable) for variable in variables}
+    FileSystems.set_options(options)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        FileSystems.set_options(before[0])
+        for variable, value in before[1].items():
+            if value is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = value
 
 
 _KINDS = {"s3": _S3, "gs": _Gcs}

@@ -1,0 +1,35 @@
+"""Settings of the whole process, held while work needs them and given back after it.
+
+A library's setting is often one for all threads. Whoever imports a step here, or runs one in a process of
+their own, finds such settings as they were.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable
+
+
+class Held(contextlib.ContextDecorator):
+    """A context manager, and decorator, that any number of threads are in at once: the first one in makes the
+    setting, the last one out takes it back.
+
+    Args:
+      setting: makes a context manager that sets it and puts back what was there before.
+    """
+
+    def __init__(self, setting: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._setting = setting
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._active = self._setting()
+                self._active.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._active.__exit__(None, None, None)
