@@ -2,7 +2,7 @@
 int`.
 """
 
-import importlib
+import importlib.util
 import pathlib
 import sys
 
@@ -12,6 +12,14 @@ NAMES = sorted(
     for p in HERE.glob("*.py")
     if p.stem not in ("__init__", "run", "goals") and "def main(" in p.read_text()
 )
+
+# Modules of the extra "bench" that a benchmark cannot do without.
+NEEDS = {
+    "retrieval": ("faiss",),
+    "retrieval_full": ("psutil", "matplotlib"),
+    "scale": ("psutil",),
+    "verification": ("pydegensac",),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +31,12 @@ def main(argv: list[str]) -> int:
         )
         return 2
     sys.path.insert(0, str(HERE.parent))
-    return importlib.import_module("benchmarks." + argv[0].replace("-", "_")).main(argv[1:])
+    name = argv[0].replace("-", "_")
+    missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing and not {"-h", "--help"} & {*argv}:  # said now, not in the middle of the measurements
+        print(f"{argv[0]} needs {', '.join(missing)}: pip install '.[bench]'", file=sys.stderr)
+        return 2
+    return importlib.import_module("benchmarks." + name).main(argv[1:])
 
 
 if __name__ == "__main__":

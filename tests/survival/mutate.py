@@ -12,6 +12,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import select
@@ -167,7 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mutations", type=int, default=3000, metavar="N", help="files tried (default: %(default)s)"
     )
-    parser.add_argument("--photos", metavar="DIR", help="make them from these photographs too, as they are")
+    parser.add_argument(
+        "--photos",
+        metavar="DIR",
+        default=os.environ.get("LANDMARKS_PHOTOS"),
+        help="make them from these photographs too, as they are (default: $LANDMARKS_PHOTOS)",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed, other files (default: %(default)s)"
     )

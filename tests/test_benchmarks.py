@@ -1,0 +1,46 @@
+"""How the benchmarks start; what they measure is seen where they run."""
+
+import argparse
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+
+from benchmarks import jobs, run
+
+
+@pytest.mark.parametrize("name", sorted(run.NEEDS))
+def test_what_a_benchmark_lacks_is_named_with_the_command_that_installs_it(name, monkeypatch, capsys):
+    for package in run.NEEDS[name]:
+        monkeypatch.setitem(sys.modules, package, None)
+    assert run.main([name.replace("_", "-")]) == 2
+    needed = ", ".join(run.NEEDS[name])
+    assert capsys.readouterr().err == f"{name.replace('_', '-')} needs {needed}: pip install '.[bench]'\n"
+
+
+def test_only_benchmarks_need_something():
+    assert set(run.NEEDS) <= set(run.NAMES)
+
+
+def test_an_unknown_benchmark_is_wrong_usage_with_the_names(capsys):
+    assert run.main(["retrieve"]) == 2 and "retrieval, retrieval-full, scale" in capsys.readouterr().err
+
+
+def test_photographs_come_from_the_environment_where_no_flag_says_otherwise(monkeypatch):
+    def parsed(*flags):
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        jobs.add_photos_flag(parser)
+        return parser.parse_args(flags).photos
+
+    monkeypatch.setenv("LANDMARKS_PHOTOS", "/photos")
+    assert parsed() == pathlib.Path("/photos") and parsed("--photos", "others") == pathlib.Path("others")
+    monkeypatch.delenv("LANDMARKS_PHOTOS")
+    with pytest.raises(SystemExit):
+        parsed()
+
+
+def test_every_benchmark_of_photographs_takes_them_so():
+    for name in run.NAMES:
+        source = pathlib.Path(importlib.util.find_spec(f"benchmarks.{name}").origin).read_text("utf-8")
+        assert "args.photos" not in source or "jobs.add_photos_flag(parser)" in source, name
