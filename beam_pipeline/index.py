@@ -147,15 +147,13 @@ def _asked(
             f"{unlabelled[0].image_id!r})"
         )
     choice = (
-        model_choice.choose_as_indexed(config.model, config.overrides, base)
+        model_choice.choose_as_indexed(config.model, config.overrides, base, config.output)
         if base
         else model_choice.choose(config.model or EMBEDDED, config.overrides)
     )
     return (
         choice,
-        make_units(
-            images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)]
-        ),
+        make_units(images, [choice.extraction(), choice.fingerprint, dataclasses.asdict(config.reading)]),
         unlabelled,
     )
 
@@ -203,7 +201,7 @@ def run(config: IndexConfig, options: PipelineOptions) -> int:
         "command": "index",
         "format": outputs.FORMAT,
         "model": choice.fingerprint,
-        "extraction": choice.as_json()["extraction"],
+        "extraction": choice.extraction(),
         "reading": dataclasses.asdict(config.reading),
         "images_and_labels": outputs.digest([unit.name for unit in units]),
     }
@@ -347,7 +345,7 @@ def _extract(
     return {
         "command": "index",
         "format": outputs.FORMAT,
-        **choice.as_json(),
+        **choice.as_json(config.output),
         "reading": dataclasses.asdict(config.reading),
         "global_dimensions": dimensions,
         "has_local_features": has_local,

@@ -13,6 +13,8 @@ from beam_pipeline import outputs
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 
+MISSING = "missing"
+
 _NAMED = 10  # damaged files named in an error
 
 
@@ -22,7 +24,8 @@ class DamagedError(ValueError):
 
 def recorded(root: str, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The record (`bytes`, `sha256`) by URI of every file that a manifest vouches for."""
-    store = manifest.get("query_store", root)  # of a run, the shards are those of its queries
+    # Of a run, the shards are those of its queries.
+    store = files.place_of(root, manifest["query_store"]) if "query_store" in manifest else root
     records = {
         files.join(store, name): record
         for shard in manifest["shards"]
@@ -47,7 +50,7 @@ def wrong_sizes(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     problems = {}
     for uri, record in records.items():
         if uri not in sizes:
-            problems[uri] = "missing"
+            problems[uri] = MISSING
         elif sizes[uri] != record["bytes"]:
             cut = "truncated" if sizes[uri] < record["bytes"] else "altered"
             problems[uri] = f"{cut}: {sizes[uri]:,} bytes, {record['bytes']:,} written"
@@ -127,10 +130,10 @@ def run(root: str) -> int:
     for uri in sorted(problems):
         print(f"{uri}: {problems[uri]}")
     if problems:
-        print(
-            f"landmarks: error: {root}: {len(problems):,} of {count:,} files are not as they were written",
-            file=sys.stderr,
-        )
+        missing = sum(problem == MISSING for problem in problems.values())
+        counts = {"are missing": missing, "are not as they were written": len(problems) - missing}
+        said = ", ".join(f"{n:,} of {count:,} files {what}" for what, n in counts.items() if n)
+        print(f"landmarks: error: {root}: {said}", file=sys.stderr)
         return 1
     print(f"{root}: {count:,} files, all as they were written")
     return 0

@@ -232,17 +232,21 @@ def write_match_picture(
     if os.path.splitext(output)[1].lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"the picture {output!r} must end in .png, .jpg or .jpeg")
     manifest = outputs.read_manifest(run, "recognize")
-    index = outputs.read_manifest(manifest["index"], "index")
+    index_root = files.place_of(run, manifest["index"])
+    try:
+        index = outputs.read_manifest(index_root, "index")
+    except ConfigError as e:
+        raise ConfigError(f"the index that {run} was made with is missing: {e}") from e
     prediction = _find_prediction(run, image_id)
     candidates = prediction["candidates"][:max_candidates]
     if not candidates:
         raise ConfigError(f"{run} has no candidates for the query {image_id!r}")
     right = _read_landmarks(truth, image_id) if truth else None
-    query_store, index_store = FeatureStore(manifest["query_store"]), FeatureStore(manifest["index"])
-    query = _find_images(query_store, query_store.units(), {image_id})[image_id]
-    found = _find_images(
-        index_store, (shard["unit"] for shard in index["shards"]), {c["image_id"] for c in candidates}
+    query_store, index_store = (
+        FeatureStore(root) for root in (files.place_of(run, manifest["query_store"]), index_root)
     )
+    query = _find_images(query_store, manifest["shards"], {image_id})[image_id]
+    found = _find_images(index_store, index["shards"], {c["image_id"] for c in candidates})
     names = {field.name for field in dataclasses.fields(VerificationSettings)}
     settings = VerificationSettings(**{k: v for k, v in manifest["hyperparameters"].items() if k in names})
     query_local = query_store.read_local(query.location)
@@ -302,10 +306,12 @@ def _read_landmarks(truth: str, image_id: str) -> list[str] | None:
     return rows[0]["landmark_ids"] if rows else None
 
 
-def _find_images(store: FeatureStore, units: Iterable[str], image_ids: set[str]) -> dict[str, _StoredImage]:
-    """Looks images up in the shards of a store, until all are found."""
-    wanted, found = pa.array(sorted(image_ids), pa.string()), {}
-    for unit in units:
+def _find_images(
+    store: FeatureStore, shards: Iterable[Mapping[str, Any]], image_ids: set[str]
+) -> dict[str, _StoredImage]:
+    """Looks images up in shards of a store, given by their summaries, until all are found."""
+    wanted, found, there = pa.array(sorted(image_ids), pa.string()), {}, {*store.units()}
+    for unit in (shard["unit"] for shard in shards if shard["unit"] in there):
         table = store.read_images(unit, ["image_id", "uri", "local_offset", "local_size"])
         for row in table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist():
             location = FeatureLocation(unit, row["local_offset"], row["local_size"])

@@ -5,8 +5,10 @@ from typing import Any
 
 from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
 from transforms.models import saved_model
+from transforms.models.builtin import MODELS
 from transforms.models.card import OFFICIAL_DELG, ExtractionSettings, read_card
 from transforms.models.catalog import model_folder
+from transforms.storage import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +27,18 @@ class ModelChoice:
     fingerprint: str
     settings: ExtractionSettings
 
-    def as_json(self) -> dict[str, Any]:
-        """For the manifest."""
+    def extraction(self) -> dict[str, Any]:
+        """The settings as JSON."""
         return {
-            "model": {"uri": self.model, "name": self.name, "fingerprint": self.fingerprint},
-            "extraction": {
-                k: list(v) if isinstance(v, tuple) else v
-                for k, v in dataclasses.asdict(self.settings).items()
-            },
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.settings).items()
+        }
+
+    def as_json(self, root: str) -> dict[str, Any]:
+        """For the manifest of an output in `root`."""
+        uri = self.model if self.model in MODELS else files.place_in(root, self.model)
+        return {
+            "model": {"uri": uri, "name": self.name, "fingerprint": self.fingerprint},
+            "extraction": self.extraction(),
         }
 
 
@@ -67,12 +73,14 @@ def choose(model: str, overrides: ExtractionOverrides) -> ModelChoice:
 
 
 def choose_as_indexed(
-    model: str | None, overrides: ExtractionOverrides, manifest: dict[str, Any]
+    model: str | None, overrides: ExtractionOverrides, manifest: dict[str, Any], root: str
 ) -> ModelChoice:
     """The model and settings that an index was made with.
 
     Args:
       model: where the model lies now; None for where it lay.
+      manifest: of the index.
+      root: the index's folder.
 
     Raises:
       ConfigError: the model's content or a given setting is another than the index's.
@@ -87,7 +95,7 @@ def choose_as_indexed(
                 f"--{name} {value} differs from the index's {getattr(settings, name)}: both sides need the "
                 "same features"
             )
-    uri = model or indexed["uri"]
+    uri = model or (indexed["uri"] if indexed["uri"] in MODELS else files.place_of(root, indexed["uri"]))
     fingerprint = saved_model.fingerprint(model_folder(uri))
     if fingerprint != indexed["fingerprint"]:
         raise ConfigError(

@@ -8,6 +8,7 @@ it works it holds the lock (lock.py).
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -100,16 +101,17 @@ def read_manifest(root: str, *commands: str) -> dict[str, Any]:
     """The manifest of a finished output of one of `commands`.
 
     Raises:
-      ConfigError: there is none, or it is of another command or format.
+      ConfigError: there is no such folder, no manifest in it, or one of another command or format.
     """
     uri = files.join(root, MANIFEST)
     if not files.exists(uri):
         found = (_read_settings(root) or {}).get("command")
         if found in commands:
             raise ConfigError(f"{root} is not finished: run the same `landmarks {found}` again")
-        raise ConfigError(
-            f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: it has no {MANIFEST}"
-        )
+        why = f"it has no {MANIFEST}"
+        if files.is_local(root) and not os.path.exists(root):
+            why = "there is no such folder"
+        raise ConfigError(f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: {why}")
     manifest = files.read_json(uri)
     if manifest.get("command") not in commands or manifest.get("format") != FORMAT:
         expected = " or ".join(map(repr, commands))

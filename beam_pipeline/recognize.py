@@ -158,14 +158,12 @@ def _asked(config: RecognizeConfig) -> tuple[dict[str, Any], model_choice.ModelC
     images = match(config.images)
     if config.truth:
         _check_truth(config.truth, images)
-    choice = model_choice.choose_as_indexed(config.model, config.overrides, index)
+    choice = model_choice.choose_as_indexed(config.model, config.overrides, index, config.index)
     try_suspects(choice.model, choice.settings, image_reader(choice, config.reading))
     return (
         index,
         choice,
-        make_units(
-            images, [choice.as_json()["extraction"], choice.fingerprint, dataclasses.asdict(config.reading)]
-        ),
+        make_units(images, [choice.extraction(), choice.fingerprint, dataclasses.asdict(config.reading)]),
     )
 
 
@@ -249,7 +247,7 @@ def run(config: RecognizeConfig, options: PipelineOptions) -> int:
         "format": outputs.FORMAT,
         "index": outputs.digest({k: v for k, v in index.items() if k not in ("seconds", "time_budget")}),
         "model": choice.fingerprint,
-        "extraction": choice.as_json()["extraction"],
+        "extraction": choice.extraction(),
         "reading": dataclasses.asdict(config.reading),
         "images": outputs.digest([unit.name for unit in units]),
         "hyperparameters": hyperparameters(config),
@@ -353,10 +351,10 @@ def _recognize(
     manifest = {
         "command": "recognize",
         "format": outputs.FORMAT,
-        **choice.as_json(),
+        **choice.as_json(config.output),
         "reading": dataclasses.asdict(config.reading),
-        "index": config.index,
-        "query_store": store.root,
+        "index": files.place_in(config.output, config.index),
+        "query_store": files.place_in(config.output, store.root),
         "hyperparameters": hyperparameters(config),
         "reranked": prepared.rerank,
         "complete": not late

@@ -135,7 +135,7 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
     labelled = index.labelled(index.match(config.images), table)[0]
     done("match")
     planned = worklist.write_plan(
-        output, worklist.make_units(labelled, [choice.as_json(), choice.fingerprint])
+        output, worklist.make_units(labelled, [choice.extraction(), choice.fingerprint])
     )
     done("plan")
     pipeline = beam.Pipeline()

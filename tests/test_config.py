@@ -25,17 +25,17 @@ def model(tmp_path_factory):
 )
 def test_an_index_remembers_its_precision_and_recognize_follows_it(model, flags, precision):
     choice = model_choice.choose(model, overrides(*flags))
-    assert choice.settings.precision == precision and choice.as_json()["extraction"]["precision"] == precision
+    assert choice.settings.precision == precision and choice.extraction()["precision"] == precision
     assert (
-        model_choice.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json()).settings
+        model_choice.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json("r"), "r").settings
         == choice.settings
     )
 
 
 def test_another_precision_than_the_indexs_is_refused(model):
-    indexed = model_choice.choose(model, overrides("--precision", "bfloat16")).as_json()
+    indexed = model_choice.choose(model, overrides("--precision", "bfloat16")).as_json("r")
     with pytest.raises(config.ConfigError, match="--precision float32 differs from the index's bfloat16"):
-        model_choice.choose_as_indexed(None, overrides("--precision", "float32"), indexed)
+        model_choice.choose_as_indexed(None, overrides("--precision", "float32"), indexed, "r")
 
 
 def test_an_unknown_precision_is_wrong_usage(capsys):

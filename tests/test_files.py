@@ -167,3 +167,31 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     for read in (files.read_parquet, files.parquet_rows):
         with pytest.raises(ValueError, match="t.parquet is no whole Parquet file"):
             read(uri)
+
+
+@pytest.mark.parametrize(
+    "root, uri, place",
+    [
+        ("run", "run/queries", "queries"),
+        ("run/", "./run//queries/", "queries"),
+        ("link", "run/queries", "queries"),
+        ("run", "run/away", "away"),
+        ("run", "run", "."),
+        ("run", "running", "{here}/running"),
+        ("run", "store/../index", "{here}/store/../index"),
+        ("run", "gs://bucket/store", "gs://bucket/store"),
+        ("gs://bucket/run", "gs://bucket/run/queries", "queries"),
+        ("gs://bucket/run/", "gs://bucket/running", "gs://bucket/running"),
+        ("gs://bucket/run", "index", "{here}/index"),
+    ],
+)
+def test_a_place_is_named_from_the_output_that_holds_it(tmp_path, monkeypatch, root, uri, place):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "run" / "away").symlink_to("/")
+    monkeypatch.chdir(tmp_path)
+    named = files.place_in(root, uri)
+    assert named == place.format(here=tmp_path)
+    monkeypatch.chdir("/")
+    found = files.place_of(root if "://" in root else str(tmp_path / root), named)
+    assert found == uri if "://" in uri else os.path.realpath(found) == os.path.realpath(tmp_path / uri)

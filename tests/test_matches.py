@@ -209,7 +209,8 @@ def _run(tmp_path):
             **common,
             "command": "recognize",
             "index": index,
-            "query_store": files.join(run, "queries"),
+            "query_store": "queries",
+            "shards": [{"unit": "v0", "images": 1}],
             "hyperparameters": _HYPERPARAMETERS,
         },
     )

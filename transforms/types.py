@@ -14,17 +14,23 @@ import numpy as np
 class ImageRef:
     """A photograph to process: where it lies and what it is called.
 
+    Two references are to the same photograph where id, place, size and version are the same: one that was
+    changed in place is another.
+
     Attributes:
       image_id: the file's stem; unique in a data set.
-      uri: path or URI that a Beam file system opens.
+      uri: absolute path, or URI that a Beam file system opens.
       size_bytes: size of the file when it was matched.
       landmark_id: the label; None for a query or an unlabelled image.
+      version: of the content when it was matched, see `files.version_of` and `object_stores.Entry`; 0 where
+        there was no file.
     """
 
     image_id: str
     uri: str
     size_bytes: int
     landmark_id: str | None = None
+    version: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import os
+import pathlib
 import re
 import shutil
 import stat
@@ -98,9 +99,46 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
+def absolute(path: str) -> str:
+    """A local path from the root on, without what changes nothing in it ("./", "//"); an address stays."""
+    return str(pathlib.Path(path).absolute()) if is_local(path) else path
+
+
 def join(root: str, *names: str) -> str:
     """`root` and `names` joined by the rules of root's file system."""
     return os.path.join(root, *names) if is_local(root) else "/".join([root.rstrip("/"), *names])
+
+
+def place_in(root: str, uri: str) -> str:
+    """How an output in `root` names a place: from there where it lies in it, so that both can be moved, else
+    from everywhere; `place_of` finds it again.
+    """
+    if is_local(root) and is_local(uri):
+        for resolve in (os.path.abspath, os.path.realpath):  # a link in `root` is in it, wherever it leads
+            inside = os.path.relpath(resolve(uri), resolve(root))
+            if inside.split(os.sep)[0] != os.pardir:
+                return inside
+    elif uri.startswith(join(root, "")):
+        return uri[len(join(root, "")) :]
+    return absolute(uri)
+
+
+def place_of(root: str, place: str) -> str:
+    """The place that an output in `root` names.
+
+    Earlier outputs have paths as they were typed: those hold in the folder that they were typed in.
+    """
+    if not is_local(place) or os.path.isabs(place):
+        return place
+    found = join(root, place)
+    return place if is_local(root) and os.path.exists(place) and not os.path.exists(found) else found
+
+
+def version_of(status: os.stat_result) -> int:
+    """A number that is another when a local file was written, or replaced, in the meantime: the time of its
+    last change in nanoseconds, which also tells of tools that set the time of modification back.
+    """
+    return max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def exists(uri: str) -> bool:

@@ -14,11 +14,13 @@ Any other file system that Beam knows is reached through Beam.
 
 import contextlib
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 from apache_beam.options.value_provider import RuntimeValueProvider
@@ -32,11 +34,24 @@ CONNECTIONS = 64
 
 
 class Entry(NamedTuple):
-    """What a listing says of an object; `updated` is in seconds since 1970."""
+    """What a listing says of an object.
+
+    Attributes:
+      uri: of the object.
+      size: in bytes.
+      updated: in seconds since 1970.
+      version: a number of 63 bits that is another for other content: from the ETag of S3, the checksum of
+        GCS, the time of change of another file system.
+    """
 
     uri: str
     size: int
     updated: float
+    version: int = 0
+
+
+def _version(text: str | None) -> int:
+    return int.from_bytes(hashlib.sha256((text or "").encode()).digest()[:8]) >> 1
 
 
 class StoreError(OSError):
@@ -157,7 +172,9 @@ class _S3:
     def entry(self, uri: str) -> Entry | None:
         with contextlib.suppress(FileNotFoundError), self._errors(uri):
             found = self._client.head_object(**_s3_address(uri))
-            return Entry(uri, found["ContentLength"], found["LastModified"].timestamp())
+            return Entry(
+                uri, found["ContentLength"], found["LastModified"].timestamp(), _version(found.get("ETag"))
+            )
         return None
 
     def list(self, prefix: str, descend: bool = True) -> Iterator[Entry]:
@@ -169,7 +186,10 @@ class _S3:
             for page in pages:
                 for item in page.get("Contents", ()):
                     yield Entry(
-                        f"s3://{bucket}/{item['Key']}", item["Size"], item["LastModified"].timestamp()
+                        f"s3://{bucket}/{item['Key']}",
+                        item["Size"],
+                        item["LastModified"].timestamp(),
+                        _version(item.get("ETag")),
                     )
 
 
@@ -253,17 +273,19 @@ class _Gcs:
         blob = self._blob(uri)
         with contextlib.suppress(FileNotFoundError), self._errors(uri):
             blob.reload()
-            return Entry(uri, blob.size, blob.updated.timestamp())
+            return Entry(uri, blob.size, blob.updated.timestamp(), _version(blob.crc32c))
         return None
 
     def list(self, prefix: str, descend: bool = True) -> Iterator[Entry]:
         bucket, key = _split(prefix)
-        fields = "items(name,size,updated),nextPageToken"
+        fields = "items(name,size,updated,crc32c),nextPageToken"
         with self._errors(prefix):
             for blob in self._client.list_blobs(
                 bucket, prefix=key, delimiter=None if descend else "/", fields=fields
             ):
-                yield Entry(f"gs://{bucket}/{blob.name}", blob.size, blob.updated.timestamp())
+                yield Entry(
+                    f"gs://{bucket}/{blob.name}", blob.size, blob.updated.timestamp(), _version(blob.crc32c)
+                )
 
 
 class _Beam:
@@ -295,11 +317,16 @@ class _Beam:
         if not FileSystems.exists(uri):
             return None
         found = FileSystems.get_filesystem(uri).metadata(uri)
-        return Entry(uri, found.size_in_bytes, found.last_updated_in_seconds)
+        return _beam_entry(uri, found)
 
     def list(self, prefix: str, descend: bool = True) -> Iterator[Entry]:
         for found in FileSystems.match([prefix + ("**" if descend else "*")])[0].metadata_list:
-            yield Entry(found.path, found.size_in_bytes, found.last_updated_in_seconds)
+            yield _beam_entry(found.path, found)
+
+
+def _beam_entry(uri: str, found: FileMetadata) -> Entry:
+    updated = found.last_updated_in_seconds
+    return Entry(uri, found.size_in_bytes, updated, int(updated * 1e9))
 
 
 _S3_VARIABLES = {

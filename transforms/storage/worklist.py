@@ -24,6 +24,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("landmark_id", pa.string()),
+        pa.field("version", pa.int64(), nullable=False),
     ]
 )
 
