@@ -86,3 +86,16 @@ def test_a_query_store_is_found_inside_and_outside_of_its_run(made, tmp_path):
         assert run(made, *RECOGNIZE, *output) == 0
         assert manifest(tmp_path / "run")["query_store"] == place
         assert run("/", "verify", tmp_path / "run") == 0
+
+
+# Names
+
+
+def test_equal_names_of_query_and_index_are_two_photographs(made, tmp_path):
+    (tmp_path / "q").mkdir()
+    for shown, name in (("p5", "p5"), ("p3", "p4")):
+        shutil.copy(made / "p" / f"{shown}.png", tmp_path / "q" / f"{name}.png")
+    output = tmp_path / "run"
+    assert run(made, "recognize", "--images", tmp_path / "q", "--index", "index", "--output", output) == 0
+    rows = (output / "submission.csv").read_text().splitlines()[1:]
+    assert [row.split(" ")[0] for row in rows] == ["p4,landmark3", "p5,landmark5"]

@@ -89,7 +89,7 @@ class IndexBlock(DescriptorBlock):
 def nearest(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product | None = None) -> Neighbors:
     """The k best index images of each query, exactly.
 
-    An index image with the query's own id is never its neighbour. Equal scores are ordered by image_id.
+    Queries and index are two sets: equal ids are two photographs. Equal scores are ordered by image_id.
     `similarity` is the cosine less the index image's penalty.
 
     Args:
@@ -121,9 +121,8 @@ class Searcher:
     def __init__(self, index: IndexBlock, keep: bool = False) -> None:
         self._index, self._keep = index, keep
         self._operands: dict[tuple[str, int], Any] = {}
-        self._by_id = np.argsort(index.image_ids, kind="stable")
         self._rank = np.empty(len(index), np.int64)
-        self._rank[self._by_id] = np.arange(len(index))
+        self._rank[np.argsort(index.image_ids, kind="stable")] = np.arange(len(index))
 
     def nearest(self, queries: DescriptorBlock, k: int, product: Product | None = None) -> Neighbors:
         """See the function of this name."""
@@ -146,12 +145,10 @@ class Searcher:
             product = (
                 fastest_product() if len(queries) * len(index) * width >= SMALL_PRODUCT else NumpyProduct()
             )
-        own_query, own_row = _same_id(queries.image_ids, index.image_ids, self._by_id)
-        scans = []
-        for start in range(0, len(queries), TILE_QUERIES):
-            mine = (own_query >= start) & (own_query < start + TILE_QUERIES)
-            part = queries.descriptors[start : start + TILE_QUERIES]
-            scans.append(_Scan(part, index, self._rank, k, product, own_query[mine] - start, own_row[mine]))
+        scans = [
+            _Scan(queries.descriptors[start : start + TILE_QUERIES], index, self._rank, k, product)
+            for start in range(0, len(queries), TILE_QUERIES)
+        ]
         with ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
             self._scan(scans, product, pool)
             query, row, score = zip(*pool.map(_Scan.finish, scans))
@@ -247,16 +244,6 @@ def _check_unit(block: DescriptorBlock, what: str, start: int = 0, stop: int | N
         )
 
 
-def _same_id(
-    query_ids: np.ndarray, index_ids: np.ndarray, by_id: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (query, row) of one id, two int64 arrays; `by_id` orders the index ids."""
-    ordered = index_ids[by_id]
-    first, last = np.searchsorted(ordered, query_ids, "left"), np.searchsorted(ordered, query_ids, "right")
-    pairs = [(q, row) for q in np.flatnonzero(last > first) for row in by_id[first[q] : last[q]]]
-    return tuple(np.array(pairs, np.int64).reshape(-1, 2).T)
-
-
 class _Scan:
     """The search for the neighbours of a few hundred queries, tile by tile of the index.
 
@@ -266,18 +253,10 @@ class _Scan:
     """
 
     def __init__(
-        self,
-        queries: np.ndarray,
-        index: IndexBlock,
-        rank: np.ndarray,
-        k: int,
-        product: Product,
-        own_query: np.ndarray,
-        own_row: np.ndarray,
+        self, queries: np.ndarray, index: IndexBlock, rank: np.ndarray, k: int, product: Product
     ) -> None:
         self._penalty = 0.0 if index.penalty is None else float(np.abs(index.penalty).max())
         self._queries, self._index, self._rank, self._product = queries, index, rank, product
-        self._own_query, self._own_row = own_query, own_row
         self._bound = error_bound(product, queries, self._penalty)
         self._operand = product.operand(
             queries if index.penalty is None else np.pad(queries, ((0, 0), (0, 3)), constant_values=1)
@@ -292,8 +271,6 @@ class _Scan:
         if least.min() <= 0:
             keys = self._product.ordered(keys)
         width, k = keys.shape[1], self._best.shape[1]
-        own = (self._own_row >= low) & (self._own_row < low + width)
-        keys[self._own_query[own], self._own_row[own] - low] = self._product.keys(np.float32([-np.inf]))[0]
         if not self._kept:
             # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper
             # than the tile's k best.
@@ -347,8 +324,7 @@ class _Scan:
 
     def _least(self) -> np.ndarray:
         """The least key that each query keeps."""
-        least = self._bound.least_fast(self._bound.least_exact(self._best[:, 0]))
-        return self._product.keys(np.maximum(least, np.finfo(np.float32).min))  # own images are at -inf
+        return self._product.keys(self._bound.least_fast(self._bound.least_exact(self._best[:, 0])))
 
     def _exact(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Exact scores, float32, of pairs in the order of their queries."""
