@@ -67,7 +67,8 @@ def test_every_damage_is_named(store, tmp_path, damage, part, capsys):
         and (damage in out or damage == "unreadable")
         and out.count("\n") == 1
     )
-    assert "1 of 5 files are not as they were written" in err
+    said = "missing" if damage == "missing" else "not as they were written"
+    assert f"1 of 5 files are {said}" in err
 
 
 def test_several_are_all_named(store, tmp_path, capsys):
