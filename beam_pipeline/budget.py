@@ -288,7 +288,7 @@ def format_compared(comparison: dict[str, dict[str, float]]) -> str:
     return "forecast: " + "; ".join(parts)
 
 
-def work_of(options: PipelineOptions, **counts: int) -> Work:
+def work_of(options: PipelineOptions, **counts: Any) -> Work:
     """A Work of `counts` for the workers that `options` ask for."""
     local = runner.local_workers(options)
     if local is not None:
@@ -317,15 +317,15 @@ class Schedule:
         """Whether there is no time for anything but to write what is known already."""
         return self.deadlines == NO_TIME
 
-    def report(self, metrics: dict[str, int]) -> dict[str, Any]:
-        """For the manifest: the budget, the time it took so far, and the forecast beside what happened; empty
+    def report(self, metrics: dict[str, int]) -> dict[str, Any] | None:
+        """For the manifest: the budget, the time it took so far, and the forecast beside what happened; None
         without a budget.
         """
         if self.budget is None:
-            return {}
+            return None
         now = time.time()
         report: dict[str, Any] = {"seconds": self.budget.seconds, "used": round(now - self.budget.started, 1)}
         if self.plan is not None and not self.hopeless:
             report["stages"] = compared(self.plan, metrics, now - self.begun)
             print(format_compared(report["stages"]))
-        return {"time_budget": report}
+        return report

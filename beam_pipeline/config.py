@@ -1,58 +1,40 @@
-"""What a job is asked to do: frozen configurations, their flags, defaults and checks.
+"""What a job is asked to do: frozen configurations, their defaults and checks.
 
 The one home of every default. Light to import: no TensorFlow, no Beam, so that `--help` is quick.
 """
 
-import argparse
 import dataclasses
-import math
 import os
-import re
-from collections.abc import Callable
 from typing import Any
 
-from transforms.models.card import PRECISIONS
 from transforms.types import ReadingConfig, VerificationSettings
+from transforms.uris import is_local
 
-# Query-time hyperparameters that a preset sets together; a single flag overrides. entry: the Kaggle entry;
-# host: Google's baseline for the competition; accurate: measured on real photographs, see the README.
-PRESETS: dict[str, dict[str, Any]] = {
-    "entry": dict(
-        num_to_rerank=3,
-        top_k=3,
-        max_inlier_score=60,
-        max_reprojection_error=16.5,
-        max_ransac_iterations=10000,
-        homography_confidence=0.999,
-        max_distance=0.9,
-        mutual_check=False,
-        ratio_test=None,
-        global_weight=1.0,
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Query-time hyperparameters that are set together; a single flag overrides."""
+
+    num_to_rerank: int
+    top_k: int
+    verification: VerificationSettings
+
+
+# entry: the Kaggle entry; host: Google's baseline for the competition; accurate: measured on real
+# photographs, see the docs.
+PRESETS = {
+    "entry": Preset(3, 3, VerificationSettings()),
+    "host": Preset(
+        10,
+        5,
+        VerificationSettings(
+            max_inlier_score=70,
+            max_reprojection_error=4.0,
+            max_ransac_iterations=1000,
+            homography_confidence=0.99,
+        ),
     ),
-    "host": dict(
-        num_to_rerank=10,
-        top_k=5,
-        max_inlier_score=70,
-        max_reprojection_error=4.0,
-        max_ransac_iterations=1000,
-        homography_confidence=0.99,
-        max_distance=0.9,
-        mutual_check=False,
-        ratio_test=None,
-        global_weight=1.0,
-    ),
-    "accurate": dict(
-        num_to_rerank=20,
-        top_k=3,
-        max_inlier_score=60,
-        max_reprojection_error=16.5,
-        max_ransac_iterations=10000,
-        homography_confidence=0.999,
-        max_distance=0.9,
-        mutual_check=True,
-        ratio_test=None,
-        global_weight=1.0,
-    ),
+    "accurate": Preset(20, 3, VerificationSettings(mutual_check=True)),
 }
 DEFAULT_PRESET = "entry"
 
@@ -159,6 +141,7 @@ class RecognizeConfig:
     Attributes:
       model: None for the one that the index names.
       query_store: folder of the queries' features; None for OUTPUT/queries.
+      max_distance: of matching descriptors; None for that of the model's card, else that of `verification`.
     """
 
     images: tuple[str, ...]
@@ -169,9 +152,10 @@ class RecognizeConfig:
     query_store: str | None = None
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
-    num_to_rerank: int = PRESETS[DEFAULT_PRESET]["num_to_rerank"]
-    top_k: int = PRESETS[DEFAULT_PRESET]["top_k"]
-    verification: VerificationSettings = VerificationSettings()
+    num_to_rerank: int = PRESETS[DEFAULT_PRESET].num_to_rerank
+    top_k: int = PRESETS[DEFAULT_PRESET].top_k
+    verification: VerificationSettings = PRESETS[DEFAULT_PRESET].verification
+    max_distance: float | None = None
     overwrite: bool = False
     max_failure_rate: float = MAX_FAILURE_RATE
     budget: TimeBudget | None = None
@@ -187,7 +171,7 @@ class RecognizeConfig:
 def _holds(folder: str, other: str) -> bool:
     """Whether `other` is `folder` or lies in it."""
     folder, other = (
-        (name if "://" in name else os.path.realpath(name)).rstrip("/") + "/" for name in (folder, other)
+        (os.path.realpath(name) if is_local(name) else name).rstrip("/") + "/" for name in (folder, other)
     )
     return other.startswith(folder)
 
@@ -199,239 +183,3 @@ class EvaluateConfig:
     predictions: str
     truth: str
     output: str | None = None
-
-
-def _number(
-    kind: Callable[[str], Any], low: float, high: float = math.inf, open_low: bool = False
-) -> Callable[[str], Any]:
-    """An argparse type: a finite number in [low, high], or (low, high] with open_low; an int of 32 bits at
-    most.
-    """
-    high = min(high, 2**31 - 1) if kind is int else high
-
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if (
-            value != value
-            or value in (math.inf, -math.inf)
-            or value < low
-            or value > high
-            or (open_low and value == low)
-        ):
-            bounds = f"above {low:g}" if open_low else f"at least {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text} is not {bounds}" + (f" and at most {high:.10g}" if high < math.inf else "")
-            )
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def duration(text: str) -> float:
-    """Seconds of a time such as 12h, 90m, 2h30m or 45s; an argparse type."""
-    match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
-    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
-    if not (total := 3600 * hours + 60 * minutes + seconds):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m, 2h30m or 45s")
-    return float(total)
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    scales = tuple(_number(float, 0, 16, open_low=True)(part) for part in text.split(","))
-    if len(set(scales)) != len(scales):
-        raise argparse.ArgumentTypeError(f"{text} names a scale twice")
-    return scales
-
-
-def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> None:
-    """Adds the flags of ReadingConfig and ExtractionOverrides: those of the index job, or of one that has to
-    follow its index.
-    """
-    if of_index:
-        group = parser.add_argument_group(
-            "extraction (default: the model's card, else the official DELG settings)"
-        )
-        group.add_argument(
-            "--preset",
-            choices=sorted(EXTRACTION_PRESETS),
-            help="scales, features and threshold of the preset, for a model without a card",
-        )
-    else:
-        group = parser.add_argument_group("extraction (as in the index; another value is an error)")
-    group.add_argument("--image_scales", type=_scales, metavar="S,S,...", help="image pyramid factors")
-    group.add_argument(
-        "--max_local_features", type=_number(int, 1), metavar="N", help="local features kept per image"
-    )
-    group.add_argument(
-        "--score_threshold",
-        type=_number(float, -math.inf),
-        metavar="T",
-        help="least attention of a local feature",
-    )
-    group.add_argument(
-        "--max_image_side", type=_number(int, 16), metavar="PX", help="longer images are shrunk to this side"
-    )
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="bfloat16: faster on processors that multiply it in hardware, features move a little",
-    )
-    group.add_argument(
-        "--exif_orientation",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="turn photographs by their EXIF orientation (default: yes)",
-    )
-    group.add_argument(
-        "--max_image_pixels",
-        type=_number(int, 1),
-        default=ReadingConfig.max_image_pixels,
-        metavar="N",
-        help="larger photographs become failure rows (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max_image_memory",
-        type=_number(int, 1),
-        default=ReadingConfig.max_image_memory,
-        metavar="MB",
-        help="so do those that take more memory to decode (default: %(default)s)",
-    )
-
-
-def add_query_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --preset and the query-time hyperparameters, each defaulting to the preset's value."""
-    entry = PRESETS[DEFAULT_PRESET]
-    group = parser.add_argument_group(
-        "hyperparameters (default: the preset's; the value of 'entry' in brackets)"
-    )
-    group.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default=DEFAULT_PRESET,
-        help="sets all of these together (default: %(default)s)",
-    )
-
-    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
-        group.add_argument("--" + name, type=kind, metavar=metavar, help=f"{text} [{entry[name]}]")
-
-    add("num_to_rerank", _number(int, 1, 1000), "N", "candidates retrieved and verified per query")
-    add("top_k", _number(int, 1, 1000), "N", "best candidates summed per class")
-    add("max_inlier_score", _number(int, 1), "N", "inliers beyond this count no more")
-    add(
-        "max_reprojection_error",
-        _number(float, 0, open_low=True),
-        "PX",
-        "of an inlier, both points together, pixels of the image fed",
-    )
-    add("max_ransac_iterations", _number(int, 1), "N", "tries for a homography")
-    add(
-        "homography_confidence",
-        _number(float, 0, 0.999999, open_low=True),
-        "P",
-        "stop trying at this confidence",
-    )
-    add(
-        "max_distance", _number(float, 0, 2, open_low=True), "D", "Euclidean distance of matching descriptors"
-    )
-    add(
-        "ratio_test",
-        _number(float, 0, 1, open_low=True),
-        "R",
-        "nearest over second nearest distance at most this",
-    )
-    add("global_weight", _number(float, 0), "A", "weight of the cosine in the total score")
-    group.add_argument(
-        "--mutual_check",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="matches must be nearest in both directions [no]",
-    )
-
-
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags about an output that is already there, and about what is taken for a success."""
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start anew where the output is finished or has other settings",
-    )
-    parser.add_argument(
-        "--max_failure_rate",
-        type=_number(float, 0, 1),
-        default=MAX_FAILURE_RATE,
-        metavar="R",
-        help="exit with 1 where more than this part of the images failed (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--time_budget",
-        type=duration,
-        metavar="TIME",
-        help="be done within this time, such as 12h, 2h30m or 90m: a pilot prints a plan, and what does not "
-        "fit is left for a later start",
-    )
-
-
-def extraction_overrides(args: argparse.Namespace, preset: str | None) -> ExtractionOverrides:
-    """The flags of add_extraction_flags as a record."""
-    names = [f.name for f in dataclasses.fields(ExtractionOverrides) if f.name != "preset"]
-    return ExtractionOverrides(preset=preset, **{name: getattr(args, name) for name in names})
-
-
-def time_budget(args: argparse.Namespace) -> TimeBudget | None:
-    """--time_budget, counted from `args.started`."""
-    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
-
-
-def reading(args: argparse.Namespace) -> ReadingConfig:
-    """The flags about reading as a record."""
-    return ReadingConfig(
-        exif_orientation=args.exif_orientation,
-        max_image_pixels=args.max_image_pixels,
-        max_image_memory=args.max_image_memory,
-    )
-
-
-def index_config(args: argparse.Namespace) -> IndexConfig:
-    """Parsed flags of `landmarks index` as a configuration."""
-    return IndexConfig(
-        images=tuple(args.images),
-        labels=args.labels,
-        output=args.output,
-        model=args.model,
-        overrides=extraction_overrides(args, args.preset),
-        reading=reading(args),
-        append=args.append,
-        overwrite=args.overwrite,
-        max_failure_rate=args.max_failure_rate,
-        budget=time_budget(args),
-    )
-
-
-def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
-    """Parsed flags of `landmarks recognize` as a configuration.
-
-    Raises:
-      ConfigError: options that do not go together.
-    """
-    values = dict(PRESETS[args.preset])
-    values.update({name: getattr(args, name) for name in values if getattr(args, name) is not None})
-    num_to_rerank, top_k = values.pop("num_to_rerank"), values.pop("top_k")
-    if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
-        top_k = min(top_k, num_to_rerank)
-    return RecognizeConfig(
-        images=tuple(args.images),
-        index=args.index,
-        output=args.output,
-        truth=args.truth,
-        model=args.model,
-        query_store=args.query_store,
-        overrides=extraction_overrides(args, None),
-        reading=reading(args),
-        num_to_rerank=num_to_rerank,
-        top_k=top_k,
-        verification=VerificationSettings(**values),
-        overwrite=args.overwrite,
-        max_failure_rate=args.max_failure_rate,
-        budget=time_budget(args),
-    )

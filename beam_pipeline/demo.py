@@ -19,11 +19,14 @@ import importlib.util
 import json
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
+
+from transforms.uris import is_local
 
 INDEX_VIEWS = 6
 QUERY_VIEWS = 6
@@ -146,7 +149,7 @@ def make_demo(output: str, seed: int = 0) -> DemoPaths:
       FileExistsError: `output` exists and is not the demo set of this seed.
       FileNotFoundError: scikit-image, or one of its photographs, is not installed.
     """
-    if "://" in output:
+    if not is_local(output):
         raise ValueError(f"the demo set is made in a local folder, got {output!r}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
@@ -173,7 +176,7 @@ def make_demo(output: str, seed: int = 0) -> DemoPaths:
     return paths
 
 
-def _read_marker(root: pathlib.Path) -> dict | None:
+def _read_marker(root: pathlib.Path) -> Any:
     try:
         return json.loads((root / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -226,7 +229,7 @@ def _write_set(root: pathlib.Path, photographs: Mapping[str, np.ndarray], seed: 
     _write_csv(root / "truth.csv", ("id", "landmarks", "Usage"), truth)
 
 
-def _write_csv(path: pathlib.Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write_csv(path: pathlib.Path, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *sorted(rows)])
 
@@ -284,7 +287,8 @@ def _make_view(
     width, height = (sides if region.shape[1] >= region.shape[0] else sides[::-1]).tolist()
     view = _background(background, width, height, rng)
     corners = _place(region, width, height, difficulty, rng)
-    source = np.float32([[0, 0], [1, 0], [1, 1], [0, 1]]) * np.float32([region.shape[1], region.shape[0]])
+    sides = np.array([region.shape[1], region.shape[0]], np.float32)
+    source = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32) * sides
     homography = cv2.getPerspectiveTransform(source, corners)
     inside = cv2.warpPerspective(np.ones(region.shape[:2], np.float32), homography, (width, height))[
         :, :, None
@@ -358,5 +362,5 @@ def _expose(view: np.ndarray, difficulty: _Difficulty, rng: np.random.Generator)
     tint = rng.uniform(0.9, 1.1, size=3)
     view = cv2.pow(view / np.float32(255), exponent) * (255 * shade[:, :, None] * tint).astype(np.float32)
     view = cv2.GaussianBlur(view, (0, 0), rng.uniform(0.1, difficulty.blur))
-    view += np.float32(rng.uniform(0, difficulty.noise)) * rng.standard_normal(view.shape, dtype=np.float32)
-    return np.clip(np.rint(view), 0, 255).astype(np.uint8)
+    noise = np.float32(rng.uniform(0, difficulty.noise)) * rng.standard_normal(view.shape, dtype=np.float32)
+    return np.clip(np.rint(view + noise), 0, 255).astype(np.uint8)

@@ -9,6 +9,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import outputs, runner
 from beam_pipeline.config import ConfigError, EvaluateConfig
+from beam_pipeline.manifest import RunManifest
 from transforms import gap
 from transforms.storage import files, tables
 
@@ -37,7 +38,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     options = PipelineOptions([]) if options is None else options
     output = config.output
     if not tables.is_csv(config.predictions):
-        outputs.read_manifest(config.predictions, "recognize")
+        outputs.read_manifest(config.predictions, RunManifest)
         output = output or _metrics_uri(config.predictions)
     if output is None and runner.local_workers(options) is None:
         raise ConfigError("--output is needed to score a CSV on a remote runner")
@@ -79,7 +80,16 @@ def format_metrics(metrics: gap.Metrics) -> str:
         for s in gap.SPLITS
         if s == "all" or 0 < metrics[s]["counts"]["queries"] < metrics["all"]["counts"]["queries"]
     ]
-    header = ("", "GAP", "GAP, landmarks only", "top-1", "queries", "with landmark", "predicted", "correct")
+    header: tuple[str, ...] = (
+        "",
+        "GAP",
+        "GAP, landmarks only",
+        "top-1",
+        "queries",
+        "with landmark",
+        "predicted",
+        "correct",
+    )
     lines = [header]
     for split in splits:
         values = metrics[split]

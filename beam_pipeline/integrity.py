@@ -7,11 +7,12 @@ these records.
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from beam_pipeline import outputs
+from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
+from transforms.storage.files import FileRecord
 
 MISSING = "missing"
 
@@ -22,27 +23,14 @@ class DamagedError(ValueError):
     """Files of a store are missing or not as they were written."""
 
 
-def recorded(root: str, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The record (`bytes`, `sha256`) by URI of every file that a manifest vouches for."""
-    # Of a run, the shards are those of its queries.
-    store = files.place_of(root, manifest["query_store"]) if "query_store" in manifest else root
-    records = {
-        files.join(store, name): record
-        for shard in manifest["shards"]
-        for name, record in shard.get("files", {}).items()
-    }
-    records.update({files.join(root, name): record for name, record in manifest.get("files", {}).items()})
-    return records
-
-
-def record_files(root: str, uris: Sequence[str]) -> dict[str, dict[str, Any]]:
+def record_files(root: str, uris: Sequence[str]) -> dict[str, FileRecord]:
     """The records of files below `root`, by path below it; each is read."""
     with ThreadPoolExecutor(max_workers=8) as pool:
         records = pool.map(lambda uri: files.content_record(files.read_bytes(uri)), uris)
         return {uri[len(root) :].lstrip("/"): record for uri, record in zip(uris, records)}
 
 
-def wrong_sizes(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def wrong_sizes(records: Mapping[str, FileRecord]) -> dict[str, str]:
     """What is wrong, by URI, with files that are missing or of another size than recorded."""
     sizes: dict[str, int] = {}
     for folder in sorted({uri.rsplit("/", 1)[0] for uri in records}):
@@ -51,19 +39,19 @@ def wrong_sizes(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for uri, record in records.items():
         if uri not in sizes:
             problems[uri] = MISSING
-        elif sizes[uri] != record["bytes"]:
-            cut = "truncated" if sizes[uri] < record["bytes"] else "altered"
-            problems[uri] = f"{cut}: {sizes[uri]:,} bytes, {record['bytes']:,} written"
+        elif sizes[uri] != record.bytes:
+            cut = "truncated" if sizes[uri] < record.bytes else "altered"
+            problems[uri] = f"{cut}: {sizes[uri]:,} bytes, {record.bytes:,} written"
     return problems
 
 
-def check_sizes(root: str, manifest: Mapping[str, Any]) -> None:
+def check_sizes(root: str, manifest: Manifest) -> None:
     """Checks that every file of a finished output is there in its full size.
 
     Raises:
       DamagedError: some are not; the text names them.
     """
-    problems = [f"{uri} is {problem}" for uri, problem in wrong_sizes(recorded(root, manifest)).items()]
+    problems = [f"{uri} is {problem}" for uri, problem in wrong_sizes(manifest.records(root)).items()]
     if problems:
         more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise DamagedError(f"{root} is damaged: {'; '.join(problems[:_NAMED])}{more}")
@@ -80,31 +68,27 @@ def discard_damaged(store: FeatureStore, units: Sequence[str]) -> list[str]:
     there = [unit for unit in store.units() if unit in wanted]
     summaries = store.summaries(there)
     problems = wrong_sizes(
-        {files.join(store.root, name): record for s in summaries for name, record in s["files"].items()}
+        {files.join(store.root, name): record for s in summaries for name, record in s.files.items()}
     )
     for summary in summaries:
-        found = [
-            uri for uri in (files.join(store.root, name) for name in summary["files"]) if uri in problems
-        ]
+        found = [uri for uri in (files.join(store.root, name) for name in summary.files) if uri in problems]
         if found:
-            store.discard(summary["unit"])
+            store.discard(summary.unit)
             lines += [f"{uri} is {problems[uri]}" for uri in found]
     return lines
 
 
-def find_problems(root: str, manifest: Mapping[str, Any]) -> tuple[int, dict[str, str]]:
+def find_problems(root: str, manifest: Manifest) -> tuple[int, dict[str, str]]:
     """Reads every file that a manifest vouches for.
 
     Returns:
       Number of files; what is wrong, by URI, with those that are missing, truncated, altered or unreadable.
     """
-    records = recorded(root, manifest)
+    records = manifest.records(root)
     problems = wrong_sizes(records)
     whole = [uri for uri in records if uri not in problems]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for uri, problem in zip(
-            whole, pool.map(lambda uri: _wrong_content(uri, records[uri]["sha256"]), whole)
-        ):
+        for uri, problem in zip(whole, pool.map(lambda uri: _wrong_content(uri, records[uri].sha256), whole)):
             if problem:
                 problems[uri] = problem
     return len(records), problems
@@ -112,7 +96,7 @@ def find_problems(root: str, manifest: Mapping[str, Any]) -> tuple[int, dict[str
 
 def _wrong_content(uri: str, checksum: str) -> str | None:
     try:
-        found = files.content_record(files.read_bytes(uri))["sha256"]
+        found = files.content_record(files.read_bytes(uri)).sha256
     except OSError as e:
         return f"unreadable: {e}"
     return None if found == checksum else f"altered: SHA-256 {found}, {checksum} written"
@@ -125,7 +109,7 @@ def run(root: str) -> int:
     Raises:
       ConfigError: there is no finished output.
     """
-    manifest = outputs.read_manifest(root, "index", "recognize")
+    manifest = outputs.read_manifest(root, IndexManifest, RunManifest)
     count, problems = find_problems(root, manifest)
     for uri in sorted(problems):
         print(f"{uri}: {problems[uri]}")

@@ -5,13 +5,12 @@ Parses and calls; the work is in the modules of the commands, imported when they
 
 import argparse
 import difflib
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from beam_pipeline import __version__, config
+from beam_pipeline import __version__, config, flags, quiet
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -92,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     matches.add_argument("--truth", metavar="CSV", help="frame right candidates green and wrong ones red")
     matches.add_argument(
         "--max_candidates",
-        type=config._number(int, 1),
+        type=flags.number(int, 1),
         default=3,
         metavar="N",
         help="candidates drawn (default: %(default)s)",
@@ -121,8 +120,8 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
         action="store_true",
         help="add the images to a finished index, which stays readable meanwhile",
     )
-    config.add_output_flags(index)
-    config.add_extraction_flags(index, of_index=True)
+    flags.add_output_flags(index)
+    flags.add_extraction_flags(index, of_index=True)
 
 
 def _add_recognize(commands: Any, run: Any, text: str) -> None:
@@ -139,9 +138,9 @@ def _add_recognize(commands: Any, run: Any, text: str) -> None:
         metavar="DIR",
         help="keep the queries' features here, to share them between runs (default: RUN/queries)",
     )
-    config.add_output_flags(recognize)
-    config.add_query_flags(recognize)
-    config.add_extraction_flags(recognize, of_index=False)
+    flags.add_output_flags(recognize)
+    flags.add_query_flags(recognize)
+    flags.add_extraction_flags(recognize, of_index=False)
 
 
 def _add_command(
@@ -154,7 +153,7 @@ def _add_command(
     return command
 
 
-def beam_options(flags: Sequence[str]) -> Any:
+def beam_options(given: Sequence[str]) -> Any:
     """Beam's PipelineOptions from the flags that are not ours.
 
     Raises:
@@ -171,9 +170,9 @@ def beam_options(flags: Sequence[str]) -> Any:
         if "_add_argparse_args" in vars(options_class):
             options_class._add_argparse_args(parser)
     try:
-        _, unknown = parser.parse_known_args(list(flags))
+        _, unknown = parser.parse_known_args(list(given))
     except SystemExit:
-        raise config.ConfigError(f"wrong value for an option of Beam in: {' '.join(flags)}") from None
+        raise config.ConfigError(f"wrong value for an option of Beam in: {' '.join(given)}") from None
     if unknown:
         known = [o for action in [*build_parser()._actions, *parser._actions] for o in action.option_strings]
         known += [
@@ -183,7 +182,7 @@ def beam_options(flags: Sequence[str]) -> Any:
         raise config.ConfigError(
             f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
-    return pipeline_options.PipelineOptions(list(flags))
+    return pipeline_options.PipelineOptions(list(given))
 
 
 def _own_flags(command: str) -> list[str]:
@@ -194,25 +193,25 @@ def _own_flags(command: str) -> list[str]:
 def _index(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import index
 
-    return index.run(config.index_config(args), options)
+    return index.run(flags.index_config(args), options)
 
 
 def _recognize(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import recognize
 
-    return recognize.run(config.recognize_config(args), options)
+    return recognize.run(flags.recognize_config(args), options)
 
 
 def _plan_index(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import index
 
-    return index.plan(config.index_config(args), options)
+    return index.plan(flags.index_config(args), options)
 
 
 def _plan_recognize(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import recognize
 
-    return recognize.plan(config.recognize_config(args), options)
+    return recognize.plan(flags.recognize_config(args), options)
 
 
 def _evaluate(args: argparse.Namespace, options: Any) -> int:
@@ -229,9 +228,9 @@ def _verify(args: argparse.Namespace, options: Any) -> int:
 
 
 def _inspect(args: argparse.Namespace, options: Any) -> int:
-    from beam_pipeline import model_choice
+    from beam_pipeline import recipe
 
-    print(model_choice.inspect(args.model))
+    print(recipe.inspect(args.model))
     return EXIT_DONE
 
 
@@ -253,24 +252,6 @@ def _matches(args: argparse.Namespace, options: Any) -> int:
     return EXIT_DONE
 
 
-def _quiet() -> None:
-    """Leaves out what Beam and TensorFlow say at every start and no user can act on; the settings reach
-    worker processes too.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    noise = ("apitools not found", "Resource module is not available", "Error getting client info")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: not record.getMessage().startswith(noise))
-
-
-def pilot_process(connection: Any) -> None:
-    """What the process of a pilot does; here, so that it is quiet before it imports Beam."""
-    _quiet()
-    from beam_pipeline import pilot
-
-    pilot.answer(connection)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard
     error.
@@ -281,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser.parse_known_args(argv, argparse.Namespace(started=started))
     except SystemExit as e:  # argparse has printed the help or the error
         return EXIT_DONE if not e.code else EXIT_USAGE
-    _quiet()
+    quiet.silence()
     # Called from Python with arguments, the work is done in the caller's process.
     if argv is None and args.command in (_index, _recognize) and _runner(rest) in config.LOCAL_RUNNERS:
         from beam_pipeline import supervisor
@@ -292,10 +273,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(args, rest)
 
 
-def _runner(flags: Sequence[str]) -> str | None:
+def _runner(given: Sequence[str]) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--runner", nargs="?")
-    return parser.parse_known_args(flags)[0].runner
+    return parser.parse_known_args(given)[0].runner
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:

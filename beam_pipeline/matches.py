@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 
 from beam_pipeline import outputs
 from beam_pipeline.config import ConfigError
+from beam_pipeline.manifest import IndexManifest, RunManifest
+from beam_pipeline.recipe import Recipe
 from transforms import images, verification
 from transforms.storage import files, run_store, tables
-from transforms.storage.feature_store import FeatureStore
-from transforms.types import Failure, FeatureLocation, ImageRef, ReadingConfig, VerificationSettings
+from transforms.storage.feature_store import FeatureStore, ShardSummary
+from transforms.types import Failure, FeatureLocation, ImageRef
 
 MAX_LINES = 60  # more hide the photographs
 
@@ -154,7 +156,7 @@ def _residuals(query_points: np.ndarray, candidate_points: np.ndarray) -> np.nda
 
     Zero where there are too few matches, or they are too degenerate, to fit one.
     """
-    source, target = (np.float64(points)[:, None, ::-1] for points in (query_points, candidate_points))
+    source, target = (points[:, None, ::-1].astype(np.float64) for points in (query_points, candidate_points))
     homography = cv2.findHomography(source, target)[0] if len(source) >= 4 else None
     if homography is None:
         return np.zeros(len(source))
@@ -231,10 +233,9 @@ def write_match_picture(
     """
     if os.path.splitext(output)[1].lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"the picture {output!r} must end in .png, .jpg or .jpeg")
-    manifest = outputs.read_manifest(run, "recognize")
-    index_root = files.place_of(run, manifest["index"])
+    manifest = outputs.read_manifest(run, RunManifest)
     try:
-        index = outputs.read_manifest(index_root, "index")
+        index = outputs.read_manifest(manifest.index, IndexManifest)
     except ConfigError as e:
         raise ConfigError(f"the index that {run} was made with is missing: {e}") from e
     prediction = _find_prediction(run, image_id)
@@ -242,13 +243,10 @@ def write_match_picture(
     if not candidates:
         raise ConfigError(f"{run} has no candidates for the query {image_id!r}")
     right = _read_landmarks(truth, image_id) if truth else None
-    query_store, index_store = (
-        FeatureStore(root) for root in (files.place_of(run, manifest["query_store"]), index_root)
-    )
-    query = _find_images(query_store, manifest["shards"], {image_id})[image_id]
-    found = _find_images(index_store, index["shards"], {c["image_id"] for c in candidates})
-    names = {field.name for field in dataclasses.fields(VerificationSettings)}
-    settings = VerificationSettings(**{k: v for k, v in manifest["hyperparameters"].items() if k in names})
+    query_store, index_store = FeatureStore(manifest.query_store), FeatureStore(manifest.index)
+    query = _find_images(query_store, manifest.shards, {image_id})[image_id]
+    found = _find_images(index_store, index.shards, {c["image_id"] for c in candidates})
+    settings = manifest.verification
     query_local = query_store.read_local(query.location)
     panels = []
     for rank, candidate in enumerate(candidates, 1):
@@ -258,14 +256,14 @@ def write_match_picture(
         agreeing = verified.matches[verified.inlier_mask]
         panels.append(
             Panel(
-                _read_pixels(stored.ref, index),
+                _read_pixels(stored.ref, index.recipe),
                 query_local.keypoints[agreeing[:, 0]],
                 local.keypoints[agreeing[:, 1]],
                 _candidate_caption(rank, candidate),
                 None if right is None else candidate["landmark_id"] in right,
             )
         )
-    drawn = draw_matches(_read_pixels(query.ref, manifest), panels, _title(prediction, right))
+    drawn = draw_matches(_read_pixels(query.ref, manifest.recipe), panels, _title(prediction, right))
     encoded = io.BytesIO()
     PIL.Image.fromarray(drawn).save(encoded, "PNG" if output.lower().endswith(".png") else "JPEG", quality=92)
     files.write_bytes(output, encoded.getvalue())
@@ -307,11 +305,11 @@ def _read_landmarks(truth: str, image_id: str) -> list[str] | None:
 
 
 def _find_images(
-    store: FeatureStore, shards: Iterable[Mapping[str, Any]], image_ids: set[str]
+    store: FeatureStore, shards: Iterable[ShardSummary], image_ids: set[str]
 ) -> dict[str, _StoredImage]:
-    """Looks images up in shards of a store, given by their summaries, until all are found."""
+    """Looks images up in shards of a store, until all are found."""
     wanted, found, there = pa.array(sorted(image_ids), pa.string()), {}, {*store.units()}
-    for unit in (shard["unit"] for shard in shards if shard["unit"] in there):
+    for unit in (shard.unit for shard in shards if shard.unit in there):
         table = store.read_images(unit, ["image_id", "uri", "local_offset", "local_size"])
         for row in table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist():
             location = FeatureLocation(unit, row["local_offset"], row["local_size"])
@@ -321,11 +319,9 @@ def _find_images(
     raise ValueError(f"{store.root} has no features of {', '.join(sorted(image_ids - found.keys()))}")
 
 
-def _read_pixels(ref: ImageRef, manifest: Mapping[str, Any]) -> np.ndarray:
+def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
-    image = images.read_image(
-        ref, manifest["extraction"]["max_image_side"], ReadingConfig(**manifest["reading"])
-    )
+    image = images.read_image(ref, recipe.settings.max_image_side, recipe.reading)
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
     return image.pixels

@@ -6,28 +6,23 @@ it works it holds the lock (lock.py).
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from beam_pipeline import lock
 from beam_pipeline.config import ConfigError
+from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
 from transforms.storage import files
-from transforms.storage.feature_store import MANIFEST
 
-FORMAT = 1
 _SETTINGS = "settings.json"
+
+M = TypeVar("M", bound=Manifest)
 
 # Stands for the settings while an old output is deleted.
 _CLEARING = {"command": "overwrite"}
-
-
-def digest(value: Any) -> str:
-    """Short fingerprint of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -92,17 +87,19 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
     files.write_json(uri, settings)
 
 
-def finish(root: str, manifest: dict[str, Any]) -> None:
+def finish(root: str, manifest: Manifest) -> None:
     """Writes the manifest: from now on the output is whole."""
-    files.write_json(files.join(root, MANIFEST), manifest)
+    files.write_json(files.join(root, MANIFEST), manifest.to_json(root))
 
 
-def read_manifest(root: str, *commands: str) -> dict[str, Any]:
-    """The manifest of a finished output of one of `commands`.
+def read_manifest(root: str, *kinds: type[M]) -> M:
+    """The manifest of a finished output, which is one of `kinds`.
 
     Raises:
       ConfigError: there is no such folder, no manifest in it, or one of another command or format.
+      ValueError: it is damaged.
     """
+    commands = [kind.COMMAND for kind in kinds]
     uri = files.join(root, MANIFEST)
     if not files.exists(uri):
         found = (_read_settings(root) or {}).get("command")
@@ -112,14 +109,17 @@ def read_manifest(root: str, *commands: str) -> dict[str, Any]:
         if files.is_local(root) and not os.path.exists(root):
             why = "there is no such folder"
         raise ConfigError(f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: {why}")
-    manifest = files.read_json(uri)
-    if manifest.get("command") not in commands or manifest.get("format") != FORMAT:
+    value = files.read_json(uri)
+    command, version = value.get("command"), value.get("format")
+    if command not in commands or version != FORMAT:
         expected = " or ".join(map(repr, commands))
         raise ConfigError(
-            f"{uri}: command {manifest.get('command')!r} format {manifest.get('format')!r}, expected "
-            f"{expected} format {FORMAT}"
+            f"{uri}: command {command!r} format {version!r}, expected {expected} format {FORMAT}"
         )
-    return manifest
+    try:
+        return kinds[commands.index(command)].from_json(value, root)
+    except ValueError as e:
+        raise ValueError(f"{uri} is damaged: {e}") from e
 
 
 def exit_code(root: str, failed: int, images: int, max_failure_rate: float) -> int:

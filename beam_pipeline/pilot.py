@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import resource
 import tempfile
 import time
@@ -21,12 +22,12 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import budget, main, runner
+from beam_pipeline import budget, quiet, runner
 from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
+from beam_pipeline.recipe import Recipe
 from transforms.dot_products import NumpyProduct, fastest_product
-from transforms.features import ReadImages, UnitFeatures, extract_unit, load_model
-from transforms.models.card import ExtractionSettings
+from transforms.features import UnitFeatures, extract_unit, load_model
 from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
 from transforms.quantization import quantized
 from transforms.retrieval import UNIT_QUERIES, read_index_block
@@ -82,17 +83,14 @@ class Sample:
     """What the pilot tries.
 
     Attributes:
-      model, settings: as for extraction.
-      read_images: reads and decodes photographs.
+      recipe: how photographs become features.
       images: to extract; none, and no model is loaded.
       work: of the whole job.
       beam_flags: the job's options of Beam.
       search: None for an index.
     """
 
-    model: str
-    settings: ExtractionSettings
-    read_images: ReadImages
+    recipe: Recipe
     images: tuple[ImageRef, ...]
     work: Work
     beam_flags: dict[str, Any]
@@ -113,9 +111,18 @@ def sample_images(units: Iterable[ImageUnit], number: int = SAMPLE_IMAGES) -> tu
     )
 
 
-def beam_flags(options: PipelineOptions) -> dict[str, Any]:
-    """The options of Beam that a pilot takes over."""
-    return options.get_all_options(drop_default=True, retain_unknown_options=False)
+def sample_of(
+    recipe: Recipe,
+    missing: Sequence[ImageUnit],
+    options: PipelineOptions,
+    search: Search | None = None,
+    **counts: int,
+) -> Sample:
+    """The sample of a job that has the units `missing` to extract, and else work of these `counts`."""
+    images = sum(len(unit.images) for unit in missing)
+    work = budget.work_of(options, images=images, units=len(missing), **counts)
+    flags = options.get_all_options(drop_default=True, retain_unknown_options=False)
+    return Sample(recipe, sample_images(missing), work, flags, search)
 
 
 def measure(sample: Sample) -> Measured:
@@ -146,13 +153,14 @@ def _measure_extraction(
     sample: Sample, workers: int, scratch: str
 ) -> tuple[dict[str, Any], list[ImageFeatures]]:
     begun = time.monotonic()
-    model = load_model(sample.model, sample.settings)
+    recipe = sample.recipe
+    model = load_model(recipe.model, recipe.settings)
     load = time.monotonic() - begun
     if not model.contract.has_global:
         return {}, []  # the job itself says what is wrong with it
 
-    def extract(ref: ImageRef) -> UnitFeatures:
-        return extract_unit(ImageUnit("pilot", (ref,)), model, sample.read_images)
+    def extract(ref: ImageRef) -> UnitFeatures | None:
+        return extract_unit(ImageUnit("pilot", (ref,)), model, recipe.reader)
 
     extract(sample.images[0])  # a model's first image takes longer
     extracted, each = _each(extract, sample.images, workers)
@@ -177,7 +185,7 @@ def _measure_extraction(
     return found, features
 
 
-def _each(function: Callable[[T], R], items: Sequence[T], workers: int) -> tuple[list[R], float]:
+def _each(function: Callable[[T], R | None], items: Sequence[T], workers: int) -> tuple[list[R], float]:
     """Results for the first items, as many as _SECONDS are enough for, and the seconds per item with all
     workers busy.
     """
@@ -212,7 +220,7 @@ def _measure_search(
     searching = min(_seconds(lambda: nearest(block, index, search.k, product)) for _ in range(2))
     found["search"] = searching / (len(block) * max(1, len(index))) + reading / max(1, work.queries)
     if search.verification is not None:
-        found.update(_measure_pairs(search, extracted, index, workers))
+        found.update(_measure_pairs(search, search.verification, extracted, index, workers))
     return found
 
 
@@ -235,7 +243,11 @@ def _measure_predictions(k: int, scratch: str) -> dict[str, float]:
 
 
 def _measure_pairs(
-    search: Search, extracted: Sequence[ImageFeatures], index: IndexBlock, workers: int
+    search: Search,
+    settings: VerificationSettings,
+    extracted: Sequence[ImageFeatures],
+    index: IndexBlock,
+    workers: int,
 ) -> dict[str, Any]:
     """Verifies queries of the sample with their best candidates in a part of the index."""
     index_store, query_store = FeatureStore(search.index_root), FeatureStore(search.query_root)
@@ -267,13 +279,9 @@ def _measure_pairs(
     def verify(pair: tuple[int, int]) -> int:
         q, _ = pair
         image_id, _, read = queries[q]
-        place = FeatureLocation(
-            neighbors.unit[pair].decode(), int(neighbors.local_offset[pair]), int(neighbors.local_size[pair])
-        )
-        candidate = index_store.read_local(place)
-        return verify_pair(
-            image_id, read(), neighbors.image_id[pair].decode(), candidate, search.verification
-        ).inliers
+        candidate = index_store.read_local(neighbors.location(*pair))
+        candidate_id = neighbors.image_id[pair].decode()
+        return verify_pair(image_id, read(), candidate_id, candidate, settings).inliers
 
     pairs = [(int(q), int(c)) for q, c in np.argwhere(neighbors.similarity > -np.inf)]
     with one_thread:
@@ -305,7 +313,7 @@ def run(sample: Sample, timeout: float | None = None) -> Measured | None:
     begun = time.monotonic()
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=main.pilot_process, args=(there,), name="pilot", daemon=True
+        target=quiet.call, args=(pickle.dumps(answer), there), name="pilot", daemon=True
     )
     process.start()
     there.close()

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
@@ -18,6 +19,7 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
 from transforms.storage import files
@@ -93,11 +95,20 @@ def _on_dataflow(options: PipelineOptions) -> bool:
 
 
 def run_pipeline(
-    build: Callable[[beam.Pipeline], None], options: PipelineOptions, phases: Sequence[Phase]
+    build: Callable[[beam.Pipeline], Any],
+    options: PipelineOptions,
+    phases: Sequence[Phase],
+    engine: PipelineRunner | None = None,
 ) -> dict[str, int]:
     """Builds a pipeline, runs it to its end and shows progress meanwhile.
 
     On the local runner all cores work, as threads of one process, unless options say otherwise.
+
+    Args:
+      build: makes the graph.
+      options: of Beam.
+      phases: whose progress is shown.
+      engine: what runs it; by default the runner that `options` name.
 
     Returns:
       The job's own counters (namespace "landmarks"), and of each distribution its sum, by name.
@@ -110,9 +121,8 @@ def run_pipeline(
     options = PipelineOptions.from_dictionary(
         options.get_all_options(drop_default=True, retain_unknown_options=False)
     )
-    runner = None
     if workers is not None:
-        runner = FnApiRunner()
+        engine = engine or FnApiRunner()
         given = options.get_all_options(drop_default=True)
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers = workers
@@ -121,7 +131,7 @@ def run_pipeline(
     setup, not_awaited = options.view_as(SetupOptions), _not_awaited(options)
     if setup.save_main_session is None:
         setup.save_main_session = False  # all that workers run they import from the installed packages
-    pipeline = beam.Pipeline(runner=runner, options=options)
+    pipeline = beam.Pipeline(runner=engine, options=options)
     build(pipeline)
     with _Progress([] if not_awaited else phases):
         try:
@@ -189,7 +199,7 @@ class _Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
 

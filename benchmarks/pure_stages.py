@@ -3,13 +3,14 @@ overhead.
 """
 
 import argparse
+import dataclasses
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 from beam_pipeline.config import ExtractionOverrides
-from beam_pipeline.index import image_reader
-from beam_pipeline.model_choice import choose_as_indexed
+from beam_pipeline.manifest import IndexManifest
 from beam_pipeline.outputs import read_manifest
+from beam_pipeline.recipe import choose_as_indexed
 from transforms.aggregation import aggregate
 from transforms.features import LoadedModel, extract_unit, load_model
 from transforms.nearest import nearest
@@ -20,7 +21,6 @@ from transforms.storage.feature_store import FeatureStore
 from transforms.storage.worklist import make_units, write_plan
 from transforms.submission import write_submission
 from transforms.types import (
-    Candidate,
     FeatureLocation,
     Prediction,
     PredictionUnit,
@@ -34,21 +34,20 @@ from transforms.verification import one_thread, ranked, verify_pair
 def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3, top_k: int = 3) -> None:
     """Writes the predictions and the submission of a run with the default hyperparameters, on all cores."""
     cores, settings = len(os.sched_getaffinity(0)), VerificationSettings()
-    manifest = read_manifest(index_root, "index")
-    choice = choose_as_indexed(None, ExtractionOverrides(), manifest, index_root)
+    manifest = read_manifest(index_root, IndexManifest)
+    recipe = choose_as_indexed(None, ExtractionOverrides(), ReadingConfig(), manifest.recipe)
     index, queries = FeatureStore(index_root), FeatureStore(os.path.join(output, "queries"))
     units = make_units(match_images([images]), "pure")
     write_plan(output, units)
     with ThreadPoolExecutor(cores) as pool:
-        model = LoadedModel(load_model(choice.model, choice.settings), pool, cores)
-        read_images = image_reader(choice, ReadingConfig())
+        model = LoadedModel(load_model(recipe.model, recipe.settings), pool, cores)
         for unit in units:
-            extracted = extract_unit(unit, model, read_images)
+            extracted = extract_unit(unit, model, recipe.reader)
             queries.write_unit(unit.name, extracted.features, extracted.failures, extracted.dimensions)
     names = [unit.name for unit in units]
     block = read_query_block(queries, names)
     neighbors = nearest(
-        block, read_index_block(index, [shard["unit"] for shard in manifest["shards"]]), num_to_rerank
+        block, read_index_block(index, [shard.unit for shard in manifest.shards]), num_to_rerank
     )
     places = [
         (image_id, FeatureLocation(name, offset, size))
@@ -64,23 +63,10 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
     def predict(q: int) -> Prediction:
         image_id, place = places[q]
         local, candidates = queries.read_local(place), []
-        for c in range(num_to_rerank):
-            where = FeatureLocation(
-                neighbors.unit[q, c].decode(),
-                int(neighbors.local_offset[q, c]),
-                int(neighbors.local_size[q, c]),
-            )
-            candidate_id = neighbors.image_id[q, c].decode()
-            inliers = verify_pair(image_id, local, candidate_id, index.read_local(where), settings).inliers
-            candidates.append(
-                Candidate(
-                    candidate_id,
-                    neighbors.landmark_id[q, c].decode(),
-                    float(neighbors.similarity[q, c]),
-                    where,
-                    inliers,
-                )
-            )
+        for candidate in neighbors.candidates(q):
+            other = index.read_local(candidate.location)
+            inliers = verify_pair(image_id, local, candidate.image_id, other, settings).inliers
+            candidates.append(dataclasses.replace(candidate, inliers=inliers))
         return aggregate(QueryCandidates(image_id, place, ranked(candidates, settings)), top_k)
 
     with one_thread, ThreadPoolExecutor(cores) as pool:

@@ -21,12 +21,14 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline import index, main, model_choice, runner
-from beam_pipeline.config import ExtractionOverrides, IndexConfig
+from beam_pipeline import index, main, recipe, runner
+from beam_pipeline.config import ExtractionOverrides
+from beam_pipeline.extraction import ExtractionTask, match
 from benchmarks import jobs
 from transforms.features import check_model
 from transforms.models.catalog import EMBEDDED
 from transforms.storage import tables, worklist
+from transforms.types import ReadingConfig
 
 _GROUP_BY_KEY = common_urns.primitives.GROUP_BY_KEY.urn
 _UNIT_IMAGES = worklist.unit_size(1_000_000)
@@ -125,21 +127,19 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
         nonlocal started
         seconds[step], started = time.monotonic() - started, time.monotonic()
 
-    choice = model_choice.choose(EMBEDDED, ExtractionOverrides())
-    check_model(choice.model, choice.settings)
+    made = recipe.choose(EMBEDDED, ExtractionOverrides(), ReadingConfig())
+    check_model(made.model, made.settings)
     before = peak_memory(os.getpid())
     done("model")
-    config = IndexConfig((f"@{names}",), labels, output)
     table = tables.read_labels(labels)
     pa.default_memory_pool().release_unused()  # as the command does
-    labelled = index.labelled(index.match(config.images), table)[0]
+    labelled = index.labelled(match((f"@{names}",)), table)[0]
     done("match")
-    planned = worklist.write_plan(
-        output, worklist.make_units(labelled, [choice.extraction(), choice.fingerprint])
-    )
+    task = ExtractionTask.of(labelled, made, output, output)
+    task.write_plan()
     done("plan")
     pipeline = beam.Pipeline()
-    index.build(pipeline, config, choice, output, planned)
+    index.build(pipeline, task)
     graph = pipeline.to_runner_api().ByteSize()
     done("graph")
     plan = sum(os.path.getsize(path) for path in pathlib.Path(output, "plan").iterdir())
@@ -147,7 +147,7 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
         "seconds": seconds,
         "before": before,
         "launcher": peak_memory(os.getpid()),
-        "units": len(planned),
+        "units": len(task.units),
         "plan": plan,
         "graph": graph,
     }

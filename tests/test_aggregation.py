@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from transforms.aggregation import AggregatePredictions, aggregate
-from transforms.types import Candidate, CandidateUnit, FeatureLocation, QueryCandidates
+from transforms.types import Candidate, CandidateUnit, FeatureLocation, QueryCandidates, landmark_order
 
 NOWHERE = FeatureLocation("", 0, 0)
 
@@ -78,3 +78,12 @@ def test_step_on_the_local_runner():
             )
         )
         assert_that(predicted, equal_to([("u", [("a", "8", 1.5), ("b", None, None)])]))
+
+
+def test_equal_sums_go_to_the_lowest_landmark_id_as_a_number_where_all_are():
+    def order(*names):
+        return sorted(names, key=landmark_order(names))
+
+    assert order("10", "9", "07", "7") == ["07", "7", "9", "10"]
+    assert order("10", "9", "x") == ["10", "9", "x"]
+    assert order("10", "٩") == ["10", "٩"]  # decimal, but no number of a table

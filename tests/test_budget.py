@@ -6,18 +6,21 @@ import argparse
 import json
 import math
 import time
+import types
 
 import apache_beam as beam
 import numpy as np
 import pandas as pd
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from beam_pipeline import budget, config, pilot, recognize
+from beam_pipeline import budget, config, extraction, flags, index, pilot, recognize
 from beam_pipeline.main import main
+from tests.manifests import RECIPE
 from transforms import features, verification
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
@@ -55,13 +58,13 @@ WORK = budget.Work(images=1000, units=16, queries=1000, index_images=10_000, pai
     "text, seconds", [("12h", 43200), ("90m", 5400), ("2h30m", 9000), ("45s", 45), ("1h0m5s", 3605)]
 )
 def test_durations(text, seconds):
-    assert config.duration(text) == seconds
+    assert flags.duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "12", "0s", "-1h", "1.5h", "30m2h", "1d", "h", "12h "])
 def test_what_is_no_duration(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is no time such as 12h, 90m, 2h30m or 45s"):
-        config.duration(text)
+        flags.duration(text)
 
 
 def test_a_plan_is_the_measured_pace_times_the_work():
@@ -146,7 +149,7 @@ def test_a_sample_stands_for_all_sizes():
 
 def test_a_pilot_that_takes_too_long_is_stopped():
     with pytest.raises(TimeoutError, match="the pilot took more than 0 s"):
-        pilot.run(pilot.Sample("embedded", None, None, (), WORK, {}), timeout=0.01)
+        pilot.run(pilot.Sample(RECIPE, (), WORK, {}), timeout=0.01)
 
 
 def test_a_unit_that_time_runs_out_in_is_no_shard():
@@ -289,15 +292,23 @@ def scheduled(monkeypatch, deadline):
     )
 
 
+def time_runs_out_in_the_second_unit(monkeypatch):
+    now, extract = [time.time()], features.extract_unit
+    scheduled(monkeypatch, now[0] + 3600)
+    monkeypatch.setattr(extraction, "time", types.SimpleNamespace(time=lambda: now[0]))
+
+    def extract_or_not(unit, *rest):
+        if not unit.name.startswith("000001"):
+            return extract(unit, *rest)
+        now[0] += 7200
+        return None
+
+    monkeypatch.setattr(features, "extract_unit", extract_or_not)
+
+
 def test_extraction_that_does_not_end(data, monkeypatch):
-    extract = features.extract_unit
     with monkeypatch.context() as patch:
-        scheduled(patch, time.time() + 3600)
-        patch.setattr(
-            features,
-            "extract_unit",
-            lambda unit, *rest: None if unit.name.startswith("000001") else extract(unit, *rest),
-        )
+        time_runs_out_in_the_second_unit(patch)
         assert start(data, "recognize", "cut", "--index", str(data / "index"), "--time_budget", "1h") == 0
     assert counts(data / "cut") == (False, dict(queries=12, predicted=8, verified=8, out_of_time=4))
     assert all(
@@ -311,6 +322,8 @@ def test_extraction_that_does_not_end(data, monkeypatch):
 def test_verification_that_does_not_end(data, monkeypatch):
     with monkeypatch.context() as patch:
         scheduled(patch, time.time() + 3600)
+        later = types.SimpleNamespace(time=lambda: time.time() + 7200, monotonic=time.monotonic)
+        patch.setattr(recognize, "time", later)
         looks = iter(
             [False] * 17 + [True] * 1000
         )  # one per query and one per candidate, of which there are three
@@ -329,14 +342,8 @@ def test_verification_that_does_not_end(data, monkeypatch):
 
 
 def test_an_index_that_is_cut_short(data, monkeypatch, capsys):
-    extract = features.extract_unit
     with monkeypatch.context() as patch:
-        scheduled(patch, time.time() + 3600)
-        patch.setattr(
-            features,
-            "extract_unit",
-            lambda unit, *rest: None if unit.name.startswith("000001") else extract(unit, *rest),
-        )
+        time_runs_out_in_the_second_unit(patch)
         assert (
             start(data, "index", "index2", "--labels", str(data / "labels.csv"), "--time_budget", "1h") == 0
         )
@@ -352,6 +359,61 @@ def test_an_index_that_is_cut_short(data, monkeypatch, capsys):
     assert start(data, "index", "index2", "--labels", str(data / "labels.csv")) == 0
     manifests = [json.loads((data / name / "manifest.json").read_text()) for name in ("index", "index2")]
     assert manifests[0]["shards"] == manifests[1]["shards"] and manifests[1]["complete"]
+
+
+class Loses(FnApiRunner):
+    """An engine that loses what a step takes: all whose name begins so."""
+
+    def __init__(self, step, name):
+        super().__init__()
+        self._step, self._name = step, name
+
+    def run_pipeline(self, pipeline, options):
+        pipeline.visit(self)
+        return super().run_pipeline(pipeline, options)
+
+    def visit_transform(self, node):
+        if node.full_label.rpartition("/")[2] == self._step:
+            node.transform.fn = LosesSome(node.transform.fn, self._name)
+
+    def visit_value(self, *arguments):
+        pass
+
+    enter_composite_transform = leave_composite_transform = visit_value
+
+
+class LosesSome(beam.DoFn):
+    def __init__(self, fn, name):
+        self._fn, self._name = fn, name
+
+    def process(self, element):
+        return [] if element.name.startswith(self._name) else self._fn.process(element)
+
+
+OPTIONS = PipelineOptions(["--direct_num_workers=1"])
+
+
+def test_an_engine_that_loses_photographs_of_an_index(data):
+    made = config.IndexConfig((str(data / "images"),), str(data / "labels.csv"), str(data / "lossy"))
+    with pytest.raises(config.PipelineError, match="1 of 2 units of photographs were not extracted"):
+        index.run(made, OPTIONS, Loses("ReadUnit", "000001"))
+    assert not (data / "lossy" / "manifest.json").exists()
+    assert index.run(made, OPTIONS) == 0
+    assert (data / "lossy" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    "step, name, message",
+    [
+        ("ReadUnit", "000001", "1 of 2 units of photographs were not extracted, and no deadline had passed"),
+        ("WritePredictions", "", "12 of 12 queries were not predicted, and no deadline had passed"),
+    ],
+)
+def test_an_engine_that_loses_queries(data, step, name, message):
+    made = config.RecognizeConfig((str(data / "queries"),), str(data / "index"), str(data / step))
+    with pytest.raises(config.PipelineError, match=message):
+        recognize.run(made, OPTIONS, Loses(step, name))
+    check_that_it_goes_on(data, step)
 
 
 def test_no_time_for_an_index(data, capsys):

@@ -1,15 +1,21 @@
 """Extraction settings from flags to the index and from the index to recognize."""
 
+import dataclasses
+import shutil
+
 import pytest
 
-from beam_pipeline import config, main, model_choice
+from beam_pipeline import config, flags, main, outputs, recipe, recognize
 from tests import tiny_models
+from tests.manifests import index_manifest
+from transforms.models import card
+from transforms.types import ReadingConfig
 
 INDEX = ["index", "--images", "x", "--labels", "y", "--output", "z"]
 
 
-def overrides(*flags):
-    return config.index_config(main.build_parser().parse_args([*INDEX, *flags])).overrides
+def overrides(*given):
+    return flags.index_config(main.build_parser().parse_args([*INDEX, *given])).overrides
 
 
 @pytest.fixture(scope="module")
@@ -20,24 +26,49 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "flags, precision",
+    "given, precision",
     [((), "float32"), (("--precision", "float32"), "float32"), (("--precision", "bfloat16"), "bfloat16")],
 )
-def test_an_index_remembers_its_precision_and_recognize_follows_it(model, flags, precision):
-    choice = model_choice.choose(model, overrides(*flags))
-    assert choice.settings.precision == precision and choice.extraction()["precision"] == precision
-    assert (
-        model_choice.choose_as_indexed(None, config.ExtractionOverrides(), choice.as_json("r"), "r").settings
-        == choice.settings
-    )
+def test_an_index_remembers_its_precision_and_recognize_follows_it(model, given, precision):
+    made = recipe.choose(model, overrides(*given), ReadingConfig())
+    assert made.settings.precision == precision and made.identity["extraction"]["precision"] == precision
+    indexed = recipe.Recipe.from_json(made.to_json("index"), "index")
+    other = ReadingConfig(exif_orientation=False)
+    followed = recipe.choose_as_indexed(None, config.ExtractionOverrides(), other, indexed)
+    assert followed == dataclasses.replace(made, reading=other)
 
 
 def test_another_precision_than_the_indexs_is_refused(model):
-    indexed = model_choice.choose(model, overrides("--precision", "bfloat16")).as_json("r")
+    indexed = recipe.choose(model, overrides("--precision", "bfloat16"), ReadingConfig())
     with pytest.raises(config.ConfigError, match="--precision float32 differs from the index's bfloat16"):
-        model_choice.choose_as_indexed(None, overrides("--precision", "float32"), indexed, "r")
+        recipe.choose_as_indexed(None, overrides("--precision", "float32"), ReadingConfig(), indexed)
 
 
 def test_an_unknown_precision_is_wrong_usage(capsys):
     assert main.main([*INDEX, "--precision", "float16"]) == 2
     assert "invalid choice: 'float16'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, of_card, distance",
+    [
+        ((), None, 0.9),
+        ((), 0.7, 0.7),
+        (("--max_distance", "0.5"), 0.7, 0.5),
+        (("--preset", "host"), 0.7, 0.7),
+    ],
+    ids=["preset", "card before preset", "flag before card", "card before named preset"],
+)
+def test_how_near_descriptors_must_be_is_the_models_business(model, tmp_path, given, of_card, distance):
+    shutil.copytree(model, tmp_path / "model")
+    if of_card:
+        card.write_card(str(tmp_path / "model"), card.OFFICIAL_DELG, max_distance=of_card)
+    made = recipe.choose(str(tmp_path / "model"), config.ExtractionOverrides(), ReadingConfig())
+    outputs.finish(str(tmp_path / "index"), index_manifest(recipe=made))
+    (tmp_path / "query.png").write_bytes(b"")
+    paths = ["--images", str(tmp_path), "--index", str(tmp_path / "index"), "--output", str(tmp_path / "run")]
+    args = main.build_parser().parse_args(["recognize", *paths, *given])
+    asked = flags.recognize_config(args)
+    prepared = recognize.prepare(asked)
+    assert prepared.verification.max_distance == distance
+    assert prepared.hyperparameters(asked)["max_distance"] == distance

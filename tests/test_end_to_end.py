@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from beam_pipeline import demo
-from beam_pipeline.index import Extraction
+from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
 from transforms.quantization import dequantized
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import FeatureLocation
 
-RETRIEVING = [kind for kind in tiny_models.KINDS if kind not in ("local_only", "delf_v1")]
+RETRIEVING = tiny_models.RETRIEVAL_KINDS
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +192,7 @@ def test_workers_do_not_change_a_byte_of_a_run(data, embedded_index, embedded_ru
 def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(
     data, embedded_index, tmp_path, flags, monkeypatch
 ):
-    expand = Extraction.expand
+    expand = ExtractMissing.expand
 
     def in_random_order(self, begin):
         return expand(
@@ -202,7 +202,7 @@ def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(
             begin,
         )
 
-    monkeypatch.setattr(Extraction, "expand", in_random_order)
+    monkeypatch.setattr(ExtractMissing, "expand", in_random_order)
     assert index(data, tmp_path / "index", *flags) == 0
     same_files(tmp_path / "index", embedded_index, "images", "local_features", "summaries", "plan")
     manifests = [

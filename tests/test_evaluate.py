@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import evaluate
+from beam_pipeline import evaluate, outputs
 from beam_pipeline.config import ConfigError, EvaluateConfig
+from tests.manifests import run_manifest
 from transforms.storage import tables
 from transforms.storage.tables import TableError
 
@@ -50,7 +51,7 @@ def run_dir(tmp_path, submission):
     table = table.append_column("candidates", candidates)
     pq.write_table(table.slice(0, 1), folder / "predictions" / "a.parquet")
     pq.write_table(table.slice(1), folder / "predictions" / "b.parquet")
-    (folder / "manifest.json").write_text('{"command": "recognize", "format": 1}')
+    outputs.finish(str(folder), run_manifest())
     return folder
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from beam_pipeline import config, main
+from beam_pipeline import config, flags, main
 from transforms.types import VerificationSettings
 
 INDEX = ["index", "--images", "p", "--labels", "l", "--output", "o"]
@@ -18,33 +18,30 @@ def parsed(argv):
 
 
 def test_the_defaults_are_the_entry_preset():
-    made = config.recognize_config(parsed(RECOGNIZE))
-    expected = dict(config.PRESETS["entry"])
-    assert (
-        (made.num_to_rerank, made.top_k) == (expected.pop("num_to_rerank"), expected.pop("top_k")) == (3, 3)
-    )
-    assert made.verification == VerificationSettings(**expected) == VerificationSettings()
+    made = flags.recognize_config(parsed(RECOGNIZE))
+    assert config.Preset(made.num_to_rerank, made.top_k, made.verification) == config.PRESETS["entry"]
+    assert (made.num_to_rerank, made.top_k, made.verification) == (3, 3, VerificationSettings())
 
 
 def test_a_preset_sets_all_and_a_flag_overrides():
-    made = config.recognize_config(
+    made = flags.recognize_config(
         parsed([*RECOGNIZE, "--preset", "host", "--max_inlier_score", "55", "--mutual_check"])
     )
     assert (made.num_to_rerank, made.top_k, made.verification.max_reprojection_error) == (10, 5, 4.0)
     assert (made.verification.max_inlier_score, made.verification.mutual_check) == (55, True)
-    accurate = config.recognize_config(parsed([*RECOGNIZE, "--preset", "accurate", "--no-mutual_check"]))
+    accurate = flags.recognize_config(parsed([*RECOGNIZE, "--preset", "accurate", "--no-mutual_check"]))
     assert accurate.num_to_rerank >= 20 and not accurate.verification.mutual_check
 
 
 def test_a_smaller_num_to_rerank_takes_the_presets_top_k_with_it():
-    assert config.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "1"])).top_k == 1
+    assert flags.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "1"])).top_k == 1
     with pytest.raises(config.ConfigError, match="--top_k 3 is more than --num_to_rerank 2"):
-        config.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "2", "--top_k", "3"]))
+        flags.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "2", "--top_k", "3"]))
 
 
 def test_extraction_flags_are_overrides_only_where_given():
-    assert config.index_config(parsed(INDEX)).overrides.given() == {}
-    made = config.index_config(
+    assert flags.index_config(parsed(INDEX)).overrides.given() == {}
+    made = flags.index_config(
         parsed([*INDEX, "--image_scales", "0.5,1,2", "--max_image_side", "800", "--no-exif_orientation"])
     )
     assert made.overrides.given() == {"image_scales": (0.5, 1.0, 2.0), "max_image_side": 800}

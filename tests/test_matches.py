@@ -8,6 +8,7 @@ import pytest
 
 from beam_pipeline import matches, outputs
 from beam_pipeline.config import ConfigError
+from tests.manifests import index_manifest, run_manifest
 from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
@@ -194,26 +195,15 @@ def _run(tmp_path):
     )
     predictions = (Prediction("empty", None, None), Prediction("q", "tower", 2.2, candidates))
     run_store.write_predictions(run, PredictionUnit("p0", predictions))
-    common = {
-        "format": outputs.FORMAT,
-        "extraction": {"max_image_side": 1024},
-        "reading": {"exif_orientation": True, "max_image_pixels": 1_000_000, "max_image_memory": 480},
-    }
-    outputs.finish(
-        index,
-        {**common, "command": "index", "shards": [{"unit": "u0", "images": 1}, {"unit": "u1", "images": 2}]},
+    index_store, query_store = FeatureStore(index), FeatureStore(files.join(run, "queries"))
+    outputs.finish(index, index_manifest(shards=tuple(index_store.summaries(["u0", "u1"]))))
+    made = run_manifest(
+        index=index,
+        query_store=query_store.root,
+        shards=tuple(query_store.summaries(["v0"])),
+        hyperparameters=_HYPERPARAMETERS,
     )
-    outputs.finish(
-        run,
-        {
-            **common,
-            "command": "recognize",
-            "index": index,
-            "query_store": "queries",
-            "shards": [{"unit": "v0", "images": 1}],
-            "hyperparameters": _HYPERPARAMETERS,
-        },
-    )
+    outputs.finish(run, made)
     return run
 
 

@@ -19,7 +19,6 @@ from transforms.dot_products import (
     error_bound,
     exact_scores,
     fastest_product,
-    penalty_columns,
 )
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.retrieval import MergeNeighbors
@@ -48,9 +47,7 @@ def ids(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{i:05d}" for i in range(count)]
 
 
-def index_of(
-    descriptors: np.ndarray, image_ids: list[str] | None = None, penalty: np.ndarray | None = None
-) -> IndexBlock:
+def index_of(descriptors: np.ndarray, image_ids: list[str] | None = None) -> IndexBlock:
     count = len(descriptors)
     names = np.array([i.encode() for i in image_ids or ids("x", count)], "S")
     labels, units = (
@@ -58,7 +55,7 @@ def index_of(
         np.array([b"u%d" % (i // 50) for i in range(count)], "S"),
     )
     return IndexBlock(
-        names, descriptors, labels, units, np.arange(count) * 1000, np.arange(count, dtype=np.int32), penalty
+        names, descriptors, labels, units, np.arange(count) * 1000, np.arange(count, dtype=np.int32)
     )
 
 
@@ -76,8 +73,7 @@ def brute_force(
     for q in queries.descriptors:
         scored = []
         for j, x in enumerate(index.descriptors):
-            penalty = 0.0 if index.penalty is None else float(index.penalty[j])
-            cosine = math.fsum([*(q.astype(np.float64) * x), -penalty])
+            cosine = math.fsum(q.astype(np.float64) * x)
             scored.append((-np.float32(cosine), bytes(index.image_ids[j])))
         scored = sorted(scored)[:k]
         all_ids.append([i for _, i in scored] + [b""] * (k - len(scored)))
@@ -206,25 +202,6 @@ def test_nothing_to_search(queries: int, rows: int) -> None:
     assert np.all(found.similarity == -np.inf) and np.all(found.unit == b"")
 
 
-@pytest.mark.parametrize("size", [0.0, 0.3, 40.0])
-def test_penalties_are_subtracted_before_the_best_are_taken(product: Product, size: float) -> None:
-    rng = np.random.default_rng(5)
-    penalty = (size * rng.standard_normal(150)).astype(np.float32)
-    check(
-        queries_of(near_ties(rng, 12, 64, 0.5)),
-        index_of(near_ties(rng, 150, 64, 0.5), penalty=penalty),
-        6,
-        product,
-    )
-
-
-def test_penalty_columns_are_exact_in_bfloat16() -> None:
-    penalty = (np.random.default_rng(6).standard_normal(1000) * np.logspace(-20, 20, 1000)).astype(np.float32)
-    columns = penalty_columns(penalty)
-    np.testing.assert_array_equal(PRODUCTS["bfloat16"].rounded(columns), columns)
-    np.testing.assert_array_equal(columns.astype(np.float64).sum(axis=1), -penalty.astype(np.float64))
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -233,23 +210,16 @@ def test_penalty_columns_are_exact_in_bfloat16() -> None:
     width=st.integers(1, 70),
     k=st.integers(1, 12),
     levels=st.sampled_from([1, 2, 5, 1000]),
-    penalised=st.booleans(),
     product=st.sampled_from(list(PRODUCTS)),
 )
 def test_any_block_agrees_with_brute_force(
-    seed: int, queries: int, rows: int, width: int, k: int, levels: int, penalised: bool, product: str
+    seed: int, queries: int, rows: int, width: int, k: int, levels: int, product: str
 ) -> None:
     rng = np.random.default_rng(seed)
     # Few levels make many equal rows and exact ties, also of rows that differ.
     values = [unit_rows(rng.integers(-levels, levels + 1, (n, width)) + 0.5) for n in (queries, rows)]
-    penalty = rng.integers(0, 3, rows).astype(np.float32) / 4 if penalised else None
     names = [f"x{i:05d}" for i in rng.permutation(rows + queries)]
-    check(
-        queries_of(values[0], names[:queries]),
-        index_of(values[1], names[-rows:], penalty),
-        k,
-        PRODUCTS[product],
-    )
+    check(queries_of(values[0], names[:queries]), index_of(values[1], names[-rows:]), k, PRODUCTS[product])
 
 
 @settings(max_examples=60, deadline=None)
@@ -263,7 +233,7 @@ def test_scores_keep_their_bound(seed: int, width: int, scale: float) -> None:
         scores = product.values(
             product.ordered(product.scores(product.operand(queries), product.operand(rows)))
         )
-        bound = error_bound(product, queries, 0.0)
+        bound = error_bound(product, queries)
         assert np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None])
 
 
@@ -279,7 +249,7 @@ def test_exact_scores_are_the_true_sum_rounded_whatever_its_order() -> None:
     expected = np.array([1, 1, 1 + 2**-23, 2**-80, 0.75], np.float32)
     for order in itertools.permutations(range(3)):
         sums = np.array([(row[order[0]] + row[order[1]]) + row[order[2]] for row in terms])
-        np.testing.assert_array_equal(exact_scores(sums, 2, 0.0, terms.__getitem__), expected)
+        np.testing.assert_array_equal(exact_scores(sums, 2, terms.__getitem__), expected)
 
 
 def test_keys_sort_as_scores_do(product: Product) -> None:
@@ -311,7 +281,7 @@ def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.Mo
 
 def test_a_searcher_may_keep_the_index_in_its_form(product: Product) -> None:
     rng = np.random.default_rng(11)
-    index = index_of(near_ties(rng, 200, 30, 0.05), penalty=rng.random(200, np.float32))
+    index = index_of(near_ties(rng, 200, 30, 0.05))
     searcher = Searcher(index, keep=True)
     for count in (9, 20):
         queries = queries_of(near_ties(rng, count, 30, 0.05))
@@ -345,8 +315,6 @@ def test_wrong_arguments_are_named() -> None:
         nearest(queries_of(two), index_of(two), 0)
     with pytest.raises(ValueError, match="width 2, the index of width 3"):
         nearest(queries_of(two), index_of(three), 1)
-    with pytest.raises(ValueError, match="1 penalties are not finite"):
-        nearest(queries_of(two), index_of(two, penalty=np.float32([0, np.inf])), 1)
     with pytest.raises(
         ValueError, match=r"1 images need descriptors of float32 \[1, D\], not float64 \[2, 2\]"
     ):

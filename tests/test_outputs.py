@@ -1,5 +1,6 @@
 """The state of an output folder."""
 
+import json
 import os
 
 import pytest
@@ -7,6 +8,8 @@ from apache_beam.io import localfilesystem
 
 from beam_pipeline import integrity, outputs
 from beam_pipeline.config import ConfigError
+from beam_pipeline.manifest import IndexManifest
+from tests.manifests import index_manifest
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure
 
@@ -23,10 +26,10 @@ def test_a_new_folder_an_unfinished_one_and_a_finished_one(tmp_path):
     assert unfinished(root)
     assert unfinished(root)
     with pytest.raises(ConfigError, match="not finished: run the same `landmarks index` again"):
-        outputs.read_manifest(root, "index")
-    outputs.finish(root, {"command": "index", "format": outputs.FORMAT})
+        outputs.read_manifest(root, IndexManifest)
+    outputs.finish(root, index_manifest())
     assert not unfinished(root)
-    assert outputs.read_manifest(root, "index")["command"] == "index"
+    assert outputs.read_manifest(root, IndexManifest) == index_manifest()
 
 
 def test_other_settings_are_named_and_only_overwritten_on_demand(tmp_path):
@@ -47,7 +50,7 @@ def test_overwriting_a_finished_output_starts_anew_and_an_unfinished_one_goes_on
         shard.parent.mkdir(exist_ok=True)
         shard.write_bytes(b"")
         if finished:
-            outputs.finish(root, {"command": "index", "format": outputs.FORMAT})
+            outputs.finish(root, index_manifest())
         assert unfinished(root, overwrite=True) and shard.exists() != finished
 
 
@@ -78,15 +81,15 @@ def test_somebody_elses_folder_is_never_touched(tmp_path, overwrite):
     "manifest, message",
     [
         (None, "no output of `landmarks index`"),
-        ({"command": "recognize", "format": outputs.FORMAT}, "'recognize'"),
+        ({"command": "recognize", "format": 1}, "'recognize'"),
         ({"command": "index", "format": 99}, "format 99"),
     ],
 )
 def test_a_manifest_of_something_else(tmp_path, manifest, message):
     if manifest:
-        outputs.finish(str(tmp_path), manifest)
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match=message):
-        outputs.read_manifest(str(tmp_path), "index")
+        outputs.read_manifest(str(tmp_path), IndexManifest)
 
 
 class FolderFileSystem(localfilesystem.LocalFileSystem):
@@ -140,7 +143,7 @@ def test_a_remote_output_is_locked_resumed_overwritten_and_verified(remote, tmp_
         for unit in ("u0", "u1"):
             store.write_unit(unit, [], [Failure("read", unit, "x", "k", "m")], 8)
     assert unfinished(remote) and store.units() == ["u0", "u1"]
-    manifest = {"command": "index", "format": outputs.FORMAT, "shards": store.summaries(store.units())}
+    manifest = index_manifest(shards=tuple(store.summaries(store.units())))
     outputs.finish(remote, manifest)
     assert not unfinished(remote) and integrity.find_problems(remote, manifest) == (6, {})
     os.truncate(tmp_path / "out" / "images" / "u1.parquet", 9)

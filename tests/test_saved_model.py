@@ -88,7 +88,6 @@ def feeds_for(kind, scales=SETTINGS.image_scales, indices=(1, 3)) -> dict:
         ("delg_tf2", "signature", True, True),
         ("local_only", "prune", False, True),
         ("global_only", "signature", True, False),
-        ("delf_v1", "prune", False, True),
     ],
 )
 def test_contract_is_recognised(models, kind, how, has_global, has_local):
@@ -137,62 +136,6 @@ def test_contracts_with_the_same_weights_agree(models, image):
     for other in others:
         np.testing.assert_allclose(other.global_descriptor, first.global_descriptor, atol=1e-6)
         np.testing.assert_allclose(other.descriptors, first.descriptors, atol=1e-6)
-
-
-def test_delf_v1_is_projected(models):
-    found = load(models, "delf_v1").extract(IMAGE)
-    direct = call_directly(models / "delf_v1" / "model", **feeds_for("delf_v1"))
-    rng = np.random.default_rng(8)  # as tiny_models writes them
-    mean, projection = rng.normal(size=1024) * 0.01, rng.normal(size=(160, 1024)) / 32
-    unit = direct["features"] / np.linalg.norm(direct["features"], axis=1, keepdims=True)
-    expected = (unit - mean) @ projection[:128].T
-    np.testing.assert_allclose(
-        found.descriptors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5
-    )
-    assert found.global_descriptor.shape == (0,)
-
-
-def test_delf_v1_takes_its_projection_from_an_npz(models, tmp_path):
-    shutil.copytree(models / "delf_v1", tmp_path / "delf")
-    shutil.rmtree(tmp_path / "delf/pca")
-    rng = np.random.default_rng(8)
-    np.savez(
-        tmp_path / "delf/pca.npz",
-        mean=rng.normal(size=1024) * 0.01,
-        projection=rng.normal(size=(128, 1024)) / 32,
-    )
-    np.testing.assert_allclose(
-        DelgModel.load(str(tmp_path / "delf"), SETTINGS).extract(IMAGE).descriptors,
-        load(models, "delf_v1").extract(IMAGE).descriptors,
-        atol=1e-6,
-    )
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda pca: shutil.rmtree(pca), "features are 1024 wide, as those of DELF v1, which need its PCA"),
-        (lambda pca: (pca / "mean.datum").write_bytes(b"\xff"), "mean.datum is no DatumProto"),
-        (lambda pca: (pca / "pca_proj_mat.datum").unlink(), "the PCA cannot be read"),
-        (
-            lambda pca: (pca / "pca_proj_mat.datum").write_bytes(tiny_models.datum(np.ones((64, 1024)))),
-            r"found \[1024\] and \[64, 1024\]",
-        ),
-        (
-            lambda pca: [
-                (pca / name).write_bytes(tiny_models.datum(np.ones(shape)))
-                for name, shape in (("mean.datum", 512), ("pca_proj_mat.datum", (128, 512)))
-            ],
-            "features are 1024 wide, the PCA beside the model takes 512",
-        ),
-    ],
-    ids=["missing", "broken", "half", "too few rows", "other width"],
-)
-def test_delf_v1_without_its_projection_is_refused(models, tmp_path, spoil, message):
-    shutil.copytree(models / "delf_v1", tmp_path / "delf")
-    spoil(tmp_path / "delf/pca")
-    with pytest.raises(ModelError, match=message):
-        DelgModel.load(str(tmp_path / "delf"), SETTINGS)
 
 
 @pytest.mark.parametrize("kind", ["delg_tf1", "delg_tf2"])
@@ -402,14 +345,6 @@ def test_fingerprint_is_of_content_alone(models, tmp_path):
     assert len({original, with_asset, renamed, saved_model.fingerprint(str(copy))}) == 4
 
 
-def test_fingerprint_covers_the_projection_of_delf_v1(models, tmp_path):
-    shutil.copytree(models / "delf_v1", tmp_path / "delf")
-    original = saved_model.fingerprint(str(tmp_path / "delf"))
-    assert original == saved_model.fingerprint(str(models / "delf_v1"))
-    (tmp_path / "delf/pca/mean.datum").write_bytes(tiny_models.datum(np.zeros(1024)))
-    assert saved_model.fingerprint(str(tmp_path / "delf")) != original
-
-
 class ShelfFileSystem(localfilesystem.LocalFileSystem):
     """A remote file system: shelf://a/b is a/b in the folder `root`. Counts what is read."""
 
@@ -451,13 +386,12 @@ def shelf(tmp_path, monkeypatch):
     return tmp_path / "shelf"
 
 
-@pytest.mark.parametrize("kind", ["delg_tf1", "delf_v1"])
-def test_remote_model_is_copied_once(models, shelf, kind):
-    shutil.copytree(models / kind, shelf / "model-store")
+def test_remote_model_is_copied_once(models, shelf):
+    shutil.copytree(models / "delg_tf1", shelf / "model-store")
     card.write_card(str(shelf / "model-store"), SETTINGS, name="tiny")
     (shelf / "model-store/README.md").write_text("not needed")
     local = saved_model.fetch_model("shelf://model-store")
-    assert saved_model.fingerprint(local) == saved_model.fingerprint(str(models / kind))
+    assert saved_model.fingerprint(local) == saved_model.fingerprint(str(models / "delg_tf1"))
     assert card.read_card(local) == card.read_card("shelf://model-store")
     assert not os.path.exists(os.path.join(local, "README.md"))
     assert not [name for name in os.listdir(os.path.dirname(local)) if name.startswith("fetching-")]
@@ -486,7 +420,7 @@ def test_remote_store_that_cannot_be_listed_is_named(shelf):
 
 
 def test_local_model_is_used_where_it_lies(models):
-    assert saved_model.fetch_model(str(models / "delf_v1")) == str(models / "delf_v1")
+    assert saved_model.fetch_model(str(models / "delg_tf1")) == str(models / "delg_tf1")
 
 
 @pytest.mark.parametrize(
@@ -502,7 +436,7 @@ def test_local_model_is_used_where_it_lies(models):
             ],
         ),
         ("global_only", ["global descriptor only: no re-ranking", "called by    signature"]),
-        ("delf_v1", ["offers no global descriptor, so it cannot retrieve", "[?, 1024]"]),
+        ("local_only", ["offers no global descriptor, so it cannot retrieve", "[?, 128]"]),
     ],
 )
 def test_inspection_tells_what_a_model_offers(models, kind, lines):
@@ -550,7 +484,7 @@ def test_card_states_what_it_states(tmp_path):
         (b"[1]", "expected a JSON object, found list"),
         (b'{"scales": [1]}', r"unknown keys \['scales'\]; known are"),
         (b'{"name": 1}', "name must be a text, not 1"),
-        (b'{"max_distance": 0}', "max_distance must be positive, not 0"),
+        (b'{"max_distance": 0}', "max_distance must be in \\(0, 2\\], not 0"),
         (b'{"image_scales": [1, 2]}', "must be given together"),
         (
             b'{"image_scales": [], "global_scales": []}',

@@ -3,6 +3,7 @@
 The long versions: tests/survival/kill.py and tests/survival/mutate.py.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -12,12 +13,16 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 
 import pandas as pd
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline import index, integrity, lock, outputs
-from beam_pipeline.main import main
+from beam_pipeline import flags, index, integrity, lock, outputs
+from beam_pipeline.main import build_parser, main
+from beam_pipeline.manifest import IndexManifest
 from tests.survival import kill
 from transforms import images, patterns
 from transforms.storage import files
@@ -97,20 +102,23 @@ def test_an_index_that_was_added_to_predicts_as_one_made_at_once(reference, fold
 
 def test_an_index_stays_readable_while_it_is_added_to(reference, folder, monkeypatch):
     assert run(folder, *INDEX.arguments) == 0
-    before, seen = outputs.read_manifest(str(folder / "index"), "index"), []
-    run_pipeline = index.runner.run_pipeline
+    before, seen = outputs.read_manifest(str(folder / "index"), IndexManifest), []
 
-    def look(*arguments):
-        result = run_pipeline(*arguments)
-        seen.append(outputs.read_manifest("index", "index"))
-        assert integrity.find_problems("index", seen[0])[1] == {}
-        with pytest.raises(outputs.ConfigError, match="is being written by process"):
-            with lock.held("index"):
-                pass
-        return result
+    class Looks(FnApiRunner):
+        """Looks at the index when the work is done, and the manifest not yet written."""
 
-    monkeypatch.setattr(index.runner, "run_pipeline", look)
-    assert run(folder, *APPEND.arguments) == 0
+        def run_pipeline(self, pipeline, options):
+            result = super().run_pipeline(pipeline, options)
+            seen.append(outputs.read_manifest("index", IndexManifest))
+            assert integrity.find_problems("index", seen[0])[1] == {}
+            with pytest.raises(outputs.ConfigError, match="is being written by process"):
+                with lock.held("index"):
+                    pass
+            return result
+
+    args, rest = build_parser().parse_known_args(APPEND.arguments, argparse.Namespace(started=time.time()))
+    monkeypatch.chdir(folder)
+    assert index.run(flags.index_config(args), PipelineOptions(rest), Looks()) == 0
     assert seen == [before] and same_as(reference, APPEND, folder)
 
 

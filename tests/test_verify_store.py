@@ -1,5 +1,6 @@
 """Damage to a store is found and named."""
 
+import json
 import os
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from beam_pipeline import integrity, outputs
 from beam_pipeline.main import main
+from beam_pipeline.manifest import IndexManifest
+from tests.manifests import index_manifest
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure, ImageFeatures, ImageRef, LocalFeatures
 
@@ -35,7 +38,7 @@ def store(tmp_path):
     )
     made.write_unit("u1", [features("c")], [], 16)
     shards = made.summaries(["u0", "u1"])
-    outputs.finish(made.root, {"command": "index", "format": outputs.FORMAT, "shards": shards})
+    outputs.finish(made.root, index_manifest(shards=tuple(shards)))
     return made
 
 
@@ -80,7 +83,7 @@ def test_several_are_all_named(store, tmp_path, capsys):
 
 
 def test_sizes_are_checked_without_reading(store, tmp_path):
-    manifest = outputs.read_manifest(store.root, "index")
+    manifest = outputs.read_manifest(store.root, IndexManifest)
     flip(tmp_path / "index" / "local_features" / "u1.bin")
     integrity.check_sizes(store.root, manifest)
     os.truncate(tmp_path / "index" / "local_features" / "u1.bin", 3)
@@ -101,7 +104,7 @@ def test_a_damaged_shard_of_an_unfinished_store_is_made_again(store, tmp_path):
     assert store.units() == ["u0"]
     store.write_unit("u1", [features("c")], [], 16)
     assert path.read_bytes() == before and integrity.find_problems(
-        store.root, outputs.read_manifest(store.root, "index")
+        store.root, outputs.read_manifest(store.root, IndexManifest)
     ) == (5, {})
 
 
@@ -114,10 +117,10 @@ def test_a_failure_of_an_attempt_that_was_killed_is_forgotten(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "manifest", [None, {"command": "evaluate", "format": outputs.FORMAT}], ids=["none", "of another command"]
+    "manifest", [None, {"command": "evaluate", "format": 1}], ids=["none", "of another command"]
 )
 def test_what_is_no_output_is_wrong_usage(tmp_path, manifest, capsys):
     if manifest:
-        outputs.finish(str(tmp_path), manifest)
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert main(["verify", str(tmp_path)]) == 2
     assert "index" in capsys.readouterr().err

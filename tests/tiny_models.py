@@ -14,29 +14,23 @@ import numpy as np
 
 from transforms.tensorflow_runtime import import_tensorflow
 
-KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "local_only", "global_only", "delf_v1")
+KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "local_only", "global_only")
 RETRIEVAL_KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "global_only")
 FAULTS = ("nan", "nan_on_white", "raises_when_tiny", "unstable_width", "five_corners", "foreign")
 
 GLOBAL_WIDTH = 2048
 STRIDE = 8  # pixels between keypoints at scale 1
 PATCH = 32  # side of a box at scale 1, in pixels
-PCA_WIDTH = 128
 
 
 def build(kind: str, directory: str | pathlib.Path) -> None:
-    """Writes the SavedModel of one of KINDS or FAULTS to `directory`, which is made; "delf_v1" in its
-    subfolder model/.
-    """
+    """Writes the SavedModel of one of KINDS or FAULTS to `directory`, which is made."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if kind in ("delg_tf1", "kaggle_tf1"):
         _save_tf1(directory, has_indices=kind == "delg_tf1")
     elif kind == "local_only":
         _save_tf1(directory, has_indices=False, has_global=False)
-    elif kind == "delf_v1":
-        _save_tf1(directory / "model", has_indices=False, has_global=False, local_width=1024)
-        _save_pca(directory / "pca")
     elif kind == "delg_tf2":
         _save_tf2(directory)
     elif kind == "global_only":
@@ -126,9 +120,7 @@ def _network(image, image_scales, max_features, threshold, kernels, projection):
     }
 
 
-def _save_tf1(
-    directory: pathlib.Path, has_indices: bool, has_global: bool = True, local_width: int = 128
-) -> None:
+def _save_tf1(directory: pathlib.Path, has_indices: bool, has_global: bool = True) -> None:
     """A TF1-style export: a graph with placeholders and named tensors, so that the loaded object has
     `prune`.
     """
@@ -144,7 +136,7 @@ def _save_tf1(
         }
         kernels, projection = (
             v1.get_variable(name, initializer=value)
-            for name, value in zip(("kernels", "projection"), _initial_weights(local_width))
+            for name, value in zip(("kernels", "projection"), _initial_weights(128))
         )
         outputs = _network(*inputs.values(), kernels, projection)
         if has_indices:
@@ -160,30 +152,6 @@ def _save_tf1(
         builder = v1.saved_model.Builder(str(directory))
         builder.add_meta_graph_and_variables(session, [tf.saved_model.SERVING])
         builder.save()
-
-
-def _save_pca(directory: pathlib.Path) -> None:
-    """A projection of 1024 to PCA_WIDTH and more dimensions in the files of the DELF release (DatumProto)."""
-    rng = np.random.default_rng(8)
-    directory.mkdir()
-    (directory / "mean.datum").write_bytes(datum(rng.normal(size=1024) * 0.01))
-    (directory / "pca_proj_mat.datum").write_bytes(datum(rng.normal(size=(PCA_WIDTH + 32, 1024)) / 32))
-
-
-def datum(array: np.ndarray) -> bytes:
-    """`array` as a serialised DatumProto: field 1 the shape, field 2 the values, both packed in a nested
-    message.
-    """
-
-    def varint(value: int) -> bytes:
-        low, rest = value & 127, value >> 7
-        return bytes([low | 128]) + varint(rest) if rest else bytes([low])
-
-    def field(number: int, payload: bytes) -> bytes:
-        return bytes([number << 3 | 2]) + varint(len(payload)) + payload
-
-    shape = b"".join(varint(side) for side in array.shape)
-    return field(1, field(1, shape)) + field(2, field(1, array.astype("<f4").tobytes()))
 
 
 def _save_tf2(directory: pathlib.Path, has_local: bool = True, fault: str | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates
+from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates, landmark_order
 
 
 def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
@@ -26,9 +26,8 @@ def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
         sums[candidate.landmark_id] += candidate.score
     if not sums:
         return Prediction(query.image_id, None, None, verified=query.verified)
-    numeric = all(landmark.isdecimal() for landmark in sums)
-    # Equal numbers such as "7" and "07" are still two ids: the text decides between them.
-    best = min(sums, key=lambda landmark: (-sums[landmark], int(landmark) if numeric else 0, landmark))
+    order = landmark_order(sums)
+    best = min(sums, key=lambda landmark: (-sums[landmark], order(landmark)))
     return Prediction(query.image_id, best, sums[best], query.candidates, query.verified)
 
 

@@ -1,26 +1,23 @@
 """Dot products of unit rows: fast ones, the proof of how far they can be from the exact ones, and the exact
 ones.
 
-Let q and x be a query and an index row of length at most 1 + t (t = UNIT_TOLERANCE) and width D, and p the
-penalty of x. Let v be the unit roundoff of the operands' type, w that of the result's type, u = 2^-24
-float32's, all rounding to nearest. bfloat16 keeps 8 significant bits: v = w = 2^-8. For float32 operands v =
-w = 0, since the sum's own rounding is counted in step 2.
+Let q and x be a query and an index row of length at most 1 + t (t = UNIT_TOLERANCE) and width D. Let v be
+the unit roundoff of the operands' type, w that of the result's type, u = 2^-24 float32's, all rounding to
+nearest. bfloat16 keeps 8 significant bits: v = w = 2^-8. For float32 operands v = w = 0, since the sum's own
+rounding is counted in step 2.
 
 1. Operands. q becomes q', x becomes x', x_i' = x_i (1 + b_i), |b_i| <= v. By Cauchy and Schwarz
    |q'.x' - q.x| = |(q' - q).x' + q.(x' - x)| <= |q' - q| (1 + v) (1 + t) + (1 + t)^2 v.
    |q' - q| is measured for each query: it is about 0.4 v where the worst case is v (1 + t).
 2. Sum. Products of two bfloat16 are exact in float32. In any order, with or without fused multiply-add, a sum
-   of m products accumulated in float32 errs by at most m u / (1 - m u) times the sum of their absolute values
+   of D products accumulated in float32 errs by at most D u / (1 - D u) times the sum of their absolute values
    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), which by Cauchy and Schwarz is at
-   most (1 + t)^2 (1 + v)^2 + |p|. Flushed subnormals add at most m 2^-125.
-3. Penalty. It rides along as further columns: 1 in the query, parts of -p in the row that are exact in the
-   operands' type (three bfloat16 hold float32's 24 bits). So it adds nothing but the m = D + 3 and the |p| of
-   step 2.
-4. Result. The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|.
-5. The exact score too is rounded: to float32 by at most u ((1 + t)^2 + |p|), and before to float64 by less
-   than as much again.
+   most (1 + t)^2 (1 + v)^2. Flushed subnormals add at most D 2^-125.
+3. Result. The accumulated r becomes s with |s - r| <= w |r|, so |s - r| <= w / (1 - w) |s|.
+4. The exact score too is rounded: to float32 by at most u (1 + t)^2, and before to float64 by less than as
+   much again.
 
-So |s - exact| <= a |s| + c, with a = w / (1 - w) and c the sum of 1, 2 and 5.
+So |s - exact| <= a |s| + c, with a = w / (1 - w) and c the sum of 1, 2 and 4.
 """
 
 import contextlib
@@ -161,15 +158,6 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def penalty_columns(penalty: np.ndarray) -> np.ndarray:
-    """float32 [N, 3], exact in bfloat16, whose rows sum to -penalty (float32 [N])."""
-    columns, rest = [], -penalty
-    for _ in range(3):
-        columns.append((rest.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))  # the 8 leading bits
-        rest = rest - columns[-1]
-    return np.stack(columns, axis=1)
-
-
 @dataclasses.dataclass(frozen=True)
 class ErrorBound:
     """How far fast scores s can be from exact ones: at most relative * |s| + absolute.
@@ -195,42 +183,37 @@ class ErrorBound:
         return np.nextafter(least.astype(np.float32), np.float32(-np.inf))
 
 
-def error_bound(product: Product, queries: np.ndarray, penalty: float) -> ErrorBound:
-    """The bound of the module's text for these queries (float32 [Q, D]) and penalties of at most `penalty` in
-    size.
-    """
-    v, t, u, m = product.roundoff, UNIT_TOLERANCE, 2.0**-24, queries.shape[1] + 3
+def error_bound(product: Product, queries: np.ndarray) -> ErrorBound:
+    """The bound of the module's text for these queries (float32 [Q, D])."""
+    v, t, u, width = product.roundoff, UNIT_TOLERANCE, 2.0**-24, queries.shape[1]
     moved = (
         np.linalg.norm(product.rounded(queries).astype(np.float64) - queries, axis=1)
         if v
         else np.zeros(len(queries))
     )
     operands = moved * (1 + v) * (1 + t) + (1 + t) ** 2 * v
-    accumulation = m * u / (1 - m * u) * ((1 + t) ** 2 * (1 + v) ** 2 + penalty) + m * 2.0**-125
-    return ErrorBound(v / (1 - v), operands + accumulation + 2 * u * ((1 + t) ** 2 + penalty))
+    accumulation = width * u / (1 - width * u) * (1 + t) ** 2 * (1 + v) ** 2 + width * 2.0**-125
+    return ErrorBound(v / (1 - v), operands + accumulation + 2 * u * (1 + t) ** 2)
 
 
-def exact_scores(
-    sums: np.ndarray, width: int, penalty: float, terms: Callable[[int], Iterable[float]]
-) -> np.ndarray:
+def exact_scores(sums: np.ndarray, width: int, terms: Callable[[int], Iterable[float]]) -> np.ndarray:
     """Exact scores from float64 sums: the true sum, rounded to float64 and to float32, in whatever order the
     sums were added up.
 
-    A sum of m = width + 1 products, each exact in float64, errs by at most m u / (1 - m u) times the sum of
-    their sizes, u = 2^-53, as in step 2 of the module's text. Nearly always all numbers so near round to one
+    A sum of m = width products, each exact in float64, errs by at most m u / (1 - m u) times the sum of their
+    sizes, u = 2^-53, as in step 2 of the module's text. Nearly always all numbers so near round to one
     float32; else the sum is made anew, exactly.
 
     Args:
-      sums: float64 [P], each of the products of two rows of this width, less the pair's penalty.
-      penalty: the largest in size.
+      sums: float64 [P], each of the products of two rows of this width.
       terms: gives the numbers whose sum sums[p] is.
 
     Returns:
       float32 [P].
     """
-    error = (width + 3) * 2.0**-53 * ((1 + UNIT_TOLERANCE) ** 2 + penalty)
+    error = (width + 2) * 2.0**-53 * (1 + UNIT_TOLERANCE) ** 2
     scores = (sums - error).astype(np.float32)
-    for p in np.flatnonzero(scores != (sums + error).astype(np.float32)):
+    for p in np.flatnonzero(scores != (sums + error).astype(np.float32)).tolist():
         scores[p] = math.fsum(terms(p))
     return scores
 
@@ -251,7 +234,7 @@ def fastest_product() -> Product:
     seconds = {}
     for product in products:
         a, b = product.operand(queries), product.operand(rows)
-        bound = error_bound(product, queries, 0.0)
+        bound = error_bound(product, queries)
         scores = product.values(product.ordered(product.scores(a, b)))
         if np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None]):
             seconds[product] = min(_seconds(product, a, b) for _ in range(3))

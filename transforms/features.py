@@ -88,11 +88,15 @@ def extract_unit(
     images = read_images(unit.images)
     # Where this is the last unit, it has to fill the whole pool.
     results = map_ahead(loaded.pool, extract, images, loaded.slots) if loaded.pool else map(extract, images)
-    features, failures = [], []
+    features: list[ImageFeatures] = []
+    failures: list[Failure] = []
     for result in results:
         if time.time() >= deadline:
             return None
-        (failures if isinstance(result, Failure) else features).append(result)
+        if isinstance(result, Failure):
+            failures.append(result)
+        else:
+            features.append(result)
     return UnitFeatures(unit.name, tuple(features), tuple(failures), loaded.model.global_width)
 
 

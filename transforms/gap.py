@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.storage import tables
+from transforms.types import landmark_order
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -38,8 +39,8 @@ def prediction_order(image_ids: Sequence[str], landmark_ids: Sequence[str], scor
     by_id = pc.rank(_text(image_ids), tiebreaker="min").to_numpy()
     classes = _text(landmark_ids).dictionary_encode()
     names = classes.dictionary.to_pylist()
-    numeric = all(name.isascii() and name.isdecimal() for name in names)
-    ordered = sorted(range(len(names)), key=lambda i: _number_key(names[i]) if numeric else names[i])
+    order = landmark_order(names)
+    ordered = sorted(range(len(names)), key=lambda i: order(names[i]))
     by_class = np.empty(len(names), np.int64)
     by_class[ordered] = np.arange(len(names))
     return np.lexsort((by_class[classes.indices.to_numpy()], by_id, -np.asarray(scores, np.float64)))
@@ -230,11 +231,6 @@ def _is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.Chunk
     )
     codes = _numpy(pc.fill_null(pc.index_in(landmark_ids, classes.dictionary), width - 1))
     return np.isin(rows * width + codes, true_pairs)
-
-
-def _number_key(digits: str) -> tuple[int, str, str]:
-    significant = digits.lstrip("0")
-    return len(significant), significant, digits
 
 
 def _text(values: Sequence[str] | pa.ChunkedArray) -> pa.Array:

@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -87,7 +88,8 @@ def decode_image(
         raise DecodeError("empty_file", "the file has no bytes")
     Image.init()  # Image.open(formats=...) knows only formats that are registered already
     try:
-        image = Image.open(_CountedReads(data), formats=_FORMATS)
+        # Its type depends on the format.
+        image: Any = Image.open(_CountedReads(data), formats=_FORMATS)
     except DecodeError:
         raise
     except UnidentifiedImageError as e:
@@ -155,7 +157,7 @@ class _CountedReads(io.BytesIO):
         return super().read(size)
 
 
-def _scans(image: Image.Image, data: bytes) -> int:
+def _scans(image: Any, data: bytes) -> int:
     """How often decoding goes over the pixels: the scans of a JPEG; slow decoders count for many."""
     if image.format in ("JPEG", "MPO"):  # Pillow has read up to the first scan
         return 1 + data.count(b"\xff\xda", image.fp.tell())
@@ -164,7 +166,7 @@ def _scans(image: Image.Image, data: bytes) -> int:
     )  # written in Python, a byte at a time
 
 
-def _decoding_bytes(image: Image.Image, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]) -> int:
+def _decoding_bytes(image: Any, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]) -> int:
     """Estimate of the memory that decode_image takes, not below what it takes.
 
     Args:

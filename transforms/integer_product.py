@@ -8,7 +8,7 @@ numbers wide enough to be exact, too.
 
 import functools
 import pathlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def integer_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def numpy_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The same by NumPy: sums below 2^24 are exact in float32 in any order, others in float64."""
-    wide = np.float32 if a.shape[1] * 128**2 < 2**24 else np.float64
+    wide: Any = np.float32 if a.shape[1] * 128**2 < 2**24 else np.float64
     return (a.astype(wide) @ b.astype(wide).T).astype(np.int32)
 
 

@@ -3,7 +3,7 @@ within it.
 
 The order of neighbours is defined by one number per pair, the exact score
 
-    float32( float64( sum_i q_i x_i  -  penalty_x ) )
+    float32( float64( sum_i q_i x_i ) )
 
 of the true sum, which no order of adding up can change, and by the index image's id where two are equal. So
 duplicate images tie exactly. The fast pass (`transforms.products`) only decides for which pairs that number
@@ -28,7 +28,6 @@ from transforms.dot_products import (
     error_bound,
     exact_scores,
     fastest_product,
-    penalty_columns,
 )
 from transforms.types import Neighbors
 
@@ -76,21 +75,18 @@ class IndexBlock(DescriptorBlock):
       units: bytes [N], name of the index shard.
       local_offset: int64 [N], see FeatureLocation.
       local_size: int32 [N], see FeatureLocation.
-      penalty: float32 [N], subtracted from the cosine before the k best are taken; None for none.
     """
 
     landmark_ids: np.ndarray
     units: np.ndarray
     local_offset: np.ndarray
     local_size: np.ndarray
-    penalty: np.ndarray | None = None
 
 
 def nearest(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product | None = None) -> Neighbors:
     """The k best index images of each query, exactly.
 
     Queries and index are two sets: equal ids are two photographs. Equal scores are ordered by image_id.
-    `similarity` is the cosine less the index image's penalty.
 
     Args:
       queries: Q images.
@@ -103,8 +99,7 @@ def nearest(queries: DescriptorBlock, index: IndexBlock, k: int, product: Produc
       Neighbors [Q, k], padded as Neighbors says.
 
     Raises:
-      ValueError: k < 1, widths differ, a penalty is not finite, or a descriptor is not of unit length within
-        UNIT_TOLERANCE.
+      ValueError: k < 1, widths differ, or a descriptor is not of unit length within UNIT_TOLERANCE.
     """
     return Searcher(index).nearest(queries, k, product)
 
@@ -138,8 +133,6 @@ class Searcher:
             raise ValueError(
                 f"queries have descriptors of width {width}, the index of width {index.descriptors.shape[1]}"
             )
-        if index.penalty is not None and not np.isfinite(index.penalty).all():
-            raise ValueError(f"{np.count_nonzero(~np.isfinite(index.penalty))} penalties are not finite")
         _check_unit(queries, "query")
         if product is None:
             product = (
@@ -169,17 +162,17 @@ class Searcher:
 
         starts = range(0, len(self._index), TILE_ROWS)
         following = pool.submit(self._operand, 0, product)
-        before: list[Future[None] | None] = [None] * len(scans)
+        before: Sequence[Future[None] | None] = [None] * len(scans)
         for low in starts:
             operand = following
             if low != starts[-1]:
                 following = pool.submit(self._operand, low + TILE_ROWS, product)
             tasks = [pool.submit(tile, scan, low, operand, task) for scan, task in zip(scans, before)]
-            for task in filter(None, before):
-                task.result()  # so that there are no more than three tiles at a time
+            for done in filter(None, before):
+                done.result()  # so that there are no more than three tiles at a time
             before = tasks
-        for task in before:
-            task.result()
+        for done in filter(None, before):
+            done.result()
 
     def _operand(self, low: int, product: Product) -> Any:
         operand = self._operands.get((product.name, low))
@@ -187,8 +180,6 @@ class Searcher:
             index, high = self._index, low + TILE_ROWS
             _check_unit(index, "index", low, high)
             rows = index.descriptors[low:high]
-            if index.penalty is not None:
-                rows = np.hstack([rows, penalty_columns(index.penalty[low:high])])
             operand = product.operand(rows)
             if self._keep:
                 self._operands[product.name, low] = operand
@@ -255,12 +246,9 @@ class _Scan:
     def __init__(
         self, queries: np.ndarray, index: IndexBlock, rank: np.ndarray, k: int, product: Product
     ) -> None:
-        self._penalty = 0.0 if index.penalty is None else float(np.abs(index.penalty).max())
         self._queries, self._index, self._rank, self._product = queries, index, rank, product
-        self._bound = error_bound(product, queries, self._penalty)
-        self._operand = product.operand(
-            queries if index.penalty is None else np.pad(queries, ((0, 0), (0, 3)), constant_values=1)
-        )
+        self._bound = error_bound(product, queries)
+        self._operand = product.operand(queries)
         self._best = np.full((len(queries), k), -np.inf, np.float32)
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._raised = 0  # of _kept, those before this are in _best
@@ -342,15 +330,11 @@ class _Scan:
                 )  # unlike "raise", writes to `out` itself
                 np.copyto(wide, few)
                 np.vecdot(wide, queries[q], out=sums[part])
-        penalty = self._index.penalty
-        if penalty is not None:
-            sums -= penalty[row]
 
         def terms(pair: int) -> list[float]:
-            products = (queries[query[pair]] * rows[row[pair]]).tolist()
-            return products if penalty is None else [*products, -float(penalty[row[pair]])]
+            return (queries[query[pair]] * rows[row[pair]]).tolist()
 
-        return exact_scores(sums, width, self._penalty, terms)
+        return exact_scores(sums, width, terms)
 
 
 def _place(query: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge
 from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore, descriptors_of
 from transforms.storage.run_store import PROVISIONAL
-from transforms.types import Candidate, CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
+from transforms.types import CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
 
 # Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by
 # the fast pass.
@@ -153,7 +153,8 @@ def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> 
 
     Each shard's descriptors are copied to their place as it comes, so that they are in memory only once.
     """
-    tables, rows, filled = [], np.empty((0, 0), np.float32), 0
+    tables: list[pa.Table] = []
+    rows, filled = np.empty((0, 0), np.float32), 0
     readers = LOCAL_READERS if files.is_local(store.root) else REMOTE_READERS
     with concurrent.futures.ThreadPoolExecutor(readers) as pool:
         for unit, table in zip(units, pool.map(lambda unit: store.read_images(unit, columns), units)):
@@ -348,7 +349,7 @@ class _Known(beam.DoFn):
 
     def process(self, block: QueryBlock) -> Iterator[Any]:
         if self._run is not None and PROVISIONAL not in block.name:
-            count = sum(self._queries.summary(unit)["images"] for unit in block.units)
+            count = sum(self._queries.summary(unit).images for unit in block.units)
             parts = {
                 first: run_store.part_uri(self._run, block.name, first)
                 for first in range(0, count, self._step)
@@ -368,7 +369,7 @@ class _Candidates(beam.DoFn):
         self._deadline, self._run = deadline, run
         self._out = Metrics.counter("landmarks", "retrieve_out")
 
-    def process(self, joined: tuple[tuple[str, int], dict[str, Iterable]]) -> Iterator[CandidateUnit]:
+    def process(self, joined: tuple[tuple[str, int], dict[str, Iterable[Any]]]) -> Iterator[CandidateUnit]:
         (block, first), sides = joined
         [queries] = sides["queries"]
         neighbors = next(iter(sides["neighbors"]), None)
@@ -398,22 +399,5 @@ def _query_candidates(queries: _Locations, neighbors: Neighbors | None, q: int) 
         queries.units[q].decode(), int(queries.local_offset[q]), int(queries.local_size[q])
     )
     return QueryCandidates(
-        queries.image_ids[q].decode(), location, () if neighbors is None else _candidates_of(neighbors, q)
-    )
-
-
-def _candidates_of(neighbors: Neighbors, q: int) -> tuple[Candidate, ...]:
-    found = np.flatnonzero(neighbors.similarity[q] > -np.inf)
-    return tuple(
-        Candidate(
-            image_id=neighbors.image_id[q, c].decode(),
-            landmark_id=neighbors.landmark_id[q, c].decode(),
-            similarity=float(neighbors.similarity[q, c]),
-            location=FeatureLocation(
-                neighbors.unit[q, c].decode(),
-                int(neighbors.local_offset[q, c]),
-                int(neighbors.local_size[q, c]),
-            ),
-        )
-        for c in found
+        queries.image_ids[q].decode(), location, () if neighbors is None else neighbors.candidates(q)
     )

@@ -6,8 +6,23 @@ left. Landmark ids are strings everywhere, so that data sets with names instead 
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
+
+
+def landmark_order(landmark_ids: Iterable[str]) -> Callable[[str], tuple[int, str, str]]:
+    """The sort key of these landmark ids: as numbers where all are decimal integers, else by code point.
+
+    Equal numbers such as "7" and "07" are still two ids: the text decides between them.
+    """
+    numeric = all(name.isascii() and name.isdecimal() for name in landmark_ids)
+
+    def key(name: str) -> tuple[int, str, str]:
+        significant = name.lstrip("0") if numeric else ""
+        return len(significant), significant, name
+
+    return key
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # the launcher holds one of every photograph
@@ -195,6 +210,23 @@ class Neighbors:
     unit: np.ndarray
     local_offset: np.ndarray
     local_size: np.ndarray
+
+    def location(self, q: int, c: int) -> FeatureLocation:
+        """Where the local features of neighbour c of query q lie."""
+        unit = self.unit[q, c].decode()
+        return FeatureLocation(unit, int(self.local_offset[q, c]), int(self.local_size[q, c]))
+
+    def candidates(self, q: int) -> tuple["Candidate", ...]:
+        """The neighbours of query q, without the padding."""
+        return tuple(
+            Candidate(
+                self.image_id[q, c].decode(),
+                self.landmark_id[q, c].decode(),
+                float(self.similarity[q, c]),
+                self.location(q, c),
+            )
+            for c in np.flatnonzero(self.similarity[q] > -np.inf).tolist()
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -273,12 +273,10 @@ class _Verify(beam.DoFn):
         """The query with its candidates ranked, verified where that is possible in time; what could not be
         read goes to `failures`.
         """
-        candidates = self._count_inliers(query, failures) if self._enabled else None
-        verified = candidates is not None
+        verified = self._count_inliers(query, failures) if self._enabled else None
+        candidates = query.candidates if verified is None else verified
         return dataclasses.replace(
-            query,
-            candidates=ranked(candidates if verified else query.candidates, self._settings),
-            verified=verified,
+            query, candidates=ranked(candidates, self._settings), verified=verified is not None
         )
 
     def _count_inliers(self, query: QueryCandidates, failures: list[Failure]) -> list[Candidate] | None:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from transforms.models import frozen_graph, rootsift_vlad, small_delg
 from transforms.models.card import write_card
+from transforms.models.model_files import cache_folder
 
 MODELS: dict[str, ModuleType] = {"embedded": small_delg, "rootsift-vlad": rootsift_vlad}
 
@@ -22,15 +23,12 @@ def model_dir(name: str, cache_root: str | None = None) -> str:
 
     Args:
       name: one of MODELS.
-      cache_root: where cached models lie; `$XDG_CACHE_HOME/landmarks` or `~/.cache/landmarks` where None.
+      cache_root: where cached models lie; `model_files.cache_folder` where None.
 
     Raises:
       OSError: where the cache folder cannot be written.
     """
-    root = cache_root or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "landmarks"
-    )
-    model = MODELS[name]
+    root, model = cache_root or str(cache_folder()), MODELS[name]
     target = os.path.join(root, f"{model.NAME}-{_version(model)}")
     if os.path.isfile(os.path.join(target, "saved_model.pb")):
         return target
@@ -59,7 +57,8 @@ def _build(model: ModuleType, directory: str) -> None:
 def _version(model: ModuleType) -> str:
     """A short hash of what the model is built from; both take parts of rootsift_vlad."""
     digest = hashlib.sha256()
-    for path in (frozen_graph.__file__, rootsift_vlad.__file__, model.__file__, model.CONSTANTS):
+    sources = [module.__file__ or "" for module in (frozen_graph, rootsift_vlad, model)]
+    for path in (*sources, model.CONSTANTS):
         with open(path, "rb") as source:
             digest.update(source.read())
     return digest.hexdigest()[:12]

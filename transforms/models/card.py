@@ -13,6 +13,8 @@ import math
 import os
 from typing import Any
 
+from transforms.uris import is_local
+
 CARD_NAME = "landmarks_card.json"
 PRECISIONS = ("float32", "bfloat16")
 
@@ -133,14 +135,9 @@ def write_card(model_dir: str, settings: ExtractionSettings, **extra: Any) -> No
         file.write("\n")
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a path names another file system than the local one, as gs://bucket/model does."""
-    return "://" in uri
-
-
 def _read_card(model_dir: str) -> tuple[str, bytes | None]:
     """Path and bytes of the card; None where there is none."""
-    if not is_remote(model_dir):
+    if is_local(model_dir):
         path = os.path.join(model_dir, CARD_NAME)
         if not os.path.exists(path):
             return path, None
@@ -162,8 +159,8 @@ def _check_card(card: dict[str, Any]) -> dict[str, Any]:
     for key in ("name", "description"):
         if not isinstance(card.get(key, ""), str):
             raise ValueError(f"{key} must be a text, not {card[key]!r}")
-    if "max_distance" in card and _check_number("max_distance", card["max_distance"]) <= 0:
-        raise ValueError(f"max_distance must be positive, not {card['max_distance']!r}")
+    if "max_distance" in card and not 0 < _check_number("max_distance", card["max_distance"]) <= 2:
+        raise ValueError(f"max_distance must be in (0, 2], not {card['max_distance']!r}")
     if ("image_scales" in card) != ("global_scales" in card):
         raise ValueError("image_scales and global_scales must be given together")
     settings = dataclasses.asdict(settings_from_card(card))

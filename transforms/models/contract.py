@@ -5,7 +5,7 @@ with keywords.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from transforms.models.model_files import ModelError
@@ -139,7 +139,7 @@ def _with_constants(function: Any) -> Any:
         return function
 
 
-def _check_contract(kind: str, inputs: dict, outputs: dict, model_dir: str) -> Contract:
+def _check_contract(kind: str, inputs: Feeds, outputs: Feeds, model_dir: str) -> Contract:
     """The contract that tensors or specs by name make up, or a ModelError that lists them all."""
     has_local, has_global = "boxes" in outputs, "global_descriptors" in outputs
     fetched = [*(_LOCAL_OUTPUTS if has_local else ()), *(("global_descriptors",) if has_global else ())]
@@ -159,7 +159,7 @@ def _check_contract(kind: str, inputs: dict, outputs: dict, model_dir: str) -> C
             f"Found ({kind}) inputs {_listing(inputs)}; outputs {_listing(outputs)}"
         )
 
-    def described(names, tensors):
+    def described(names: Iterable[str], tensors: Feeds) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
         return tuple((name, tensors[name].dtype.name, _static_shape(tensors[name])) for name in names)
 
     ordered = [name for name in _INPUTS if name in inputs]
@@ -177,7 +177,7 @@ def _static_shape(tensor: Any) -> tuple[int, ...]:
     )
 
 
-def _listing(tensors: dict) -> str:
+def _listing(tensors: Feeds) -> str:
     return (
         ", ".join(f"{name} {tensors[name].dtype.name} {tensors[name].shape}" for name in sorted(tensors))
         or "none"

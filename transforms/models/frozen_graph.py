@@ -79,7 +79,13 @@ def _contract(
         new = (boxes, features, scale, scores[:, None], descriptor)
         return (index + 1, *(tf.concat(pair, 0) for pair in zip(found, new)))
 
-    shapes = [[None, 4], [None, local_dimensions], [None], [None, 1], [None, global_dimensions]]
+    shapes: list[list[Any]] = [
+        [None, 4],
+        [None, local_dimensions],
+        [None],
+        [None, 1],
+        [None, global_dimensions],
+    ]
     start = [tf.constant(0)] + [tf.zeros([0, *shape[1:]]) for shape in shapes]
     invariants = [tf.TensorShape([])] + [tf.TensorShape(shape) for shape in shapes]
     _, *pooled, descriptors = tf.compat.v1.while_loop(

@@ -158,7 +158,7 @@ def _pool(tf: Any, values: Any) -> Any:
 
 def _patches_at(tf: Any, cells: Any, corners: Any) -> Any:
     """Returns the cells of the descriptors whose first cells are int32 [N, 2], float32 [N, 128]."""
-    offsets = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(-1, 2).astype(np.int32) * CELL_STEP
+    offsets = np.moveaxis(np.mgrid[:GRID, :GRID], 0, -1).reshape(-1, 2).astype(np.int32) * CELL_STEP
     return tf.reshape(tf.gather_nd(cells, corners[:, None] + offsets), [-1, DIMENSIONS])
 
 

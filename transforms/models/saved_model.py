@@ -1,25 +1,19 @@
 """Features from a SavedModel of any DELG contract, chosen by what the loaded object offers and fed by name.
 
 The contracts are those of tensorflow/models, research/delf: TF1-style exports with `prune`, TF2 exports with
-a signature, local-only and global-only ones, and DELF v1.
+a signature, local-only and global-only ones.
 """
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from transforms.models.card import ExtractionSettings, read_card, settings_from_card
 from transforms.models.contract import Call, Contract, bind, first_line
-from transforms.models.model_files import (
-    ModelError,
-    fetch_model,
-    fingerprint,
-    read_pca,
-    saved_model_folder,
-    size_bytes,
-)
+from transforms.models.model_files import ModelError, check_saved_model, fetch_model, fingerprint, size_bytes
 from transforms.tensorflow_runtime import import_tensorflow
 
 __all__ = [
@@ -34,10 +28,10 @@ __all__ = [
     "inspect_model",
 ]
 
-_DELF_V1_WIDTH = 1024
 _MIN_SCALED_SIDE = (
     5  # pixels; below, the in-graph resize and the backbone abort, or take the process down with SIGFPE
 )
+_NOT_KNOWN = -1  # a width before the model has run
 _TEST_SIDES = (128, 96)  # of the image that a model is checked with when it is loaded, pixels
 
 
@@ -81,22 +75,14 @@ class DelgModel:
       local_width: D' of the local descriptors; 0 for a global-only model.
     """
 
-    def __init__(
-        self,
-        contract: Contract,
-        call: Call,
-        settings: ExtractionSettings,
-        pca: tuple[np.ndarray, np.ndarray] | None,
-    ):
+    def __init__(self, contract: Contract, call: Call, settings: ExtractionSettings):
         """Use `load`."""
         self.contract = contract
         self.settings = settings
         self._call = call
-        self._pca = pca
         self._inputs = {name for name, _, _ in contract.inputs}
         self._call_options = _mixed_precision if settings.precision == "bfloat16" else contextlib.nullcontext
-        self.global_width: int | None = None
-        self.local_width: int | None = None
+        self.global_width = self.local_width = _NOT_KNOWN
 
     @classmethod
     def load(cls, model_dir: str, settings: ExtractionSettings) -> "DelgModel":
@@ -111,17 +97,16 @@ class DelgModel:
             found.
           TensorFlowSettingsError: TensorFlow was started before, with other settings.
         """
-        folder = saved_model_folder(model_dir)
-        pca = read_pca(model_dir)
+        check_saved_model(model_dir)
         tf = import_tensorflow()
         try:
-            loaded = tf.saved_model.load(str(folder))
+            loaded = tf.saved_model.load(model_dir)
         except (
             Exception
         ) as error:  # whatever a broken file raises in protobuf, TensorFlow or a custom operation
-            raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
+            raise ModelError(f"{model_dir} cannot be loaded: {first_line(error)}") from error
         contract, call = bind(loaded, model_dir, constant_weights=settings.precision == "bfloat16")
-        model = cls(contract, call, settings, pca)
+        model = cls(contract, call, settings)
         try:
             extracted = model.extract(_test_image(*_TEST_SIDES))
         except ExtractionError as error:
@@ -228,7 +213,9 @@ class DelgModel:
             raise ExtractionError("non_finite", "the global descriptor has no length")
         return total.astype(np.float32)
 
-    def _local(self, boxes: np.ndarray, features: np.ndarray, scores: np.ndarray):
+    def _local(
+        self, boxes: np.ndarray, features: np.ndarray, scores: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keypoints [N, 2], descriptors [N, D'] and scores [N], float32, strongest first, as the settings
         ask.
         """
@@ -238,19 +225,7 @@ class DelgModel:
                 f"boxes {list(boxes.shape)}, features {list(features.shape)} and {len(scores)} scores do not "
                 f"fit together, expected [N, 4], [N, D] and N"
             )
-        width = features.shape[1]
         features = _unit_rows(features)
-        if self._pca is not None:
-            mean, projection = self._pca
-            if width != len(mean):
-                raise ModelError(f"features are {width} wide, the PCA beside the model takes {len(mean)}")
-            features = _unit_rows((features - mean) @ projection.T)
-        elif width == _DELF_V1_WIDTH:
-            raise ModelError(
-                f"features are {width} wide, as those of DELF v1, which need its PCA: put the release's "
-                f"pca/mean.datum and pca/pca_proj_mat.datum, or pca.npz with mean and projection, into the "
-                f"folder that is given as the model"
-            )
         _check_width("features", features, self.local_width)
         # Exports without the inputs for them do not apply these limits themselves.
         usable = (scores >= np.float32(self.settings.score_threshold)) & features.any(axis=1)
@@ -341,7 +316,7 @@ def inspect_model(uri: str) -> ModelReport:
 
 
 @contextlib.contextmanager
-def _mixed_precision():
+def _mixed_precision() -> Iterator[None]:
     """Functions called inside, in this thread, run their convolutions and products in bfloat16 where oneDNN
     can.
 
@@ -373,8 +348,8 @@ def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def _check_width(name: str, rows: np.ndarray, expected: int | None) -> None:
-    if expected is not None and rows.shape[1] != expected:
+def _check_width(name: str, rows: np.ndarray, expected: int) -> None:
+    if expected != _NOT_KNOWN and rows.shape[1] != expected:
         raise ModelError(f"{name} are {rows.shape[1]} wide, but were {expected} before")
 
 

@@ -193,19 +193,21 @@ def saved_model_bytes() -> bytes:
                 tf, gray, scale, max_features, threshold
             )
             pooled, learned = at_boxes(tf, image, scale, boxes, constants)
-            parts = (
-                project(tf, rows, constants, name)
-                for name, rows in (("rootsift", root_sift), ("learned", learned))
+            features = joined(
+                tf,
+                project(tf, root_sift, constants, "rootsift"),
+                project(tf, learned, constants, "learned"),
+                ROOTSIFT_LOCAL_SHARE,
             )
 
             def describe() -> Any:
                 vlad = rootsift_vlad.vlad(
                     tf, rootsift_vlad.dense_root_sift(tf, cells), constants["vlad/centroids"]
                 )
-                rows = (("embedding", embed(tf, pooled, constants)), ("vlad", vlad))
-                return joined(tf, *(shrink(tf, row, constants, name) for name, row in rows), EMBEDDING_SHARE)
+                embedding = shrink(tf, embed(tf, pooled, constants), constants, "embedding")
+                return joined(tf, embedding, shrink(tf, vlad, constants, "vlad"), EMBEDDING_SHARE)
 
-            return boxes, joined(tf, *parts, ROOTSIFT_LOCAL_SHARE), scores, describe
+            return boxes, features, scores, describe
 
         return level
 

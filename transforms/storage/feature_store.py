@@ -13,7 +13,7 @@ Every file is written once, whole or not at all (`files.write_bytes`).
 
 import dataclasses
 import struct
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,9 +22,8 @@ import pyarrow as pa
 
 from transforms.quantization import quantized, with_lengths
 from transforms.storage import files
+from transforms.storage.files import FileRecord
 from transforms.types import Failure, FeatureLocation, ImageFeatures, LocalFeatures, QuantizedFeatures
-
-MANIFEST = "manifest.json"
 
 FAILURE_SCHEMA = pa.schema(
     [
@@ -57,6 +56,27 @@ def image_schema(dimensions: int) -> pa.Schema:
             ),
         ]
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSummary:
+    """What is recorded of a finished shard.
+
+    Attributes:
+      unit: its name.
+      images: their number.
+      files: records of its files, by path below the store's root.
+    """
+
+    unit: str
+    images: int
+    files: Mapping[str, FileRecord]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ShardSummary":
+        """Reads what `dataclasses.asdict` made of one."""
+        records = {name: FileRecord(**record) for name, record in value["files"].items()}
+        return cls(value["unit"], value["images"], records)
 
 
 _BLOCK_HEADER = struct.Struct("<II")
@@ -175,20 +195,19 @@ class FeatureStore:
         images = contents.pop("images")
         for part, data in contents.items():
             files.write_bytes(self._path(part, unit), data)
-        files.write_json(self._summary_path(unit), {"unit": unit, "images": len(features), "files": records})
+        summary = ShardSummary(unit, len(features), records)
+        files.write_json(self._summary_path(unit), dataclasses.asdict(summary))
         files.write_bytes(self._path("images", unit), images)
 
     def discard(self, unit: str) -> None:
         """Makes the shard of `unit` unfinished again."""
         files.delete(self._path("images", unit))
 
-    def summary(self, unit: str) -> dict[str, Any]:
-        """Of a finished shard: `unit`, its name; `images`, their number; `files`, by path below the root its
-        files' `bytes` and `sha256`.
-        """
-        return files.read_json(self._summary_path(unit))
+    def summary(self, unit: str) -> ShardSummary:
+        """What is recorded of a finished shard."""
+        return ShardSummary.from_json(files.read_json(self._summary_path(unit)))
 
-    def summaries(self, units: Sequence[str]) -> list[dict[str, Any]]:
+    def summaries(self, units: Sequence[str]) -> list[ShardSummary]:
         """The summaries of many finished shards, in their order."""
         with ThreadPoolExecutor(max_workers=16) as pool:  # of an object store each takes a while
             return list(pool.map(self.summary, units))

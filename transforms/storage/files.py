@@ -13,6 +13,7 @@ A file written here is whole or absent. What fails in passing is tried again.
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import io
@@ -34,6 +35,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import FileSystem
 
 from transforms.storage.object_stores import Entry, store_of
+from transforms.uris import is_local, join
 
 _TEMPORARY = ".tmp"
 
@@ -94,19 +96,9 @@ def retried(attempt: Callable[[], _T]) -> _T:
     return attempt()
 
 
-def is_local(uri: str) -> bool:
-    """Whether `uri` is a path on this machine and not an address such as gs://bucket/file."""
-    return "://" not in uri
-
-
 def absolute(path: str) -> str:
     """A local path from the root on, without what changes nothing in it ("./", "//"); an address stays."""
     return str(pathlib.Path(path).absolute()) if is_local(path) else path
-
-
-def join(root: str, *names: str) -> str:
-    """`root` and `names` joined by the rules of root's file system."""
-    return os.path.join(root, *names) if is_local(root) else "/".join([root.rstrip("/"), *names])
 
 
 def place_in(root: str, uri: str) -> str:
@@ -161,7 +153,7 @@ def remote_entries(folder: str, descend: bool = True) -> Iterator[Entry]:
 def remote_matches(pattern: str) -> list[Entry]:
     """The files whose URI matches a glob, by Beam's rules: `*` stops at a slash, `**` does not."""
     whole = re.compile(FileSystem.translate_pattern(pattern))
-    before_glob = re.match(r"[^*?[]*", pattern)[0]
+    before_glob = re.split(r"[*?[]", pattern, maxsplit=1)[0]
     return retried(lambda: [e for e in store_of(pattern).list(before_glob) if whole.match(e.uri)])
 
 
@@ -237,9 +229,17 @@ def _open_local(path: str) -> BinaryIO:
     return opened
 
 
-def content_record(data: bytes) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
     """Size and checksum of a file's content, by which damage to it is found."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    bytes: int
+    sha256: str
+
+
+def content_record(data: bytes) -> FileRecord:
+    """The record of a file's content."""
+    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
 
 
 def list_files(folder: str, suffix: str) -> list[str]:

@@ -17,7 +17,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from apache_beam.io.filesystem import FileMetadata
@@ -362,9 +362,9 @@ def using(options: PipelineOptions) -> Iterator[None]:
                 os.environ[variable] = value
 
 
-_KINDS = {"s3": _S3, "gs": _Gcs}
+_KINDS: dict[str, Callable[[PipelineOptions], Store]] = {"s3": _S3, "gs": _Gcs}
 _lock = threading.Lock()
-_stores: dict[str, tuple[PipelineOptions | None, Store]] = {}
+_stores: dict[str, tuple[Any, Store]] = {}
 
 
 def store_of(uri: str) -> Store:
@@ -379,7 +379,7 @@ def store_of(uri: str) -> Store:
         return _Beam()
     # As Beam's own file systems get theirs: Pipeline() sets them, and a worker process before its first
     # element.
-    options = FileSystems._pipeline_options or RuntimeValueProvider.runtime_options
+    options: Any = FileSystems._pipeline_options or RuntimeValueProvider.runtime_options
     with _lock:
         if scheme not in _stores or _stores[scheme][0] is not options:
             _stores[scheme] = options, _KINDS[scheme](_as_options(options))

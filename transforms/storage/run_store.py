@@ -11,6 +11,7 @@ none.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -62,7 +63,7 @@ def prediction_table(predictions: Iterable[Prediction]) -> pa.Table:
     return pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
 
 
-def _candidate_row(candidate: Candidate) -> dict:
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
     return {f.name: getattr(candidate, f.name) for f in CANDIDATE_TYPE}
 
 
@@ -152,7 +153,7 @@ def write_candidates(uri: str, queries: Sequence[QueryCandidates]) -> None:
 def read_candidates(uri: str) -> list[QueryCandidates]:
     """Reads what write_candidates wrote, in its order."""
 
-    def location(row: dict) -> FeatureLocation:
+    def location(row: dict[str, Any]) -> FeatureLocation:
         return FeatureLocation(row["unit"], row["offset"], row["size"])
 
     return [

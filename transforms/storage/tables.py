@@ -16,7 +16,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,7 @@ ANSWER_SCHEMA = pa.schema(
 _BLOCK_BYTES = 8 << 20  # the longest record that can be read
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
-_Column = pa.Array | pa.ChunkedArray
+_Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
 class TableError(ValueError):

@@ -74,18 +74,24 @@ def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
     return units
 
 
+def places(units: Sequence[ImageUnit]) -> list[PlannedUnit]:
+    """Where each of `units` stands in their plan."""
+    return [
+        PlannedUnit(unit.name, len(unit.images), *divmod(position, _UNITS_PER_PART))
+        for position, unit in enumerate(units)
+    ]
+
+
 def write_plan(root: str, units: Sequence[ImageUnit]) -> list[PlannedUnit]:
     """Writes the plan of `units` below `root` and returns where each stands in it."""
-    planned = []
     for part, start in enumerate(range(0, len(units), _UNITS_PER_PART)):
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, PLAN_SCHEMA) as writer:
-            for row_group, unit in enumerate(units[start : start + _UNITS_PER_PART]):
+            for unit in units[start : start + _UNITS_PER_PART]:
                 rows = [dataclasses.asdict(ref) for ref in unit.images]
                 writer.write_table(pa.Table.from_pylist(rows, PLAN_SCHEMA), row_group_size=max(1, len(rows)))
-                planned.append(PlannedUnit(unit.name, len(rows), part, row_group))
         files.write_bytes(_part_uri(root, part), buffer.getvalue())
-    return planned
+    return places(units)
 
 
 def read_unit(root: str, planned: PlannedUnit) -> ImageUnit:

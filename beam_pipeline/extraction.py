@@ -1,0 +1,196 @@
+"""Extraction, as index and recognize share it: photographs in, shards of a feature store out."""
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from beam_pipeline import integrity, runner
+from beam_pipeline.config import ConfigError, PipelineError
+from beam_pipeline.manifest import digest
+from beam_pipeline.recipe import Recipe
+from transforms import features
+from transforms.features import DelgModelHandler, ExtractFeatures
+from transforms.patterns import MatchError, match_images
+from transforms.storage import files, worklist
+from transforms.storage.feature_store import FeatureStore, ShardSummary, failure_table
+from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, write_plan
+from transforms.types import Failure, ImageRef, ImageUnit
+
+
+def match(patterns: Sequence[str]) -> list[ImageRef]:
+    """`patterns.match_images` with wrong patterns as wrong usage."""
+    try:
+        return match_images(patterns)
+    except MatchError as e:
+        raise ConfigError(str(e)) from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """What a store has of a task when its pipeline is over.
+
+    Attributes:
+      shards: the finished ones, in the order of the units.
+      out_of_time: photographs of the others.
+    """
+
+    shards: tuple[ShardSummary, ...]
+    out_of_time: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionTask:
+    """Photographs whose features a store is to have.
+
+    Attributes:
+      recipe: how photographs become features.
+      units: of photographs, named by all that their features depend on.
+      store: where the features go.
+      root: the plan lies below it.
+    """
+
+    recipe: Recipe
+    units: tuple[ImageUnit, ...]
+    store: FeatureStore
+    root: str
+
+    @classmethod
+    def of(cls, images: Sequence[ImageRef], recipe: Recipe, store: str, root: str) -> "ExtractionTask":
+        """The task of extracting `images` into the store in the folder `store`."""
+        return cls(
+            recipe, tuple(make_units(images, list(recipe.identity.values()))), FeatureStore(store), root
+        )
+
+    @functools.cached_property
+    def planned(self) -> tuple[PlannedUnit, ...]:
+        """The units by their places in the plan."""
+        return tuple(worklist.places(self.units))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the units."""
+        return [unit.name for unit in self.units]
+
+    @property
+    def images(self) -> int:
+        """Number of photographs."""
+        return sum(len(unit.images) for unit in self.units)
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the photographs, their labels, and the recipe."""
+        return digest(self.names)
+
+    def missing(self) -> list[ImageUnit]:
+        """The units that the store lacks."""
+        there = set(self.store.units())
+        return [unit for unit in self.units if unit.name not in there]
+
+    def try_suspects(self) -> None:
+        """See `features.try_suspects`."""
+        features.try_suspects(self.recipe.model, self.recipe.settings, self.recipe.reader)
+
+    def discard_damaged(self) -> None:
+        """Makes damaged shards unfinished again, and says which."""
+        for line in integrity.discard_damaged(self.store, self.names):
+            print(f"{line}: its unit is extracted again", file=sys.stderr)
+
+    def write_plan(self) -> None:
+        """Writes the plan, from which workers read their units."""
+        write_plan(self.root, self.units)
+
+    def transform(self, deadline: float = math.inf) -> "ExtractMissing":
+        """The beginning of a pipeline that does it."""
+        return ExtractMissing(self.recipe, self.store.root, self.root, self.planned, deadline)
+
+    def phase(self) -> runner.Phase:
+        """Progress in photographs."""
+        images = {unit.name: len(unit.images) for unit in self.units}
+        return runner.Phase(
+            "extract", sum(images.values()), lambda: sum(images.get(unit, 0) for unit in self.store.units())
+        )
+
+    def conclude(self, output: str, deadline: float) -> Extracted:
+        """What the store has when the pipeline has ended well; failures/out_of_time.parquet of the `output`
+        names the photographs of the units that it still lacks.
+
+        Raises:
+          PipelineError: units are missing though their deadline has not passed: the engine lost them.
+        """
+        late = self.missing()
+        if late and time.time() < deadline:
+            raise lost_work(f"{len(late):,} of {len(self.units):,} units of photographs were not extracted")
+        rows = [
+            Failure(
+                "extract",
+                ref.image_id,
+                ref.uri,
+                "out_of_time",
+                "the time budget ended before its turn; started again, the command goes on",
+            )
+            for unit in late
+            for ref in unit.images
+        ]
+        uri = files.join(output, "failures", "out_of_time.parquet")
+        if rows:
+            files.write_parquet(uri, failure_table(rows))
+        else:
+            files.delete(uri)
+        missing = {unit.name for unit in late}
+        shards = self.store.summaries([name for name in self.names if name not in missing])
+        return Extracted(tuple(shards), len(rows))
+
+
+def lost_work(what: str) -> PipelineError:
+    """The error of an engine whose pipeline succeeded without doing all of its work."""
+    return PipelineError(
+        f"the pipeline ended well, but {what}, and no deadline had passed: the engine lost them; the same "
+        "command goes on from here"
+    )
+
+
+@dataclasses.dataclass
+class ExtractMissing(beam.PTransform):
+    """Begins a pipeline: extracts the planned units that a feature store lacks; gives the names of all that
+    it then has.
+
+    Attributes:
+      recipe: the model, its settings, and how photographs are read.
+      store_root: the feature store.
+      plan_root: where the plan lies.
+      planned: units of the plan.
+      deadline: as time.time() tells it; units that are not done by then are left out.
+    """
+
+    recipe: Recipe
+    store_root: str
+    plan_root: str
+    planned: tuple[PlannedUnit, ...]
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
+        options, store = begin.pipeline.options, FeatureStore(self.store_root)
+        there = set(store.units())
+        done = [unit.name for unit in self.planned if unit.name in there]
+        missing = [unit for unit in self.planned if unit.name not in there]
+        parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
+        if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
+            recipe, in_flight = self.recipe, runner.images_in_flight(options)
+            handler = DelgModelHandler(
+                recipe.model, recipe.settings, recipe.reader, store, in_flight, self.deadline
+            )
+            parts.append(
+                begin
+                | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
+                | ReadUnits(self.plan_root)
+                | ExtractFeatures(handler)
+            )
+        return parts | beam.Flatten()

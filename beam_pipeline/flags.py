@@ -1,0 +1,271 @@
+"""The flags of index and recognize, and the configurations that they make."""
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from beam_pipeline.config import (
+    DEFAULT_PRESET,
+    EXTRACTION_PRESETS,
+    MAX_FAILURE_RATE,
+    PRESETS,
+    ExtractionOverrides,
+    IndexConfig,
+    Preset,
+    RecognizeConfig,
+    TimeBudget,
+)
+from transforms.models.card import PRECISIONS
+from transforms.types import ReadingConfig, VerificationSettings
+
+
+def number(
+    kind: Callable[[str], Any], low: float, high: float = math.inf, open_low: bool = False
+) -> Callable[[str], Any]:
+    """An argparse type: a finite number in [low, high], or (low, high] with open_low; an int of 32 bits at
+    most.
+    """
+    high = min(high, 2**31 - 1) if kind is int else high
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if (
+            value != value
+            or value in (math.inf, -math.inf)
+            or value < low
+            or value > high
+            or (open_low and value == low)
+        ):
+            bounds = f"above {low:g}" if open_low else f"at least {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text} is not {bounds}" + (f" and at most {high:.10g}" if high < math.inf else "")
+            )
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def duration(text: str) -> float:
+    """Seconds of a time such as 12h, 90m, 2h30m or 45s; an argparse type."""
+    match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m, 2h30m or 45s")
+    return float(total)
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    scales = tuple(number(float, 0, 16, open_low=True)(part) for part in text.split(","))
+    if len(set(scales)) != len(scales):
+        raise argparse.ArgumentTypeError(f"{text} names a scale twice")
+    return scales
+
+
+def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> None:
+    """Adds the flags of ReadingConfig and ExtractionOverrides: those of the index job, or of one that has to
+    follow its index.
+    """
+    if of_index:
+        group = parser.add_argument_group(
+            "extraction (default: the model's card, else the official DELG settings)"
+        )
+        group.add_argument(
+            "--preset",
+            choices=sorted(EXTRACTION_PRESETS),
+            help="scales, features and threshold of the preset, for a model without a card",
+        )
+    else:
+        group = parser.add_argument_group("extraction (as in the index; another value is an error)")
+    group.add_argument("--image_scales", type=_scales, metavar="S,S,...", help="image pyramid factors")
+    group.add_argument(
+        "--max_local_features", type=number(int, 1), metavar="N", help="local features kept per image"
+    )
+    group.add_argument(
+        "--score_threshold",
+        type=number(float, -math.inf),
+        metavar="T",
+        help="least attention of a local feature",
+    )
+    group.add_argument(
+        "--max_image_side", type=number(int, 16), metavar="PX", help="longer images are shrunk to this side"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="bfloat16: faster on processors that multiply it in hardware, features move a little",
+    )
+    group.add_argument(
+        "--exif_orientation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="turn photographs by their EXIF orientation (default: yes)",
+    )
+    group.add_argument(
+        "--max_image_pixels",
+        type=number(int, 1),
+        default=ReadingConfig.max_image_pixels,
+        metavar="N",
+        help="larger photographs become failure rows (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_image_memory",
+        type=number(int, 1),
+        default=ReadingConfig.max_image_memory,
+        metavar="MB",
+        help="so do those that take more memory to decode (default: %(default)s)",
+    )
+
+
+def add_query_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --preset and the query-time hyperparameters, each defaulting to the preset's value."""
+    entry = _values(PRESETS[DEFAULT_PRESET])
+    group = parser.add_argument_group(
+        "hyperparameters (default: the preset's; the value of 'entry' in brackets)"
+    )
+    group.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default=DEFAULT_PRESET,
+        help="sets all of these together (default: %(default)s)",
+    )
+
+    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        group.add_argument("--" + name, type=kind, metavar=metavar, help=f"{text} [{entry[name]}]")
+
+    add("num_to_rerank", number(int, 1, 1000), "N", "candidates retrieved and verified per query")
+    add("top_k", number(int, 1, 1000), "N", "best candidates summed per class")
+    add("max_inlier_score", number(int, 1), "N", "inliers beyond this count no more")
+    add(
+        "max_reprojection_error",
+        number(float, 0, open_low=True),
+        "PX",
+        "of an inlier, both points together, pixels of the image fed",
+    )
+    add("max_ransac_iterations", number(int, 1), "N", "tries for a homography")
+    add(
+        "homography_confidence",
+        number(float, 0, 0.999999, open_low=True),
+        "P",
+        "stop trying at this confidence",
+    )
+    add(
+        "max_distance",
+        number(float, 0, 2, open_low=True),
+        "D",
+        "Euclidean distance of matching descriptors; the model's card goes before the preset",
+    )
+    add(
+        "ratio_test",
+        number(float, 0, 1, open_low=True),
+        "R",
+        "nearest over second nearest distance at most this",
+    )
+    add("global_weight", number(float, 0), "A", "weight of the cosine in the total score")
+    group.add_argument(
+        "--mutual_check",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="matches must be nearest in both directions [no]",
+    )
+
+
+def _values(preset: Preset) -> dict[str, Any]:
+    """The hyperparameters of a preset by the names of their flags."""
+    return {
+        "num_to_rerank": preset.num_to_rerank,
+        "top_k": preset.top_k,
+        **dataclasses.asdict(preset.verification),
+    }
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags about an output that is already there, and about what is taken for a success."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew where the output is finished or has other settings",
+    )
+    parser.add_argument(
+        "--max_failure_rate",
+        type=number(float, 0, 1),
+        default=MAX_FAILURE_RATE,
+        metavar="R",
+        help="exit with 1 where more than this part of the images failed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--time_budget",
+        type=duration,
+        metavar="TIME",
+        help="be done within this time, such as 12h, 2h30m or 90m: a pilot prints a plan, and what does not "
+        "fit is left for a later start",
+    )
+
+
+def extraction_overrides(args: argparse.Namespace, preset: str | None) -> ExtractionOverrides:
+    """The flags of add_extraction_flags as a record."""
+    names = [f.name for f in dataclasses.fields(ExtractionOverrides) if f.name != "preset"]
+    return ExtractionOverrides(preset=preset, **{name: getattr(args, name) for name in names})
+
+
+def time_budget(args: argparse.Namespace) -> TimeBudget | None:
+    """--time_budget, counted from `args.started`."""
+    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
+
+
+def reading(args: argparse.Namespace) -> ReadingConfig:
+    """The flags about reading as a record."""
+    return ReadingConfig(
+        exif_orientation=args.exif_orientation,
+        max_image_pixels=args.max_image_pixels,
+        max_image_memory=args.max_image_memory,
+    )
+
+
+def index_config(args: argparse.Namespace) -> IndexConfig:
+    """Parsed flags of `landmarks index` as a configuration."""
+    return IndexConfig(
+        images=tuple(args.images),
+        labels=args.labels,
+        output=args.output,
+        model=args.model,
+        overrides=extraction_overrides(args, args.preset),
+        reading=reading(args),
+        append=args.append,
+        overwrite=args.overwrite,
+        max_failure_rate=args.max_failure_rate,
+        budget=time_budget(args),
+    )
+
+
+def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
+    """Parsed flags of `landmarks recognize` as a configuration.
+
+    Raises:
+      ConfigError: options that do not go together.
+    """
+    values = _values(PRESETS[args.preset])
+    values.update({name: getattr(args, name) for name in values if getattr(args, name) is not None})
+    num_to_rerank, top_k = values.pop("num_to_rerank"), values.pop("top_k")
+    if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
+        top_k = min(top_k, num_to_rerank)
+    return RecognizeConfig(
+        images=tuple(args.images),
+        index=args.index,
+        output=args.output,
+        truth=args.truth,
+        model=args.model,
+        query_store=args.query_store,
+        overrides=extraction_overrides(args, None),
+        reading=reading(args),
+        num_to_rerank=num_to_rerank,
+        top_k=top_k,
+        verification=VerificationSettings(**values),
+        max_distance=args.max_distance,
+        overwrite=args.overwrite,
+        max_failure_rate=args.max_failure_rate,
+        budget=time_budget(args),
+    )

@@ -1,0 +1,204 @@
+"""What the manifest.json of a finished index or run says; read and written as a whole, and checked."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from beam_pipeline.recipe import Recipe
+from transforms.storage import files
+from transforms.storage.feature_store import ShardSummary
+from transforms.storage.files import FileRecord
+from transforms.types import VerificationSettings
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def digest(value: Any) -> str:
+    """Short fingerprint of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a count, not {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexCounts(_Counts):
+    """Photographs of an index: those matched, and what became of them."""
+
+    matched: int
+    indexed: int
+    failed: int
+    out_of_time: int
+    without_label: int
+
+    def __add__(self, other: "IndexCounts") -> "IndexCounts":
+        return IndexCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCounts(_Counts):
+    """Queries of a run, and what became of them."""
+
+    queries: int
+    predicted: int
+    verified: int
+    failed: int
+    out_of_time: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished output says of itself. Places are as this process finds them; in the file they are as
+    `files.place_in` says, so that outputs can be moved.
+
+    Attributes:
+      recipe: how its features were made.
+      shards: of features; of a run, those of its queries.
+      seconds: that it took: "total", and worker seconds by step.
+      complete: False where time ran out: the same command goes on.
+      time_budget: see `budget.Schedule.report`; None where there was none.
+    """
+
+    COMMAND: ClassVar[str]
+
+    recipe: Recipe
+    shards: tuple[ShardSummary, ...]
+    seconds: Mapping[str, float]
+    complete: bool = True
+    time_budget: Mapping[str, Any] | None = None
+
+    def to_json(self, root: str) -> dict[str, Any]:
+        """The content of manifest.json in `root`."""
+        values = dataclasses.asdict(self)
+        del values["recipe"]
+        if self.time_budget is None:
+            del values["time_budget"]
+        return {"command": self.COMMAND, "format": FORMAT, **self.recipe.to_json(root), **values}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], root: str) -> Self:
+        """Reads what `to_json` made.
+
+        Raises:
+          ValueError: something is missing or makes no sense; the text says what.
+        """
+        try:
+            names = {field.name for field in dataclasses.fields(cls)}
+            known = {name: part for name, part in value.items() if name in names}
+            shards = tuple(ShardSummary.from_json(shard) for shard in value["shards"])
+            recipe = Recipe.from_json(value, root)
+            return cls(**{**known, "recipe": recipe, "shards": shards, **cls._parts(value, root)})
+        except KeyError as e:
+            raise ValueError(f"it lacks {e}") from e
+        except (TypeError, AttributeError) as e:
+            raise ValueError(str(e)) from e
+
+    @classmethod
+    def _parts(cls, value: dict[str, Any], root: str) -> dict[str, Any]:
+        """Of the fields of one command, those that are records or places."""
+        raise NotImplementedError
+
+    def digest(self, root: str) -> str:
+        """Fingerprint of all that the manifest in `root` says but the time it took."""
+        return digest({k: v for k, v in self.to_json(root).items() if k not in ("seconds", "time_budget")})
+
+    def records(self, root: str) -> dict[str, FileRecord]:
+        """The record, by URI, of every file that the output in `root` vouches for."""
+        return {files.join(root, name): record for s in self.shards for name, record in s.files.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexManifest(Manifest):
+    """The manifest of an index.
+
+    Attributes:
+      global_dimensions: width of the global descriptor.
+      has_local_features: whether the model has any.
+      counts: of photographs.
+      failures: failure rows by kind.
+      appended: counts of what was added later, by the digest of its units.
+    """
+
+    COMMAND = "index"
+
+    global_dimensions: int
+    has_local_features: bool
+    counts: IndexCounts
+    failures: Mapping[str, int]
+    appended: Mapping[str, IndexCounts] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def _parts(cls, value: dict[str, Any], root: str) -> dict[str, Any]:
+        return {
+            "counts": IndexCounts(**value["counts"]),
+            "appended": {name: IndexCounts(**counts) for name, counts in value["appended"].items()},
+        }
+
+    def with_more(self, more: "IndexManifest", name: str) -> "IndexManifest":
+        """The manifest of an index to which what `more` tells of was added under `name`."""
+        failures = Counter(self.failures) + Counter(more.failures)
+        return dataclasses.replace(
+            more,
+            recipe=dataclasses.replace(more.recipe, model=self.recipe.model),
+            shards=self.shards + more.shards,
+            counts=self.counts + more.counts,
+            failures=dict(sorted(failures.items())),
+            appended={**self.appended, name: more.counts},
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunManifest(Manifest):
+    """The manifest of a run.
+
+    Attributes:
+      index: folder of the index.
+      query_store: folder of the queries' features.
+      hyperparameters: what predictions depend on beside the features.
+      reranked: whether candidates were verified.
+      counts: of queries.
+      files: records, by path below the run, of the files that are no shards of features.
+    """
+
+    COMMAND = "recognize"
+
+    index: str
+    query_store: str
+    hyperparameters: Mapping[str, Any]
+    reranked: bool
+    counts: RunCounts
+    files: Mapping[str, FileRecord]
+
+    @classmethod
+    def _parts(cls, value: dict[str, Any], root: str) -> dict[str, Any]:
+        return {
+            "index": files.place_of(root, value["index"]),
+            "query_store": files.place_of(root, value["query_store"]),
+            "counts": RunCounts(**value["counts"]),
+            "files": {name: FileRecord(**record) for name, record in value["files"].items()},
+        }
+
+    def to_json(self, root: str) -> dict[str, Any]:
+        """See Manifest."""
+        places = {name: files.place_in(root, getattr(self, name)) for name in ("index", "query_store")}
+        return {**super().to_json(root), **places}
+
+    @property
+    def verification(self) -> VerificationSettings:
+        """How candidates were verified."""
+        names = {field.name for field in dataclasses.fields(VerificationSettings)}
+        return VerificationSettings(**{k: v for k, v in self.hyperparameters.items() if k in names})
+
+    def records(self, root: str) -> dict[str, FileRecord]:
+        """See Manifest; the shards are those of the queries."""
+        own = {files.join(root, name): record for name, record in self.files.items()}
+        return {**super().records(self.query_store), **own}

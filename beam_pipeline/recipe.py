@@ -1,0 +1,142 @@
+"""How photographs become features: which model a job uses, with which settings, and that it is the one it
+should be.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
+from transforms.features import ReadImages
+from transforms.images import read_images
+from transforms.models import saved_model
+from transforms.models.builtin import MODELS
+from transforms.models.card import OFFICIAL_DELG, ExtractionSettings, read_card
+from transforms.models.catalog import model_folder
+from transforms.storage import files
+from transforms.types import ReadingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A model with the settings that a job runs it with, and how the photographs are read for it.
+
+    Attributes:
+      model: as the user named it: a built-in one's name, a folder or a URI.
+      name: for people.
+      fingerprint: of its content.
+      settings: of the extraction.
+      reading: of the photographs.
+    """
+
+    model: str
+    name: str
+    fingerprint: str
+    settings: ExtractionSettings
+    reading: ReadingConfig
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON-able; all that features depend on beside the photographs."""
+        return {
+            "extraction": _lists(dataclasses.asdict(self.settings)),
+            "model": self.fingerprint,
+            "reading": dataclasses.asdict(self.reading),
+        }
+
+    @property
+    def reader(self) -> ReadImages:
+        """Reads and decodes photographs as the model and the options want them."""
+        return functools.partial(read_images, max_side=self.settings.max_image_side, reading=self.reading)
+
+    def to_json(self, root: str) -> dict[str, Any]:
+        """The part of the manifest of an output in `root` that says how features were made."""
+        uri = self.model if self.model in MODELS else files.place_in(root, self.model)
+        return {**self.identity, "model": {"uri": uri, "name": self.name, "fingerprint": self.fingerprint}}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], root: str) -> "Recipe":
+        """Reads what `to_json` made; other keys are left alone.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is something else.
+        """
+        model = value["model"]
+        return cls(
+            model["uri"] if model["uri"] in MODELS else files.place_of(root, model["uri"]),
+            model["name"],
+            model["fingerprint"],
+            ExtractionSettings(**_tuples(value["extraction"])),
+            ReadingConfig(**value["reading"]),
+        )
+
+
+def _lists(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -> Recipe:
+    """Finds the model and settles its settings: a flag, else the model's card, else the preset, else the
+    official DELG ones.
+
+    Raises:
+      ModelError: no SavedModel there.
+      ConfigError: settings that do not go together.
+    """
+    folder = model_folder(model)
+    card = read_card(folder) or {}
+    values = dataclasses.asdict(OFFICIAL_DELG)
+    values.update(EXTRACTION_PRESETS.get(overrides.preset or "", {}))
+    values.update({k: v for k, v in _tuples(card).items() if k in values})
+    values.update(overrides.given())
+    # Where the scales were chosen anew, the global descriptor takes its own of them, or all.
+    values["global_scales"] = (
+        tuple(s for s in values["global_scales"] if s in values["image_scales"]) or values["image_scales"]
+    )
+    try:
+        settings = ExtractionSettings(**values)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    name = card.get("name") or folder.rstrip("/").rsplit("/", 1)[-1]
+    return Recipe(model, name, saved_model.fingerprint(folder), settings, reading)
+
+
+def choose_as_indexed(
+    model: str | None, overrides: ExtractionOverrides, reading: ReadingConfig, indexed: Recipe
+) -> Recipe:
+    """The model and settings that an index was made with.
+
+    Args:
+      model: where the model lies now; None for where it lay.
+
+    Raises:
+      ConfigError: the model's content or a given setting is another than the index's.
+    """
+    for name, value in overrides.given().items():
+        if value != getattr(indexed.settings, name):
+            raise ConfigError(
+                f"--{name} {value} differs from the index's {getattr(indexed.settings, name)}: both sides "
+                "need the same features"
+            )
+    uri = model or indexed.model
+    fingerprint = saved_model.fingerprint(model_folder(uri))
+    if fingerprint != indexed.fingerprint:
+        raise ConfigError(
+            f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with "
+            f"({indexed.model}, {indexed.fingerprint[:12]})"
+        )
+    return dataclasses.replace(indexed, model=uri, reading=reading)
+
+
+def card_distance(recipe: Recipe) -> float | None:
+    """The greatest distance of matching descriptors by the card of the model; None where it does not say."""
+    return (read_card(model_folder(recipe.model)) or {}).get("max_distance")
+
+
+def inspect(model: str) -> str:
+    """What `landmarks model inspect` prints."""
+    return str(saved_model.inspect_model(model_folder(model)))

@@ -1,0 +1,105 @@
+"""Who may import whom: no circles, and nothing runs back up. Imports inside functions count too."""
+
+import ast
+import graphlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PRODUCT = ("beam_pipeline", "transforms")
+
+# In the order of the data.
+STEPS = {
+    f"transforms.{name}"
+    for name in (
+        "patterns",
+        "images",
+        "features",
+        "retrieval",
+        "verification",
+        "aggregation",
+        "submission",
+        "gap",
+    )
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(source, modules):
+    """The names that a module's text imports; of `from a import b` a.b where that is a module, else a."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full if full in modules else node.module for full in names.values()}
+    return found
+
+
+def circle(graph):
+    """The modules of a circle, in its order; none where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as e:
+        return e.args[1]
+    return []
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """What each module of the product imports."""
+    paths = {module_name(path): path for top in PRODUCT for path in (ROOT / top).rglob("*.py")}
+    assert paths.keys() >= STEPS
+    return {name: imported(path.read_text(), paths) for name, path in paths.items()}
+
+
+def within(graph, package):
+    return {name: graph[name] for name in graph if name == package or name.startswith(package + ".")}
+
+
+def test_there_is_no_circle(graph):
+    assert circle({name: {m for m in modules if m in graph} for name, modules in graph.items()}) == []
+
+
+def test_a_circle_would_be_found():
+    sources = {"a": "def f():\n  from b import c", "b.c": "import d", "d": "from a import x"}
+    found = {name: imported(text, sources) for name, text in sources.items()}
+    assert sorted(set(circle(found))) == ["a", "b.c", "d"]
+    assert circle({**found, "d": set()}) == []
+
+
+def test_the_product_stands_alone(graph):
+    others = {path.name for path in ROOT.iterdir() if path.is_dir()} - set(PRODUCT)
+    assert {"benchmarks", "tests", "training"} <= others
+    tops = {name: {module.split(".")[0] for module in modules} for name, modules in graph.items()}
+    assert {name: found & others for name, found in tops.items() if found & others} == {}
+
+
+def test_steps_know_nothing_of_the_jobs(graph):
+    assert {
+        name: modules
+        for name, modules in within(graph, "transforms").items()
+        if any(module.startswith("beam_pipeline") for module in modules)
+    } == {}
+
+
+def test_no_step_is_imported_by_another_nor_by_what_steps_use(graph):
+    below = within(graph, "transforms")
+    del below["transforms"]  # only gives the steps' transforms another name
+    assert {name: modules & STEPS for name, modules in below.items() if modules & STEPS} == {}
+
+
+def test_what_all_use_imports_next_to_nothing(graph):
+    def ours(name):
+        return {module for module in graph[name] if module.split(".")[0] in PRODUCT}
+
+    leaves = {"transforms.types", "transforms.uris", "beam_pipeline.quiet"}
+    assert all(not ours(name) for name in leaves)
+    assert ours("beam_pipeline.config") <= leaves
