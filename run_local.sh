@@ -16,10 +16,10 @@ The environment is made once, in .venv beside this script (or in $LANDMARKS_VENV
 USAGE
 }
 
-# Installs where setup.py has changed since the last time, or nothing is installed yet. $1: "" or the extra "test".
+# Installs where setup.py or pyproject.toml has changed since the last time, or nothing is installed yet. $1: "" or the extra "test".
 install() {
   local wanted stamp="$venv/.landmarks-installed$1"
-  wanted="$(cksum <"$here/setup.py")"
+  wanted="$(cat "$here/setup.py" "$here/pyproject.toml" | cksum)"
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
   if [ ! -x "$venv/bin/python" ]; then
     echo "Making the environment in $venv"

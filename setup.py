@@ -1,25 +1,8 @@
-"""Installs the distribution `landmarks`: packages beam_pipeline and transforms, console script
-`landmarks`.
-"""
-
-import pathlib
-import re
+"""What the distribution `landmarks` needs, with bounds; the rest of its metadata stands in pyproject.toml."""
 
 from setuptools import setup
 
-HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "beam_pipeline" / "__init__.py").read_text()).group(1)
-
 setup(
-    name="landmarks",
-    version=VERSION,
-    description="Landmark recognition for millions of photographs, without training: an Apache Beam batch "
-    "job",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    python_requires=">=3.11,<3.13",
-    packages=["beam_pipeline", "transforms", "transforms.models", "transforms.storage"],
-    package_data={"transforms": ["*.onnx"], "transforms.models": ["*.npz"]},
     install_requires=[
         "apache-beam>=2.76,<3",
         "numpy>=2.0,<3",
@@ -38,8 +21,10 @@ setup(
         "test": [
             "duckdb>=1.2,<3",
             "hypothesis>=6.100,<7",
+            "mypy>=2.4,<3",
             "onnx>=1.17,<2",
             "pytest>=8,<10",
+            "ruff>=0.17.6,<0.18",  # another version formats in another way
             "scipy>=1.13,<2",
             # What of the extra gcp builds a Dataflow job; all of it takes a minute to install.
             "google-cloud-dataflow-client>=0.13,<1",
@@ -47,5 +32,4 @@ setup(
         ],
         "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
     },
-    entry_points={"console_scripts": ["landmarks=beam_pipeline.main:main"]},
 )

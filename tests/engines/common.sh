@@ -48,13 +48,13 @@ wait_for_port() {
   return 1
 }
 
-# make_environment [EXTRA]: this checkout, installed as it is now into $venv; its dependencies only where setup.py has changed.
+# make_environment [EXTRA]: this checkout, installed as it is now into $venv; its dependencies only where setup.py or pyproject.toml has changed.
 make_environment() {
   local wanted stamp="$venv/.installed-${1:-}" source="$work/source"
   [ -x "$venv/bin/python" ] || "${PYTHON:-python3.11}" -m venv "$venv"
   mkdir "$source" # a build leaves its own files where it works
   cp -r "$checkout"/{setup.py,pyproject.toml,README.md,beam_pipeline,transforms} "$source"
-  wanted="$(cksum <"$checkout/setup.py")"
+  wanted="$(cat "$checkout/setup.py" "$checkout/pyproject.toml" | cksum)"
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     say "installing into $venv (a minute or two, once)"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$source${1:+[$1]}"
