@@ -25,7 +25,7 @@ from transforms.types import Failure, ImageRef, ImageUnit
 def match(patterns: Sequence[str]) -> list[ImageRef]:
     """`patterns.match_images` with wrong patterns as wrong usage."""
     try:
-        return match_images(patterns)
+        return match_images(patterns).images
     except MatchError as e:
         raise ConfigError(str(e)) from e
 

@@ -37,7 +37,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
     manifest = read_manifest(index_root, IndexManifest)
     recipe = choose_as_indexed(None, ExtractionOverrides(), ReadingConfig(), manifest.recipe)
     index, queries = FeatureStore(index_root), FeatureStore(os.path.join(output, "queries"))
-    units = make_units(match_images([images]), "pure")
+    units = make_units(match_images([images]).images, "pure")
     write_plan(output, units)
     with ThreadPoolExecutor(cores) as pool:
         model = LoadedModel(load_model(recipe.model, recipe.settings), pool, cores)

@@ -47,7 +47,7 @@ def unit(tmp_path):
     for name, colour in (("a", (200, 10, 10)), ("b", (0, 0, 0)), ("d", (10, 10, 200))):
         Image.new("RGB", (120, 90), colour).save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes(b"")
-    return ImageUnit("unit", tuple(match_images([str(tmp_path)])))
+    return ImageUnit("unit", tuple(match_images([str(tmp_path)]).images))
 
 
 def test_each_image_is_a_feature_or_a_failure(unit):

@@ -237,14 +237,22 @@ def test_photographs_are_matched_by_folder_glob_file_and_list(root):
         sizes[name.split("/")[-1].split(".")[0]] = len(name)
 
     def matched(pattern):
-        return [(ref.image_id, ref.size_bytes, ref.uri) for ref in patterns.match_images([pattern])]
+        return [(ref.image_id, ref.size_bytes, ref.uri) for ref in patterns.match_images([pattern]).images]
 
-    assert [m[0] for m in matched(root)] == [m[0] for m in matched(root + "/")] == ["one", "three", "two"]
+    ids = ["one", "three", "two"]
+    assert [m[0] for m in matched(root)] == [m[0] for m in matched(root + "/")] == ids
     assert (
         matched(root + "/*/*.jpg")
         == matched(root + "/a/one.jpg")
         == [("one", sizes["one"], root + "/a/one.jpg")]
     )
+    assert [m[0] for m in matched(root + "/**/*.jpg")] == [m[0] for m in matched(root + "/a/*.*")] == ["one"]
+    assert [m[0] for m in matched(root + "/**")] == [m[0] for m in matched(root + "/*/")] == ids
+    assert matched(root + "/**/two.JPEG") == matched(root + "/a/**/*.JPEG") != []
+    files.write_bytes(root + "/a[1].jpg", b""), files.write_bytes(root + "/a1.jpg", b"")
+    assert [m[0] for m in matched(root + "/a[1].jpg")] == ["a[1]"]
+    with pytest.raises(patterns.MatchError, match="no glob can stand for a bucket"):
+        patterns.match_images([root.split("://")[0] + "://b*/a.jpg"])
     files.write_bytes(root + "/list.txt", f"a/one.jpg\n{root}/c/three.png\nmissing.jpg\n".encode())
     assert [m[:2] for m in matched("@" + root + "/list.txt")] == [
         ("missing", 0),
@@ -262,13 +270,14 @@ def test_sizes_of_a_few_in_a_large_folder_are_found_too(root, monkeypatch):
     for i, uri in enumerate(uris):
         files.write_bytes(uri, bytes(i))
     asked = [uris[1], uris[8], files.join(root, "none.jpg")]
-    assert patterns._remote_sizes(asked) == {uris[1]: 1, uris[8]: 8}
+    found = patterns._remote_entries(asked)
+    assert {uri: entry.size for uri, entry in found.items()} == {uris[1]: 1, uris[8]: 8}
 
 
 def test_photographs_are_read_in_order_and_what_is_missing_is_a_failure(root):
     for i in range(40):
         files.write_bytes(files.join(root, f"{i:02}.jpg"), photograph(i))
-    refs = patterns.match_images([root])
+    refs = patterns.match_images([root]).images
     refs.insert(7, images.ImageRef("gone", files.join(root, "gone.jpg"), 0))
     found = list(images.read_images(refs, 60))
     assert [image.image_id if isinstance(image, Failure) else image.ref.image_id for image in found] == [

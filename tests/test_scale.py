@@ -52,7 +52,7 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
     folder.mkdir()
     for n in range(photographs):
         Image.fromarray(tiny_models.textured(96, 96, n)).save(folder / f"{photographs}-{n:03d}.png")
-    images = match_images([str(folder)])
+    images = match_images([str(folder)]).images
     planned = write_plan(
         str(folder),
         [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)],
@@ -141,7 +141,9 @@ def test_the_graph_holds_places_in_the_plan_not_photographs(tmp_path):
     sizes = {}
     for count in (4096, 16_384):
         (tmp_path / "list.txt").write_text("".join(f"/somewhere/{n:016x}.jpg\n" for n in range(count)))
-        planned = write_plan(str(tmp_path), make_units(match_images([f"@{tmp_path}/list.txt"]), "settings"))
+        planned = write_plan(
+            str(tmp_path), make_units(match_images([f"@{tmp_path}/list.txt"]).images, "settings")
+        )
         pipeline = beam.Pipeline()
         (
             pipeline
@@ -163,7 +165,7 @@ def test_the_launcher_holds_half_a_kilobyte_for_a_photograph(tmp_path):
     )
     tracemalloc.start()
     try:
-        images, _ = index.labelled(match_images([f"@{tmp_path}/list.txt"]), labels)
+        images, _ = index.labelled(match_images([f"@{tmp_path}/list.txt"]).images, labels)
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

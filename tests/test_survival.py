@@ -311,7 +311,7 @@ def test_a_photograph_that_vanishes_after_the_match_is_a_row(reference, tmp_path
     kept, gone = (reference / "images.txt").read_text().splitlines()[:2]
     for path in (kept, gone):
         shutil.copy(path, tmp_path)
-    refs = patterns.match_images([str(tmp_path)])
+    refs = patterns.match_images([str(tmp_path)]).images
     (tmp_path / pathlib.Path(gone).name).unlink()
     read = {ref.image_id: images.read_image(ref, 320) for ref in refs}
     failure = read.pop(pathlib.Path(gone).stem)

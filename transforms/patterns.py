@@ -3,14 +3,13 @@
 import itertools
 import os
 import re
-import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from apache_beam.io.filesystems import FileSystems
-
-from transforms.storage import files
-from transforms.storage.object_stores import READS_IN_FLIGHT
+from transforms.storage import files, globs
+from transforms.storage.object_stores import READS_IN_FLIGHT, Entry
 from transforms.types import ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -18,6 +17,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LISTED_PER_REQUEST = 1000  # of S3 and of Google Cloud Storage
 
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps the bytes of such a name
+_LINE_ENDS = re.compile(r"\r\n|[\n\r\0]")  # `find -print0` writes NULs
+_NAMES_SUFFIX = re.compile(r"\.[^.*?\[\]/]+$")
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f]|^\s|\s$")
 
 
@@ -30,12 +31,26 @@ def image_id_of(uri: str) -> str:
     return os.path.splitext(uri.replace("\\", "/").rsplit("/", 1)[-1])[0]
 
 
-def match_images(patterns: Sequence[str]) -> list[ImageRef]:
-    """The images that `patterns` name, in ascending order of image_id.
+class Matches(NamedTuple):
+    """What patterns match.
 
-    A pattern is a folder (searched recursively for IMAGE_SUFFIXES, any case), a glob, a file, or @LIST, a
-    text file with a path per line; paths of a list that are not absolute start at the list's folder. A file
-    named twice counts once.
+    Attributes:
+      images: in ascending order of image_id; local ones with absolute paths.
+      passed_over: how many files have another suffix than IMAGE_SUFFIXES, by suffix, the most first.
+    """
+
+    images: list[ImageRef]
+    passed_over: dict[str, int]
+
+
+def match_images(patterns: Sequence[str]) -> Matches:
+    """The images that `patterns` name.
+
+    A pattern is a folder (searched recursively), a glob (see storage/globs.py), a file, or @LIST, a text file
+    with a path per line; paths of a list that are not absolute start at the list's folder. Folders, and globs
+    that name no suffix, give the files with IMAGE_SUFFIXES, in any case; what is named otherwise is taken as
+    it is. What exists under the name of a pattern is meant before what it matches. A file that is reached
+    twice, through links too, counts once.
 
     Raises:
       MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be
@@ -43,83 +58,103 @@ def match_images(patterns: Sequence[str]) -> list[ImageRef]:
         ends with a space.
     """
     by_id: dict[str, ImageRef] = {}
+    passed_over: Counter[str] = Counter()
     for pattern in patterns:
         found = False
-        for uri, size in _match(pattern):
+        for entry, chosen in _match(pattern):
+            uri, image_id = entry.uri, image_id_of(entry.uri)
+            if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
+                passed_over[os.path.splitext(uri)[1].lower()] += 1
+                continue
             found = True
-            image_id = image_id_of(uri)
             if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id):
                 raise MatchError(
                     f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control "
                     "characters, outer spaces); rename it"
                 )
-            other = by_id.setdefault(image_id, ImageRef(image_id, uri, size)).uri
-            if other != uri:
-                raise MatchError(
-                    f"two files have the image id {image_id!r}: {min(uri, other)} and {max(uri, other)}"
-                )
+            other = by_id.get(image_id)
+            if other is not None and other.uri != uri and not _is_same_file(other.uri, uri):
+                first, second = sorted((uri, other.uri))
+                raise MatchError(f"two files have the image id {image_id!r}: {first} and {second}")
+            if other is None or uri < other.uri:
+                by_id[image_id] = ImageRef(image_id, uri, entry.size)
         if not found:
-            raise MatchError(f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return sorted(by_id.values(), key=lambda ref: ref.image_id)
+            raise MatchError(_nothing(pattern, passed_over))
+    return Matches(
+        sorted(by_id.values(), key=lambda ref: ref.image_id),
+        dict(sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))),
+    )
 
 
-def _match(pattern: str) -> Iterator[tuple[str, int]]:
+def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
+    text = f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)}"
+    if passed_over:
+        text += f"; passed over {described(passed_over)}"
+    if re.search(r"[^/]\*\*|\*\*[^/]", pattern):
+        text += "; ** goes through folders only between slashes: **/*.jpg"
+    return text + ")"
+
+
+def described(passed_over: dict[str, int]) -> str:
+    """Counts by suffix for people: "6 .jfif, 1 without a suffix"."""
+    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in passed_over.items())
+
+
+def _match(pattern: str) -> Iterator[tuple[Entry, bool]]:
+    """The files of a pattern, and whether it says of each that it is meant, whatever its suffix."""
     if pattern.startswith("@"):
-        yield from _read_list(pattern[1:])
-    elif files.is_local(pattern) and os.path.isdir(pattern):
-        yield from _walk(pattern)
-    elif files.is_local(pattern) and os.path.isfile(pattern):
-        yield pattern, os.path.getsize(pattern)
-    elif files.is_local(pattern):
-        for metadata in FileSystems.match([pattern])[0].metadata_list:
-            if _is_image_name(metadata.path):
-                yield metadata.path, metadata.size_in_bytes
-    elif _is_image_name(pattern) and not any(c in pattern for c in "*?["):
-        yield from _remote_sizes([pattern]).items()
-    else:
-        for entry in files.remote_matches(
-            pattern if any(c in pattern for c in "*?[") else files.join(pattern, "**")
-        ):
-            if _is_image_name(entry.uri):
-                yield entry.uri, entry.size
+        for entry in _read_list(pattern[1:]):
+            yield entry, True
+        return
+    found = _local_named(pattern) if files.is_local(pattern) else _remote_named(pattern)
+    if found is not None:
+        entries, chosen = found
+        for entry in entries:
+            yield entry, chosen
+    elif globs.has_magic(pattern):
+        for reading, entry in globs.matches(pattern):
+            yield entry, _NAMES_SUFFIX.search(reading) is not None
 
 
-def _is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _local_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
+    """The files below the folder `pattern`, or that file itself; None where there is neither."""
+    if os.path.isdir(pattern):
+        return globs.files_below(pattern), False
+    if os.path.isfile(pattern):
+        return [_local_entry(pattern)], True
+    return None
 
 
-def _raise(error: OSError) -> None:
-    raise error  # os.walk would leave out, without a word, what it cannot list
+def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
+    bucket, _, key = pattern.partition("://")[2].partition("/")
+    if globs.has_magic(bucket):
+        raise MatchError(f"{pattern!r}: no glob can stand for a bucket, name it in full")
+    if key and not key.endswith("/") and (entry := files.remote_entry(pattern)) is not None:
+        return [entry], True
+    entries = files.retried(lambda: list(files.remote_entries(pattern)))
+    return (entries, False) if entries else None
 
 
-def _walk(folder: str) -> Iterator[tuple[str, int]]:
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        here = os.stat(root)
-        if (here.st_dev, here.st_ino) in seen:  # a loop of symbolic links
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        for name in names:
-            if _is_image_name(name):
-                path = os.path.join(root, name)
-                try:
-                    status = os.stat(path)
-                except OSError:
-                    yield path, 0  # a dangling link becomes a failure row when it is read
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    yield path, status.st_size
+def _local_entry(path: str) -> Entry:
+    status = os.stat(path)
+    return Entry(files.absolute(path), status.st_size, status.st_mtime)
 
 
-def _read_list(uri: str) -> Iterator[tuple[str, int]]:
-    folder = uri.rsplit("/", 1)[0] if "/" in uri else ""
+def _is_same_file(first: str, second: str) -> bool:
     try:
-        lines = files.read_bytes(uri).decode("utf-8-sig").splitlines()
+        return files.is_local(first) and files.is_local(second) and os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def _read_list(uri: str) -> Iterator[Entry]:
+    folder = uri.rsplit("/", 1)[0] + "/" if "/" in uri else ""
+    try:
+        text = files.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise MatchError(f"{uri} is not UTF-8: {e}") from e
-    remote = []
-    for number, line in enumerate(lines, 1):
+    paths, relative = [], []
+    for number, line in enumerate(_LINE_ENDS.split(text), 1):
         path = line.strip()
         if not path:
             continue
@@ -129,18 +164,28 @@ def _read_list(uri: str) -> Iterator[tuple[str, int]]:
                     f"{uri}, line {number}: {path!r} leads out of the list's folder; write an absolute path "
                     "if that is meant"
                 )
-            path = files.join(folder, path) if folder else path
-        if files.is_local(path):
-            yield path, os.path.getsize(path) if os.path.isfile(path) else 0
-        else:
-            remote.append(path)
-    sizes = _remote_sizes(remote)
-    for path in remote:
-        yield path, sizes.get(path, 0)
+            relative.append(path)
+            path = folder + path
+        paths.append(path)
+    there = _remote_entries([path for path in paths if not files.is_local(path)])
+    there.update(
+        (path, _local_entry(path)) for path in paths if files.is_local(path) and os.path.isfile(path)
+    )
+    if (
+        relative
+        and not any(folder + path in there for path in relative)
+        and any(map(os.path.isfile, relative))
+    ):
+        raise MatchError(
+            f"{uri}: its paths start at the list's folder, {folder}, and none is there; from the working "
+            "folder they are: move the list there, or write absolute paths"
+        )
+    for path in paths:
+        yield there.get(path) or Entry(files.absolute(path), 0, 0.0)  # a failure row when it is read
 
 
-def _remote_sizes(uris: Collection[str]) -> dict[str, int]:
-    """Bytes of files that are not on this machine; those that are not there are left out.
+def _remote_entries(uris: Collection[str]) -> dict[str, Entry]:
+    """Sizes and times of files that are not on this machine; those that are not there are left out.
 
     A listing tells of a thousand files in one request, but a folder may hold far more than are asked for: so
     as many pages of it are read as files are asked for, and what they do not hold is asked for one by one.
@@ -150,18 +195,18 @@ def _remote_sizes(uris: Collection[str]) -> dict[str, int]:
     for uri in uris:
         by_folder.setdefault(uri.rsplit("/", 1)[0], set()).add(uri)
 
-    def listed(folder: str) -> dict[str, int]:
+    def listed(folder: str) -> dict[str, Entry]:
         wanted = by_folder[folder]
         entries = itertools.islice(
             files.remote_entries(folder, descend=False), _LISTED_PER_REQUEST * len(wanted)
         )
-        return {entry.uri: entry.size for entry in entries if entry.uri in wanted}
+        return {entry.uri: entry for entry in entries if entry.uri in wanted}
 
-    sizes: dict[str, int] = {}
+    there: dict[str, Entry] = {}
     with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="sizes") as pool:
         for found in pool.map(lambda folder: files.retried(lambda: listed(folder)), by_folder):
-            sizes.update(found)
-        for entry in pool.map(files.remote_entry, [uri for uri in uris if uri not in sizes]):
+            there.update(found)
+        for entry in pool.map(files.remote_entry, [uri for uri in uris if uri not in there]):
             if entry is not None:
-                sizes[entry.uri] = entry.size
-    return sizes
+                there[entry.uri] = entry
+    return there

@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 import shutil
 import stat
 import time
@@ -32,7 +31,6 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import FileSystem
 
 from transforms.storage.object_stores import Entry, store_of
 from transforms.uris import is_local, join
@@ -148,13 +146,6 @@ def remote_entries(folder: str, descend: bool = True) -> Iterator[Entry]:
     no such folder.
     """
     return store_of(folder).list(folder.rstrip("/") + "/", descend)
-
-
-def remote_matches(pattern: str) -> list[Entry]:
-    """The files whose URI matches a glob, by Beam's rules: `*` stops at a slash, `**` does not."""
-    whole = re.compile(FileSystem.translate_pattern(pattern))
-    before_glob = re.split(r"[*?[]", pattern, maxsplit=1)[0]
-    return retried(lambda: [e for e in store_of(pattern).list(before_glob) if whole.match(e.uri)])
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -1,0 +1,175 @@
+"""Globs as pathlib and shells with globstar read them, on this machine and in object stores.
+
+`*`, `?` and `[ab]`, `[!ab]`, `[a-z]` stay within one name; `**` between slashes stands for any number of
+folders, none included, and at the end for every file below, as a slash at the end does. A name that begins
+with a dot is matched only by one that does. Names may hold brackets, and people write `{a,b}`: where a glob
+matches nothing, the second are expanded as shells do, and then the first taken as they stand.
+"""
+
+import contextlib
+import errno
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+
+from transforms.storage import files
+from transforms.storage.object_stores import Entry, store_of
+
+_EVERY_FOLDER = "**"
+_MAGIC = re.compile(r"[*?\[{]")
+_BRACKETS = re.compile(r"\[[!^]?+\]?+[^\]]*\]")
+
+
+def has_magic(pattern: str) -> bool:
+    """Whether `pattern` can be a glob and not only a name."""
+    return bool(_MAGIC.search(pattern))
+
+
+def matches(pattern: str) -> Iterator[tuple[str, Entry]]:
+    """The files that a glob matches, each with the reading of `pattern` that matches it.
+
+    Local paths are absolute. Links are followed, every folder once. A link to nothing has size 0.
+
+    Raises:
+      OSError: a folder cannot be listed.
+    """
+    pattern += _EVERY_FOLDER if pattern.endswith("/") else ""
+    for readings, either_way in (([pattern], False), (braces_expanded(pattern), False), ([pattern], True)):
+        found = False
+        for reading in readings:
+            for entry in _matches(reading, either_way):
+                found = True
+                yield reading, entry
+        if found:
+            return
+
+
+def _matches(pattern: str, either_way: bool) -> Iterator[Entry]:
+    if files.is_local(pattern):
+        yield from _local(*_split(str(files.absolute(pattern))), either_way)
+        return
+    literal = re.match(r"[^*?\[]*", pattern)[0]
+    rest = pattern[len(literal) :]
+    whole = re.compile(translate(pattern, either_way))
+    deep = "/" in rest or _EVERY_FOLDER in rest
+    yield from files.retried(
+        lambda: [entry for entry in store_of(pattern).list(literal, deep) if whole.fullmatch(entry.uri)]
+    )
+
+
+def files_below(folder: str) -> Iterator[Entry]:
+    """Every file below a local folder, hidden ones included; see `matches`."""
+    yield from _local(str(files.absolute(folder)), [_EVERY_FOLDER], False, hidden=True)
+
+
+def braces_expanded(pattern: str) -> list[str]:
+    """What `{a,b}` in a pattern stands for, as shells expand it: "p/{a,b{1,2}}" gives p/a, p/b1 and p/b2."""
+    for start in (at for at, character in enumerate(pattern) if character == "{"):
+        depth, cuts = 0, [start]
+        for at in range(start, len(pattern)):
+            depth += {"{": 1, "}": -1}.get(pattern[at], 0)
+            if pattern[at] == "," and depth == 1:
+                cuts.append(at)
+            elif depth == 0:
+                if len(cuts) == 1:  # {a} is a name
+                    break
+                parts = [pattern[a + 1 : b] for a, b in zip(cuts, [*cuts[1:], at])]
+                whole = [pattern[:start] + part + pattern[at + 1 :] for part in parts]
+                return [expanded for one in whole for expanded in braces_expanded(one)]
+    return [pattern]
+
+
+def translate(pattern: str, either_way: bool = False) -> str:
+    """The regular expression of a whole path; with `either_way` brackets also stand for themselves."""
+    names = pattern.split("/")
+    parts = [
+        r"(?:(?!\.)[^/]*/)*" if name == _EVERY_FOLDER else _translate_name(name, either_way) + "/"
+        for name in names[:-1]
+    ]
+    last = (
+        r"(?:(?!\.)[^/]*/)*(?!\.)[^/]+"
+        if names[-1] == _EVERY_FOLDER
+        else _translate_name(names[-1], either_way)
+    )
+    return "".join([*parts, last])
+
+
+def _translate_name(name: str, either_way: bool) -> str:
+    parts = [] if name.startswith(".") or not has_magic(name) else [r"(?!\.)"]
+    at = 0
+    while at < len(name):
+        brackets = _BRACKETS.match(name, at)
+        text = brackets[0] if brackets else name[at]
+        if brackets:
+            characters = "[!" + text[2:] if text[1] == "^" else text
+            one = "(?!/)" + fnmatch.translate(characters)[4:-3]
+            parts.append(f"(?:{one}|{re.escape(text)})" if either_way else one)
+        else:
+            parts.append({"*": "[^/]*", "?": "[^/]"}.get(text, re.escape(text)))
+        at += len(text)
+    return "".join(parts)
+
+
+def _split(path: str) -> tuple[str, list[str]]:
+    """The folder that an absolute glob starts from, and the names below it."""
+    names = path.split("/")
+    first = next((i for i, name in enumerate(names) if has_magic(name)), len(names) - 1)
+    return "/".join(names[:first]) or "/", names[first:]
+
+
+def _local(folder: str, names: Sequence[str], either_way: bool, hidden: bool = False) -> Iterator[Entry]:
+    whole = [
+        None if name == _EVERY_FOLDER else re.compile(_translate_name(name, either_way)) for name in names
+    ]
+    seen: set[tuple[int, int, int]] = set()  # folders and how much of the glob led to them: links make loops
+
+    def visit(folder: str, position: int) -> Iterator[Entry]:
+        try:
+            here = os.stat(folder)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return
+            raise
+        if not stat.S_ISDIR(here.st_mode) or (here.st_dev, here.st_ino, position) in seen:
+            return
+        seen.add((here.st_dev, here.st_ino, position))
+        name, pattern, last = names[position], whole[position], position == len(names) - 1
+        if pattern is None and not last:
+            yield from visit(folder, position + 1)
+        if not last and pattern is not None and not has_magic(name):
+            yield from visit(os.path.join(folder, name), position + 1)
+            return
+        with os.scandir(folder) as entries:
+            found = sorted(
+                (
+                    entry
+                    for entry in entries
+                    if (
+                        hidden or not entry.name.startswith(".")
+                        if pattern is None
+                        else pattern.fullmatch(entry.name)
+                    )
+                ),
+                key=lambda entry: entry.name,
+            )
+        for entry in found:
+            if _is_folder(entry):
+                if pattern is None or not last:
+                    yield from visit(entry.path, position + (pattern is not None))
+            elif last:
+                status = None
+                with contextlib.suppress(OSError):  # a link to nothing becomes a failure row when it is read
+                    status = entry.stat()
+                if status is None or stat.S_ISREG(status.st_mode):
+                    yield Entry(entry.path, *((status.st_size, status.st_mtime) if status else (0, 0.0)))
+
+    yield from visit(folder, 0)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link; as a file it becomes a failure row when it is read
+        return False
