@@ -77,7 +77,7 @@ def match_images(patterns: Sequence[str]) -> Matches:
                 first, second = sorted((uri, other.uri))
                 raise MatchError(f"two files have the image id {image_id!r}: {first} and {second}")
             if other is None or uri < other.uri:
-                by_id[image_id] = ImageRef(image_id, uri, entry.size)
+                by_id[image_id] = ImageRef(image_id, uri, entry.size, version=entry.version)
         if not found:
             raise MatchError(_nothing(pattern, passed_over))
     return Matches(
@@ -136,8 +136,7 @@ def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
 
 
 def _local_entry(path: str) -> Entry:
-    status = os.stat(path)
-    return Entry(files.absolute(path), status.st_size, status.st_mtime)
+    return globs.local_entry(files.absolute(path), os.stat(path))
 
 
 def _is_same_file(first: str, second: str) -> bool:

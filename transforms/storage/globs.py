@@ -59,6 +59,11 @@ def _matches(pattern: str, either_way: bool) -> Iterator[Entry]:
     )
 
 
+def local_entry(path: str, status: os.stat_result) -> Entry:
+    """What a listing would say of a local file."""
+    return Entry(path, status.st_size, status.st_mtime, files.version_of(status))
+
+
 def files_below(folder: str) -> Iterator[Entry]:
     """Every file below a local folder, hidden ones included; see `matches`."""
     yield from _local(str(files.absolute(folder)), [_EVERY_FOLDER], False, hidden=True)
@@ -163,7 +168,7 @@ def _local(folder: str, names: Sequence[str], either_way: bool, hidden: bool = F
                 with contextlib.suppress(OSError):  # a link to nothing becomes a failure row when it is read
                     status = entry.stat()
                 if status is None or stat.S_ISREG(status.st_mode):
-                    yield Entry(entry.path, *((status.st_size, status.st_mtime) if status else (0, 0.0)))
+                    yield local_entry(entry.path, status) if status else Entry(entry.path, 0, 0.0)
 
     yield from visit(folder, 0)
 
