@@ -50,7 +50,7 @@ def _matches(pattern: str, either_way: bool) -> Iterator[Entry]:
     if files.is_local(pattern):
         yield from _local(*_split(str(files.absolute(pattern))), either_way)
         return
-    literal = re.match(r"[^*?\[]*", pattern)[0]
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
     rest = pattern[len(literal) :]
     whole = re.compile(translate(pattern, either_way))
     deep = "/" in rest or _EVERY_FOLDER in rest
@@ -173,7 +173,7 @@ def _local(folder: str, names: Sequence[str], either_way: bool, hidden: bool = F
     yield from visit(folder, 0)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # of a link; as a file it becomes a failure row when it is read
