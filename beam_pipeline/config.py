@@ -87,14 +87,16 @@ class TimeBudget:
 
 @dataclasses.dataclass(frozen=True)
 class ExtractionOverrides:
-    """Extraction settings given as flags; None leaves it to the preset, the model's card or the official DELG
-    settings.
+    """Extraction settings given as flags; None leaves it to the index, or for a new one to the preset, the
+    model's card or the official DELG settings.
 
     Attributes:
       preset: name in EXTRACTION_PRESETS, only where the flag was given.
+      exif_orientation: see ReadingConfig.
     """
 
     preset: str | None = None
+    exif_orientation: bool | None = None
     image_scales: tuple[float, ...] | None = None
     max_local_features: int | None = None
     score_threshold: float | None = None
@@ -102,8 +104,9 @@ class ExtractionOverrides:
     precision: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """The settings that flags gave."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "preset"}
+        """The settings of the model that flags gave."""
+        others = ("preset", "exif_orientation")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in others}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,8 +101,9 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
     group.add_argument(
         "--exif_orientation",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="turn photographs by their EXIF orientation (default: yes)",
+        default=None,
+        help="turn photographs by their EXIF orientation (default: "
+        + ("yes; with --append as the index does)" if of_index else "as the index does)"),
     )
     group.add_argument(
         "--max_image_pixels",
@@ -217,12 +218,8 @@ def time_budget(args: argparse.Namespace) -> TimeBudget | None:
 
 
 def reading(args: argparse.Namespace) -> ReadingConfig:
-    """The flags about reading as a record."""
-    return ReadingConfig(
-        exif_orientation=args.exif_orientation,
-        max_image_pixels=args.max_image_pixels,
-        max_image_memory=args.max_image_memory,
-    )
+    """The limits of reading as a record; the orientation is a setting of the extraction."""
+    return ReadingConfig(max_image_pixels=args.max_image_pixels, max_image_memory=args.max_image_memory)
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:

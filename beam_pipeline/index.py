@@ -93,7 +93,7 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
         if landmark is None:
             unlabelled.append(ref)
         else:  # a landmark's images share its text
-            known.append(ImageRef(ref.image_id, ref.uri, ref.size_bytes, sys.intern(landmark)))
+            known.append(ImageRef(ref.image_id, ref.uri, ref.size_bytes, sys.intern(landmark), ref.version))
     return known, unlabelled
 
 

@@ -102,6 +102,8 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
     except ValueError as e:
         raise ConfigError(str(e)) from e
     name = card.get("name") or folder.rstrip("/").rsplit("/", 1)[-1]
+    if overrides.exif_orientation is not None:
+        reading = dataclasses.replace(reading, exif_orientation=overrides.exif_orientation)
     return Recipe(model, name, saved_model.fingerprint(folder), settings, reading)
 
 
@@ -112,6 +114,7 @@ def choose_as_indexed(
 
     Args:
       model: where the model lies now; None for where it lay.
+      reading: whose limits hold; photographs are turned as they were for the index.
 
     Raises:
       ConfigError: the model's content or a given setting is another than the index's.
@@ -122,6 +125,13 @@ def choose_as_indexed(
                 f"--{name} {value} differs from the index's {getattr(indexed.settings, name)}: both sides "
                 "need the same features"
             )
+    turned = indexed.reading.exif_orientation
+    if overrides.exif_orientation not in (None, turned):
+        no = {True: "--exif_orientation", False: "--no-exif_orientation"}
+        raise ConfigError(
+            f"{no[not turned]} differs from the index's {no[turned]}: both sides need photographs that are "
+            "read alike"
+        )
     uri = model or indexed.model
     fingerprint = saved_model.fingerprint(model_folder(uri))
     if fingerprint != indexed.fingerprint:
@@ -129,7 +139,9 @@ def choose_as_indexed(
             f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with "
             f"({indexed.model}, {indexed.fingerprint[:12]})"
         )
-    return dataclasses.replace(indexed, model=uri, reading=reading)
+    return dataclasses.replace(
+        indexed, model=uri, reading=dataclasses.replace(reading, exif_orientation=turned)
+    )
 
 
 def card_distance(recipe: Recipe) -> float | None:

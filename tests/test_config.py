@@ -33,9 +33,30 @@ def test_an_index_remembers_its_precision_and_recognize_follows_it(model, given,
     made = recipe.choose(model, overrides(*given), ReadingConfig())
     assert made.settings.precision == precision and made.identity["extraction"]["precision"] == precision
     indexed = recipe.Recipe.from_json(made.to_json("index"), "index")
-    other = ReadingConfig(exif_orientation=False)
+    other = ReadingConfig(max_image_pixels=7)
     followed = recipe.choose_as_indexed(None, config.ExtractionOverrides(), other, indexed)
     assert followed == dataclasses.replace(made, reading=other)
+
+
+@pytest.mark.parametrize("of_index", [None, True, False])
+@pytest.mark.parametrize("of_queries", [None, True, False])
+def test_photographs_are_turned_as_those_of_the_index_or_the_flag_is_refused_by_name(
+    model, of_index, of_queries
+):
+    def named(turned):
+        return [] if turned is None else ["--exif_orientation" if turned else "--no-exif_orientation"]
+
+    made = recipe.choose(model, overrides(*named(of_index)), ReadingConfig())
+    turned = of_index is not False
+    assert made.reading.exif_orientation is turned
+    indexed = recipe.Recipe.from_json(made.to_json("index"), "index")
+    if of_queries not in (None, turned):
+        text = f"{named(of_queries)[0]} differs from the index's {named(turned)[0]}: both sides need"
+        with pytest.raises(config.ConfigError, match=text):
+            recipe.choose_as_indexed(None, overrides(*named(of_queries)), ReadingConfig(), indexed)
+    else:
+        followed = recipe.choose_as_indexed(None, overrides(*named(of_queries)), ReadingConfig(), indexed)
+        assert followed == made
 
 
 def test_another_precision_than_the_indexs_is_refused(model):

@@ -45,7 +45,7 @@ def test_extraction_flags_are_overrides_only_where_given():
         parsed([*INDEX, "--image_scales", "0.5,1,2", "--max_image_side", "800", "--no-exif_orientation"])
     )
     assert made.overrides.given() == {"image_scales": (0.5, 1.0, 2.0), "max_image_side": 800}
-    assert not made.reading.exif_orientation
+    assert made.overrides.exif_orientation is False
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_what_an_index_has_is_not_added_again(reference, folder, capsys):
     "flags, message",
     [
         (["--max_image_side", "400"], "--max_image_side 400 differs from the index's 320"),
-        (["--no-exif_orientation"], "exif_orientation: True there, False wanted"),
+        (["--no-exif_orientation"], "--no-exif_orientation differs from the index's --exif_orientation"),
         (["--overwrite"], "--overwrite and --append do not go together"),
         (["--preset", "host"], "--preset and --append do not go together"),
     ],
