@@ -167,8 +167,11 @@ class RecognizeConfig:
         if self.top_k > self.num_to_rerank:
             raise ConfigError(f"--top_k {self.top_k} is more than --num_to_rerank {self.num_to_rerank}")
         for flag, folder in (("--output", self.output), ("--query_store", self.query_store)):
-            if folder is not None and _holds(folder, self.index):  # --overwrite would delete it
+            if folder is not None and _holds(folder, self.index):
                 raise ConfigError(f"{flag} {folder} is or holds the index {self.index}; name another folder")
+        store = self.query_store
+        if store is not None and _holds(store, self.output) and _holds(self.output, store):
+            raise ConfigError(f"--query_store {store} is the output {self.output}; name another folder")
 
 
 def _holds(folder: str, other: str) -> bool:
@@ -186,3 +189,8 @@ class EvaluateConfig:
     predictions: str
     truth: str
     output: str | None = None
+
+    def __post_init__(self) -> None:
+        for flag, read in (("--truth", self.truth), ("--predictions", self.predictions)):
+            if self.output is not None and _holds(self.output, read):
+                raise ConfigError(f"--output {self.output} is or holds what {flag} names; name another file")

@@ -39,6 +39,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     output = config.output
     if not tables.is_csv(config.predictions):
         outputs.read_manifest(config.predictions, RunManifest)
+        outputs.check_inputs(config.predictions, "recognize", [("--truth", config.truth)])
         output = output or _metrics_uri(config.predictions)
     if output is None and runner.local_workers(options) is None:
         raise ConfigError("--output is needed to score a CSV on a remote runner")

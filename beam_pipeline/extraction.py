@@ -5,7 +5,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
@@ -28,6 +28,14 @@ def match(patterns: Sequence[str]) -> list[ImageRef]:
         return match_images(patterns).images
     except MatchError as e:
         raise ConfigError(str(e)) from e
+
+
+def input_files(patterns: Sequence[str], images: Sequence[ImageRef]) -> Iterator[tuple[str, str]]:
+    """What --images reads, for `outputs.check_inputs`: lists, and photographs."""
+    yield from (("the list", pattern[1:]) for pattern in patterns if pattern.startswith("@"))
+    # Photographs have other suffixes than what a job writes, unless one is named by itself.
+    suffixes = (".json", ".parquet", ".bin", ".csv")
+    yield from (("the photograph", ref.uri) for ref in images if ref.uri.lower().endswith(suffixes))
 
 
 @dataclasses.dataclass(frozen=True)

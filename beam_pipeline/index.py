@@ -17,7 +17,7 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import budget, integrity, lock, outputs, pilot, recipe, runner
 from beam_pipeline.config import ConfigError, IndexConfig
-from beam_pipeline.extraction import ExtractionTask, match
+from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest
 from transforms import features
 from transforms.features import check_model
@@ -106,7 +106,11 @@ def prepare(config: IndexConfig) -> Prepared:
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
     labels = tables.read_labels(config.labels)
     pa.default_memory_pool().release_unused()  # of a million labels 150 MB
-    images, unlabelled = labelled(match(config.images), labels)
+    matched = match(config.images)
+    outputs.check_inputs(
+        config.output, "index", [("--labels", config.labels), *input_files(config.images, matched)]
+    )
+    images, unlabelled = labelled(matched, labels)
     if not images:
         raise ConfigError(
             f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is "

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from beam_pipeline import layout
 from beam_pipeline.config import ConfigError
 from transforms.storage import files
 
@@ -64,7 +65,7 @@ def held(root: str) -> Iterator[None]:
     heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
     heart.start()
     try:
-        files.delete_temporaries(root)
+        layout.delete_temporaries(root)
         yield
     finally:
         stop.set()

@@ -246,6 +246,9 @@ def write_match_picture(
     query_store, index_store = FeatureStore(manifest.query_store), FeatureStore(manifest.index)
     query = _find_images(query_store, manifest.shards, {image_id})[image_id]
     found = _find_images(index_store, index.shards, {c["image_id"] for c in candidates})
+    for read in (query, *found.values()):
+        if files.same_file(read.ref.uri, output):
+            raise ConfigError(f"{output} is one of the photographs to draw; name another file")
     settings = manifest.verification
     query_local = query_store.read_local(query.location)
     panels = []

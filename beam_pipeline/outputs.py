@@ -9,10 +9,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from beam_pipeline import lock
+from beam_pipeline import layout, lock
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
 from transforms.storage import files
@@ -22,7 +22,7 @@ _SETTINGS = "settings.json"
 M = TypeVar("M", bound=Manifest)
 
 # Stands for the settings while an old output is deleted.
-_CLEARING = {"command": "overwrite"}
+_CLEARING = "overwrite"
 
 
 @contextlib.contextmanager
@@ -30,11 +30,12 @@ def opened(root: str, settings: dict[str, Any], overwrite: bool = False) -> Iter
     """Readies `root` for a job with `settings` and holds its lock during the block; gives whether there is
     anything to do.
 
-    A finished output is neither locked nor written to.
+    A finished output is neither locked nor written to. `overwrite` deletes what an earlier job of the same
+    command wrote, by its names (layout.py), and nothing else.
 
     Raises:
-      ConfigError: the folder holds something else, or the output of other settings (each difference is named)
-        and `overwrite` is off; or another run works on it.
+      ConfigError: the folder holds something else, the output of another command, or of other settings (each
+        difference is named) and `overwrite` is off; or another run works on it.
     """
     settings = json.loads(json.dumps(settings))  # tuples and lists compare alike
     if _is_finished(root, settings, overwrite):
@@ -48,14 +49,47 @@ def opened(root: str, settings: dict[str, Any], overwrite: bool = False) -> Iter
         yield True
 
 
+def check_inputs(root: str, command: str, inputs: Iterable[tuple[str, str]]) -> None:
+    """Checks that a job of `command` with its output in `root` would touch none of its inputs, given as (what
+    it is, URI).
+
+    Raises:
+      ConfigError: one has the name of a file that the job writes.
+    """
+    for what, uri in inputs:
+        path = layout.inside(root, uri)
+        if path is not None and layout.is_own(command, path):
+            raise ConfigError(
+                f"{what} {uri} has the name of a file that the job writes in its output {root}; move it, or "
+                "name another output"
+            )
+
+
+def check_store(root: str) -> None:
+    """Checks that the folder of a query store is not the output of a command.
+
+    Raises:
+      ConfigError: it is.
+    """
+    if command := _command_of(_read_settings(root)):
+        raise ConfigError(
+            f"{root} is an output of `landmarks {command}`; keep the queries' features elsewhere"
+        )
+
+
 def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether `root` holds the whole output of `settings`; see `opened` for the errors."""
     found = _read_settings(root)
     if found is None:
-        if files.is_local(root) and files.exists(root) and files.list_files(root, ""):
+        if not _is_empty(root):
             raise ConfigError(f"{root} is not empty and was not made by landmarks; name another folder")
         return False
-    if overwrite or found == _CLEARING:
+    if _command_of(found) not in (settings["command"], None):
+        raise ConfigError(
+            f"{root} is an output of `landmarks {_command_of(found)}`, which `landmarks "
+            f"{settings['command']}` does not touch; name another folder"
+        )
+    if overwrite or found["command"] == _CLEARING:
         return False
     differing = list(differences(found, settings))
     if differing:
@@ -63,6 +97,16 @@ def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
             f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew"
         )
     return _is_complete(root)
+
+
+def _is_empty(root: str) -> bool:
+    """Whether there is nothing in `root` but hidden files."""
+    if files.is_local(root):
+        if os.path.exists(root) and not os.path.isdir(root):
+            raise ConfigError(f"{root} is a file; name a folder")
+        return not files.list_files(root, "")
+    start = len(files.join(root, ""))
+    return all(entry.uri[start:].startswith(".") for entry in files.remote_entries(root))
 
 
 def _is_complete(root: str) -> bool:
@@ -75,15 +119,16 @@ def _is_complete(root: str) -> bool:
 
 def _clear(root: str, settings: dict[str, Any]) -> None:
     """Makes a locked `root` the unfinished or empty output of `settings`."""
-    uri = files.join(root, _SETTINGS)
-    if _read_settings(root) == settings and not _is_complete(root):
+    uri, command = files.join(root, _SETTINGS), settings["command"]
+    found = _read_settings(root)
+    if found == settings and not _is_complete(root):
         return
     # In this order: whenever the job is killed meanwhile, nothing half deleted is taken for whole, or for
     # somebody else's.
     files.delete(files.join(root, MANIFEST))
-    if files.exists(uri):
-        files.write_json(uri, _CLEARING)
-        files.delete_tree(root, keep=(_SETTINGS, lock.LOCK))
+    if found is not None:
+        files.write_json(uri, {"command": _CLEARING, "of": command})
+        layout.delete(root, command, keep=(_SETTINGS, lock.LOCK))
     files.write_json(uri, settings)
 
 
@@ -136,8 +181,28 @@ def exit_code(root: str, failed: int, images: int, max_failure_rate: float) -> i
 
 
 def _read_settings(root: str) -> dict[str, Any] | None:
+    """The settings of an output; None where there are none.
+
+    Raises:
+      ConfigError: a file of their name is somebody else's.
+    """
     uri = files.join(root, _SETTINGS)
-    return files.read_json(uri) if files.exists(uri) else None
+    if not files.exists(uri):
+        return None
+    try:
+        found = files.read_json(uri)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("command") not in ("index", "recognize", _CLEARING):
+        raise ConfigError(f"{root} was not made by landmarks, its {_SETTINGS} says; name another folder")
+    return found
+
+
+def _command_of(settings: dict[str, Any] | None) -> str | None:
+    """The command that made an output; None where that is not known."""
+    if settings is None:
+        return None
+    return settings.get("of") if settings["command"] == _CLEARING else settings["command"]
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:

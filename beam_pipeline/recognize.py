@@ -17,7 +17,7 @@ from apache_beam.runners.runner import PipelineRunner
 from beam_pipeline import budget, evaluate, integrity, lock, outputs, pilot, recipe, runner
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.config import ConfigError, RecognizeConfig
-from beam_pipeline.extraction import ExtractionTask, lost_work, match
+from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest
 from transforms import features, retrieval, verification
 from transforms.aggregation import AggregatePredictions
@@ -161,6 +161,10 @@ def prepare(config: RecognizeConfig) -> Prepared:
     """
     index = outputs.read_manifest(config.index, IndexManifest)
     images = match(config.images)
+    tables_read = [("--truth", config.truth)] if config.truth else []
+    outputs.check_inputs(config.output, "recognize", [*tables_read, *input_files(config.images, images)])
+    if config.query_store:
+        outputs.check_store(config.query_store)
     if config.truth:
         _check_truth(config.truth, images)
     made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, index.recipe)
@@ -342,7 +346,7 @@ def conclude(
         seconds={"total": round(time.monotonic() - started, 1), **runner.stage_seconds(metrics)},
     )
     if complete:
-        files.delete_tree(files.join(config.output, run_store.CANDIDATES))
+        run_store.delete_candidates(config.output)
     return manifest
 
 

@@ -39,7 +39,6 @@ def test_lists_skip_temporaries_and_absent_folders(tmp_path):
         "b.parquet",
     ]
     assert files.list_files(str(tmp_path / "none"), ".parquet") == []
-    assert files.delete_temporaries(str(tmp_path)) == 1 and (tmp_path / "d.bin").exists()
 
 
 def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
@@ -142,21 +141,6 @@ def test_what_is_no_file_is_an_error_at_once(tmp_path, make, message):
     make(tmp_path / "x")
     with pytest.raises(OSError, match=message):
         files.read_bytes(str(tmp_path / "x"))
-
-
-def test_a_tree_is_deleted_but_for_what_is_kept(tmp_path):
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").write_bytes(b"")
-    root = tmp_path / "root"
-    files.write_bytes(str(root / "a" / "b"), b"")
-    files.write_bytes(str(root / "c"), b"")
-    (root / "link").symlink_to(outside)
-    files.delete_tree(str(root), keep=["c"])
-    assert os.listdir(root) == ["c"] and (outside / "precious").exists()
-    files.delete_tree(str(root))
-    files.delete_tree(str(root))
-    assert not root.exists()
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):

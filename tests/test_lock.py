@@ -160,9 +160,10 @@ def test_a_taker_that_was_held_up_does_not_believe_in_a_lock_that_another_has(tm
 
 def test_a_holder_renews_its_lock_and_clears_temporaries(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_HEARTBEAT", 0.01)
-    (tmp_path / ".shard.0.tmp").write_bytes(b"half")
+    left = tmp_path / f".manifest.json.{'0' * 32}.tmp"
+    left.write_bytes(b"half")
     with lock.held(str(tmp_path)):
-        assert not (tmp_path / ".shard.0.tmp").exists()
+        assert not left.exists()
         first = json.loads((tmp_path / lock.LOCK).read_text())
         deadline = time.monotonic() + 60
         while (now := json.loads((tmp_path / lock.LOCK).read_text()))["renewed"] == first[

@@ -1,6 +1,7 @@
 """Tests of the picture of matches."""
 
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -281,7 +282,7 @@ def test_a_photograph_that_is_gone_is_named(run, tmp_path):
 
 
 def test_features_that_are_gone_are_named(run, tmp_path):
-    files.delete_tree(files.join(run, "queries"))
+    shutil.rmtree(files.join(run, "queries"))
 
     with pytest.raises(ValueError, match="queries has no features of q"):
         matches.write_match_picture(run, "q", str(tmp_path / "out.png"))

@@ -6,13 +6,14 @@ import os
 import pytest
 from apache_beam.io import localfilesystem
 
-from beam_pipeline import integrity, outputs
+from beam_pipeline import integrity, layout, outputs
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest
 from tests.manifests import index_manifest
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure
 
+UNIT = f"000000-{'0' * 16}"
 SETTINGS = {"command": "index", "extraction": {"scales": (1.0, 2.0), "side": 640}}
 
 
@@ -35,16 +36,17 @@ def test_a_new_folder_an_unfinished_one_and_a_finished_one(tmp_path):
 def test_other_settings_are_named_and_only_overwritten_on_demand(tmp_path):
     root = str(tmp_path)
     unfinished(root)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "old.parquet").write_bytes(b"")
+    shard = tmp_path / "images" / f"{UNIT}.parquet"
+    shard.parent.mkdir()
+    shard.write_bytes(b"")
     other = {"command": "index", "extraction": {"scales": (1.0, 2.0), "side": 800}}
     with pytest.raises(ConfigError, match=r"extraction.side: 640 there, 800 wanted.*--overwrite starts anew"):
         unfinished(root, other)
-    assert unfinished(root, other, True) and not (tmp_path / "images").exists()
+    assert unfinished(root, other, True) and not shard.parent.exists()
 
 
 def test_overwriting_a_finished_output_starts_anew_and_an_unfinished_one_goes_on(tmp_path):
-    root, shard = str(tmp_path), tmp_path / "images" / "shard"
+    root, shard = str(tmp_path), tmp_path / "images" / f"{UNIT}.parquet"
     for finished in (False, True):
         unfinished(root)
         shard.parent.mkdir(exist_ok=True)
@@ -55,18 +57,18 @@ def test_overwriting_a_finished_output_starts_anew_and_an_unfinished_one_goes_on
 
 
 def test_a_deletion_that_was_killed_is_carried_on(tmp_path, monkeypatch):
-    root, old = str(tmp_path), tmp_path / "predictions" / "old.parquet"
+    root, old = str(tmp_path), tmp_path / "images" / f"{UNIT}.parquet"
     unfinished(root)
     old.parent.mkdir()
     old.write_bytes(b"")
-    other = {**SETTINGS, "command": "recognize"}
     with monkeypatch.context() as killed:
-        killed.setattr(outputs.files, "delete_tree", lambda *arguments, **keywords: 1 / 0)
+        killed.setattr(layout, "delete", lambda *arguments, **keywords: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            unfinished(root, other, True)
-    assert (
-        unfinished(root, SETTINGS) and not old.exists()
-    )  # nothing of the old output is taken for done, whatever is asked
+            unfinished(root, {**SETTINGS, "extraction": {}}, True)
+    with pytest.raises(ConfigError, match="is an output of `landmarks index`.*name another folder"):
+        unfinished(root, {**SETTINGS, "command": "recognize"}, True)
+    # Nothing of the old output is taken for done, whatever is asked.
+    assert unfinished(root, SETTINGS) and not old.exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -135,23 +137,27 @@ def remote(tmp_path, monkeypatch):
 
 
 def test_a_remote_output_is_locked_resumed_overwritten_and_verified(remote, tmp_path):
-    store = FeatureStore(remote)
+    store, units = FeatureStore(remote), [UNIT, f"000001-{'1' * 16}"]
     with outputs.opened(remote, SETTINGS) as work:
         assert work
         with pytest.raises(ConfigError, match="is being written by process"):
             unfinished(remote)
-        for unit in ("u0", "u1"):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        for unit in units:
             store.write_unit(unit, [], [Failure("read", unit, "x", "k", "m")], 8)
-    assert unfinished(remote) and store.units() == ["u0", "u1"]
+    assert unfinished(remote) and store.units() == units
     manifest = index_manifest(shards=tuple(store.summaries(store.units())))
     outputs.finish(remote, manifest)
     assert not unfinished(remote) and integrity.find_problems(remote, manifest) == (6, {})
-    os.truncate(tmp_path / "out" / "images" / "u1.parquet", 9)
-    (tmp_path / "out" / "failures" / "u0.parquet").unlink()
+    os.truncate(tmp_path / "out" / "images" / f"{units[1]}.parquet", 9)
+    (tmp_path / "out" / "failures" / f"{units[0]}.parquet").unlink()
     problems = integrity.find_problems(remote, manifest)[1]
-    assert problems.pop(f"{remote}/failures/u0.parquet") == "missing"
+    assert problems.pop(f"{remote}/failures/{units[0]}.parquet") == "missing"
     assert problems.popitem()[1].startswith("truncated: 9 bytes") and not problems
-    with outputs.opened(remote, {**SETTINGS, "command": "recognize"}, True):
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="is an output of `landmarks index`.*name another folder"):
+            unfinished(remote, {**SETTINGS, "command": "recognize"}, overwrite)
+    with outputs.opened(remote, {**SETTINGS, "extraction": {}}, True):
         left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
-        assert left == [".lock.json", "settings.json"]
+        assert left == [".lock.json", "notes.txt", "settings.json"]
     assert not (tmp_path / "out" / ".lock.json").exists()

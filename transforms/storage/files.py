@@ -21,12 +21,10 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
@@ -97,6 +95,13 @@ def retried(attempt: Callable[[], _T]) -> _T:
 def absolute(path: str) -> str:
     """A local path from the root on, without what changes nothing in it ("./", "//"); an address stays."""
     return str(pathlib.Path(path).absolute()) if is_local(path) else path
+
+
+def same_file(a: str, b: str) -> bool:
+    """Whether two URIs name one file that is there."""
+    if is_local(a) and is_local(b):
+        return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+    return a == b and exists(a)
 
 
 def place_in(root: str, uri: str) -> str:
@@ -269,39 +274,6 @@ def delete(uri: str) -> None:
             os.remove(uri)
     else:
         retried(lambda: store_of(uri).delete(uri))
-
-
-def delete_tree(folder: str, keep: Sequence[str] = ()) -> None:
-    """Deletes a folder with everything in it, but for the files directly in it that `keep` names; fine where
-    there is none.
-    """
-    if not is_local(folder):
-        kept = {join(folder, name) for name in keep}
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            for _ in pool.map(
-                delete, [e.uri for e in retried(lambda: list(remote_entries(folder))) if e.uri not in kept]
-            ):
-                pass  # to meet its errors
-    elif os.path.isdir(folder):
-        for name in os.listdir(folder):
-            path = os.path.join(folder, name)
-            if name not in keep:
-                shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
-        if not keep:
-            os.rmdir(folder)
-
-
-def delete_temporaries(root: str) -> int:
-    """Deletes what killed writers left below a local `root`; returns how many files that were."""
-    count = 0
-    if is_local(root):
-        for folder, _, names in os.walk(root):
-            for name in names:
-                if name.startswith(".") and name.endswith(_TEMPORARY):
-                    with contextlib.suppress(FileNotFoundError):  # its writer lives after all
-                        os.remove(os.path.join(folder, name))
-                        count += 1
-    return count
 
 
 def write_json(uri: str, value: Any) -> None:

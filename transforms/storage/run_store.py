@@ -150,6 +150,13 @@ def write_candidates(uri: str, queries: Sequence[QueryCandidates]) -> None:
     files.write_parquet(uri, pa.Table.from_pylist(rows, CANDIDATES_SCHEMA))
 
 
+def delete_candidates(run: str, block: str = "") -> None:
+    """Deletes the candidates of a run, or those of one block."""
+    for uri in files.list_files(files.join(run, CANDIDATES), ".parquet"):
+        if uri.rsplit("/", 1)[-1].startswith(block):
+            files.delete(uri)
+
+
 def read_candidates(uri: str) -> list[QueryCandidates]:
     """Reads what write_candidates wrote, in its order."""
 

@@ -1,0 +1,104 @@
+"""Which files of an output its command writes, by their names: these alone are ever deleted.
+
+Whatever else lies in an output, such as photographs, notes, or another command's output in a folder of its
+own, is somebody else's.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from transforms.storage import files
+
+_UNIT = r"\d{6}-[0-9a-f]{16}"
+_BLOCK = r"\d{5,}(\.provisional)?-\d{6,}(\.provisional)?"
+_STORE = (
+    rf"images/{_UNIT}\.parquet|local_features/{_UNIT}\.bin|summaries/{_UNIT}\.json|failures/{_UNIT}\.parquet"
+)
+_PLAN = r"plan/\d{6}\.parquet"
+_OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.parquet|{_PLAN}"
+
+# By command; see the texts of transforms/storage for what they are.
+_OWN = {
+    "index": re.compile(
+        rf"{_OUTPUT}|{_STORE}|failures/no_label-{_UNIT}\.parquet"
+        rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})"
+    ),
+    "recognize": re.compile(
+        rf"{_OUTPUT}|queries/({_STORE})|submission\.csv|metrics\.json"
+        rf"|predictions/({_BLOCK}|unpredicted)\.parquet|candidates/{_BLOCK}\.parquet"
+        rf"|failures/(extract|verify-{_BLOCK})\.parquet"
+    ),
+    "query store": re.compile(rf"\.lock\.json|{_STORE}"),
+}
+_FOLDERS = {
+    "index": ("images", "local_features", "summaries", "failures", "plan", "appended"),
+    "recognize": ("queries", "predictions", "candidates", "failures", "plan"),
+    "query store": ("images", "local_features", "summaries", "failures"),
+}
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")  # see files.write_bytes
+
+
+def is_own(command: str, path: str) -> bool:
+    """Whether `path`, from the output's folder on, is a file that `command` writes."""
+    return _OWN[command].fullmatch(path) is not None
+
+
+def inside(root: str, uri: str) -> str | None:
+    """The path of `uri` from the folder `root` on; None where it lies elsewhere."""
+    place = files.place_in(root, uri)
+    return None if os.path.isabs(place) or not files.is_local(place) else place
+
+
+def own_files(root: str, command: str) -> list[str]:
+    """The files in an output that its command wrote, by their paths from there on, sorted."""
+    paths = [path for path in _paths(root, _FOLDERS[command]) if is_own(command, path)]
+    return sorted(paths)
+
+
+def delete(root: str, command: str, keep: tuple[str, ...] = ()) -> None:
+    """Deletes what `command` wrote in its output `root`, but for the files in `keep`, and the folders that
+    are empty then.
+    """
+    own = [path for path in own_files(root, command) if path not in keep]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for _ in pool.map(lambda path: files.delete(files.join(root, path)), own):
+            pass  # to meet its errors
+    if files.is_local(root):
+        folders = {os.path.dirname(path) for path in own}
+        for folder in sorted(folders | {os.path.dirname(f) for f in folders}, key=len, reverse=True):
+            if folder:
+                with contextlib.suppress(OSError):  # what is somebody else's stays, and so does a link
+                    os.rmdir(os.path.join(root, folder))
+
+
+def delete_temporaries(root: str) -> int:
+    """Deletes what killed writers left of the files of a local output or query store; returns how many."""
+    count = 0
+    if files.is_local(root):
+        for path in _paths(root, {name for names in _FOLDERS.values() for name in names}):
+            folder, name = os.path.split(path)
+            if (made := _TEMPORARY.fullmatch(name)) and any(
+                is_own(command, os.path.join(folder, made[1])) for command in _OWN
+            ):
+                with contextlib.suppress(FileNotFoundError):  # its writer lives after all
+                    os.remove(os.path.join(root, path))
+                    count += 1
+    return count
+
+
+def _paths(root: str, folders: tuple[str, ...] | set[str]) -> Iterator[str]:
+    """Files directly in `root` and below those of its folders, by their paths from there on."""
+    if not files.is_local(root):
+        start = len(files.join(root, ""))
+        for folder in ("", *sorted(folders)):
+            entries = files.remote_entries(files.join(root, folder), descend=bool(folder))
+            yield from (entry.uri[start:] for entry in files.retried(lambda e=entries: list(e)))
+        return
+    if os.path.isdir(root):
+        yield from (name for name in os.listdir(root) if os.path.isfile(os.path.join(root, name)))
+    for top in sorted(folders):
+        for folder, _, names in os.walk(os.path.join(root, top)):
+            yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
