@@ -245,7 +245,7 @@ class TestModels:
             == 0
         )
         flat = pd.read_parquet(tmp_path / "run" / "predictions").set_index("image_id").loc["flat"]
-        assert [c["inliers"] for c in flat.candidates] == [0, 0] and flat.score > 0
+        assert [c["inliers"] for c in flat.candidates] == [0, 0, 0] and flat.score > 0
 
     def test_a_model_that_raises_on_a_tiny_photograph(self, tmp_path):
         tiny_models.build("raises_when_tiny", tmp_path / "model")

@@ -25,6 +25,7 @@ from PIL import Image
 
 from beam_pipeline import integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
+from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
 from transforms.models import saved_model
@@ -317,29 +318,34 @@ def test_a_model_is_fetched_and_inspected(root, tmp_path, monkeypatch, capsys):
 
 
 def test_an_output_is_locked_resumed_overwritten_and_verified(root, capsys):
-    settings, store = {"command": "index"}, FeatureStore(root)
+    settings, store, unit = {"command": "index"}, FeatureStore(root), f"000000-{'0' * 16}"
     with outputs.opened(root, settings) as work:
         assert work
         with pytest.raises(ConfigError, match="is being written by process"):
             with outputs.opened(root, settings):
                 pass
-        store.write_unit("u0", [], [Failure("read", "a", "x", "k", "m")], 8)
+        store.write_unit(unit, [], [Failure("read", "a", "x", "k", "m")], 8)
     with outputs.opened(root, settings) as work:
-        assert work and store.units() == ["u0"]
-        outputs.finish(
-            root, {"command": "index", "format": outputs.FORMAT, "shards": store.summaries(["u0"])}
-        )
+        assert work and store.units() == [unit]
+        outputs.finish(root, index_manifest(shards=tuple(store.summaries([unit]))))
     with outputs.opened(root, settings) as work:
         assert not work
     assert main.main(["verify", root]) == 0 and "all as they were written" in capsys.readouterr().out
-    shard = files.join(root, "images", "u0.parquet")
+    shard = files.join(root, "images", f"{unit}.parquet")
     files.write_bytes(shard, files.read_bytes(shard)[:-1])
     assert main.main(["verify", root]) == 1 and "truncated" in capsys.readouterr().out
-    assert integrity.discard_damaged(store, ["u0"]) and store.units() == []
-    with outputs.opened(root, {"command": "recognize"}, overwrite=True):
+    assert integrity.discard_damaged(store, [unit]) and store.units() == []
+    with pytest.raises(ConfigError, match="is an output of `landmarks index`"):
+        with outputs.opened(root, {"command": "recognize"}, overwrite=True):
+            pass
+    files.write_bytes(files.join(root, "photos", "a.jpg"), b"mine")
+    with outputs.opened(root, {"command": "index", "model": "other"}, overwrite=True):
         assert sorted(entry.uri for entry in files.remote_entries(root)) == [
-            files.join(root, name) for name in (".lock.json", "settings.json")
+            files.join(root, name) for name in (".lock.json", "photos/a.jpg", "settings.json")
         ]
+    with pytest.raises(ConfigError, match="is not empty and was not made by landmarks"):
+        with outputs.opened(files.join(root, "photos"), settings, overwrite=True):
+            pass
     assert not files.exists(files.join(root, ".lock.json"))
 
 
