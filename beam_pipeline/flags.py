@@ -5,7 +5,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from beam_pipeline.config import (
     DEFAULT_PRESET,
@@ -20,6 +20,11 @@ from beam_pipeline.config import (
 )
 from transforms.models.card import PRECISIONS
 from transforms.types import ReadingConfig, VerificationSettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
 
 
 def number(
@@ -206,40 +211,29 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def extraction_overrides(args: argparse.Namespace, preset: str | None) -> ExtractionOverrides:
-    """The flags of add_extraction_flags as a record."""
-    names = [f.name for f in dataclasses.fields(ExtractionOverrides) if f.name != "preset"]
-    return ExtractionOverrides(preset=preset, **{name: getattr(args, name) for name in names})
+def _record(kind: type[R], args: argparse.Namespace, **others: Any) -> R:
+    """A record of the flags that are named as its fields, and of `others`."""
+    names = {field.name for field in dataclasses.fields(kind)} - others.keys()
+    return kind(**{name: value for name, value in vars(args).items() if name in names}, **others)
 
 
-def time_budget(args: argparse.Namespace) -> TimeBudget | None:
-    """--time_budget, counted from `args.started`."""
-    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
-
-
-def reading(args: argparse.Namespace) -> ReadingConfig:
-    """The limits of reading as a record; the orientation is a setting of the extraction."""
-    return ReadingConfig(max_image_pixels=args.max_image_pixels, max_image_memory=args.max_image_memory)
+def _common(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that IndexConfig and RecognizeConfig share, and that are no plain flags."""
+    return {
+        "images": tuple(args.images),
+        # The limits alone: the orientation is a setting of the extraction.
+        "reading": _record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation),
+        "budget": None if args.time_budget is None else TimeBudget(args.time_budget, args.started),
+    }
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:
-    """Parsed flags of `landmarks index` as a configuration."""
-    return IndexConfig(
-        images=tuple(args.images),
-        labels=args.labels,
-        output=args.output,
-        model=args.model,
-        overrides=extraction_overrides(args, args.preset),
-        reading=reading(args),
-        append=args.append,
-        overwrite=args.overwrite,
-        max_failure_rate=args.max_failure_rate,
-        budget=time_budget(args),
-    )
+    """Parsed flags of `landmarks index` as a configuration; a time budget counts from `args.started`."""
+    return _record(IndexConfig, args, overrides=_record(ExtractionOverrides, args), **_common(args))
 
 
 def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
-    """Parsed flags of `landmarks recognize` as a configuration.
+    """Parsed flags of `landmarks recognize` as a configuration; a time budget counts from `args.started`.
 
     Raises:
       ConfigError: options that do not go together.
@@ -249,20 +243,12 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
     num_to_rerank, top_k = values.pop("num_to_rerank"), values.pop("top_k")
     if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
         top_k = min(top_k, num_to_rerank)
-    return RecognizeConfig(
-        images=tuple(args.images),
-        index=args.index,
-        output=args.output,
-        truth=args.truth,
-        model=args.model,
-        query_store=args.query_store,
-        overrides=extraction_overrides(args, None),
-        reading=reading(args),
+    return _record(
+        RecognizeConfig,
+        args,
+        overrides=_record(ExtractionOverrides, args, preset=None),
         num_to_rerank=num_to_rerank,
         top_k=top_k,
         verification=VerificationSettings(**values),
-        max_distance=args.max_distance,
-        overwrite=args.overwrite,
-        max_failure_rate=args.max_failure_rate,
-        budget=time_budget(args),
+        **_common(args),
     )

@@ -1,12 +1,13 @@
 """The index job: labelled photographs in, a feature store out."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -34,11 +35,15 @@ class Prepared:
     """What is to be done.
 
     Attributes:
+      config: what was asked for.
+      started: when, as time.monotonic() tells it.
       task: the labelled photographs.
       unlabelled: those without a label, which are left out.
       base: the manifest of the index to add to; None for a new index.
     """
 
+    config: IndexConfig
+    started: float
     task: ExtractionTask
     unlabelled: Sequence[ImageRef]
     base: IndexManifest | None
@@ -46,30 +51,8 @@ class Prepared:
     @property
     def settings(self) -> dict[str, Any]:
         """What the index depends on; JSON-able."""
-        task = self.task
-        return {
-            "command": "index",
-            "format": FORMAT,
-            **task.recipe.identity,
-            "images_and_labels": task.digest,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """What the pipeline leaves behind beside the shards.
-
-    Attributes:
-      dimensions: width of the model's global descriptor.
-      has_local: whether the model has local features.
-      schedule: of the time.
-      metrics: of the pipeline.
-    """
-
-    dimensions: int
-    has_local: bool
-    schedule: budget.Schedule
-    metrics: dict[str, int]
+        images = {"images_and_labels": self.task.digest}
+        return {"command": "index", "format": FORMAT, **self.task.recipe.identity, **images}
 
 
 def build(pipeline: beam.Pipeline, task: ExtractionTask, deadline: float = math.inf) -> beam.PCollection[str]:
@@ -103,6 +86,7 @@ def prepare(config: IndexConfig) -> Prepared:
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong.
     """
+    started = time.monotonic()
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
     labels = tables.read_labels(config.labels)
     pa.default_memory_pool().release_unused()  # of a million labels 150 MB
@@ -120,7 +104,8 @@ def prepare(config: IndexConfig) -> Prepared:
         made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, base.recipe)
     else:
         made = recipe.choose(config.model or EMBEDDED, config.overrides, config.reading)
-    return Prepared(ExtractionTask.of(images, made, config.output, config.output), unlabelled, base)
+    task = ExtractionTask.of(images, made, config.output, config.output)
+    return Prepared(config, started, task, unlabelled, base)
 
 
 def plan(config: IndexConfig, options: PipelineOptions) -> int:
@@ -146,11 +131,10 @@ def run(config: IndexConfig, options: PipelineOptions, engine: PipelineRunner | 
       ConfigError, ModelError, TableError, OSError: something is wrong before the pipeline starts.
       PipelineError: the pipeline failed.
     """
-    started = time.monotonic()
     prepared = prepare(config)
     prepared.task.try_suspects()
-    make = _make if prepared.base is None else _append
-    counts = make(config, options, prepared, started, engine)
+    extract = functools.partial(_extract, options=options, engine=engine)
+    counts = _make(prepared, extract) if prepared.base is None else _append(prepared, extract)
     if counts is None:
         return 0
     return outputs.exit_code(
@@ -158,58 +142,44 @@ def run(config: IndexConfig, options: PipelineOptions, engine: PipelineRunner | 
     )
 
 
-def _make(
-    config: IndexConfig,
-    options: PipelineOptions,
-    prepared: Prepared,
-    started: float,
-    engine: PipelineRunner | None,
-) -> IndexCounts:
+def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts:
     """Makes the index, or finds it finished."""
-    with outputs.opened(config.output, prepared.settings, config.overwrite) as unfinished:
+    root = prepared.config.output
+    with outputs.opened(root, prepared.settings, prepared.config.overwrite) as unfinished:
         if not unfinished:
-            print(f"{config.output} is finished; nothing to do")
-            return outputs.read_manifest(config.output, IndexManifest).counts
-        done = _extract(config, options, prepared, engine)
-        manifest = conclude(config, prepared, done, started)
-        outputs.finish(config.output, manifest)
-        _print_summary(config.output, manifest)
+            print(f"{root} is finished; nothing to do")
+            return outputs.read_manifest(root, IndexManifest).counts
+        manifest = extract(prepared)
+        outputs.finish(root, manifest)
+        _print_summary(root, manifest)
         return manifest.counts
 
 
-def _append(
-    config: IndexConfig,
-    options: PipelineOptions,
-    prepared: Prepared,
-    started: float,
-    engine: PipelineRunner | None,
-) -> IndexCounts | None:
+def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts | None:
     """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the
     index as it was. Returns the counts of what was added; None where time was too short for it.
 
     <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of
     their own.
     """
-    task, name = prepared.task, prepared.task.digest
-    with lock.held(config.output):
-        base = outputs.read_manifest(config.output, IndexManifest)  # another may have added to it meanwhile
+    root, task, name = prepared.config.output, prepared.task, prepared.task.digest
+    with lock.held(root):
+        base = outputs.read_manifest(root, IndexManifest)  # again: another may have added to it meanwhile
         if name in base.appended:
-            print(f"{config.output} has these images and labels already; nothing to do")
+            print(f"{root} has these images and labels already; nothing to do")
             return base.appended[name]
-        _check_base(config.output, base, task)
-        task = dataclasses.replace(task, root=files.join(config.output, "appended", name))
-        prepared = dataclasses.replace(prepared, task=task)
+        _check_base(root, base, task)
+        task = dataclasses.replace(task, root=files.join(root, "appended", name))
         files.write_json(files.join(task.root, "settings.json"), prepared.settings)
-        done = _extract(config, options, prepared, engine)
-        added = conclude(config, prepared, done, started)
+        added = extract(dataclasses.replace(prepared, task=task))
         if not added.complete:
             print(
-                f"{config.output} stays as it was: {added.counts.out_of_time:,} images were not reached in "
-                "time; the same command goes on from here"
+                f"{root} stays as it was: {added.counts.out_of_time:,} images were not reached in time; the "
+                "same command goes on from here"
             )
             return None
-        outputs.finish(config.output, base.with_more(added, name))
-        _print_summary(config.output, added)
+        outputs.finish(root, base.with_more(added, name))
+        _print_summary(root, added)
         return added.counts
 
 
@@ -236,15 +206,13 @@ def _check_base(index: str, base: IndexManifest, task: ExtractionTask) -> None:
         )
 
 
-def _extract(
-    config: IndexConfig, options: PipelineOptions, prepared: Prepared, engine: PipelineRunner | None
-) -> Done:
-    """Extracts what the index lacks."""
-    task = prepared.task
+def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunner | None) -> IndexManifest:
+    """Extracts what the index lacks; returns a manifest of that alone."""
+    task, time_budget = prepared.task, prepared.config.budget
     task.write_plan()
-    _record_unlabelled(config, prepared)
+    _record_unlabelled(prepared)
     task.discard_damaged()
-    schedule = pilot.schedule(config.budget, lambda: pilot.sample_of(task.recipe, task.missing(), options))
+    schedule = pilot.schedule(time_budget, lambda: pilot.sample_of(task.recipe, task.missing(), options))
     deadline = schedule.deadlines.extract
     if not deadline:
         raise budget.OutOfTimeError(
@@ -258,11 +226,11 @@ def _extract(
     metrics = runner.run_pipeline(
         lambda pipeline: build(pipeline, task, deadline), options, [task.phase()], engine
     )
-    return Done(*model, schedule, metrics)
+    return conclude(prepared, *model, schedule, metrics)
 
 
-def _record_unlabelled(config: IndexConfig, prepared: Prepared) -> None:
-    unlabelled, task = prepared.unlabelled, prepared.task
+def _record_unlabelled(prepared: Prepared) -> None:
+    config, unlabelled, task = prepared.config, prepared.unlabelled, prepared.task
     if not unlabelled:
         return
     print(
@@ -276,20 +244,29 @@ def _record_unlabelled(config: IndexConfig, prepared: Prepared) -> None:
     files.write_parquet(uri, failure_table(rows))
 
 
-def conclude(config: IndexConfig, prepared: Prepared, done: Done, started: float) -> IndexManifest:
-    """The manifest of what was extracted, which alone it tells of.
+def conclude(
+    prepared: Prepared, dimensions: int, has_local: bool, schedule: budget.Schedule, metrics: dict[str, int]
+) -> IndexManifest:
+    """The manifest of what the pipeline left behind, which alone it tells of.
+
+    Args:
+      prepared: what was to be done.
+      dimensions: width of the model's global descriptor.
+      has_local: whether the model has local features.
+      schedule: of the time.
+      metrics: of the pipeline.
 
     Raises:
       PipelineError: the engine lost units.
     """
     task, unlabelled = prepared.task, len(prepared.unlabelled)
-    extracted = task.conclude(config.output, done.schedule.deadlines.extract)
+    extracted = task.conclude(prepared.config.output, schedule.deadlines.extract)
     indexed = sum(shard.images for shard in extracted.shards)
     kinds = task.store.failures(task.names).column("kind").to_pylist()
     return IndexManifest(
         recipe=task.recipe,
-        global_dimensions=done.dimensions,
-        has_local_features=done.has_local,
+        global_dimensions=dimensions,
+        has_local_features=has_local,
         complete=not extracted.out_of_time,
         counts=IndexCounts(
             matched=task.images + unlabelled,
@@ -300,8 +277,8 @@ def conclude(config: IndexConfig, prepared: Prepared, done: Done, started: float
         ),
         failures=dict(sorted(Counter(kinds).items())),
         shards=extracted.shards,
-        time_budget=done.schedule.report(done.metrics),
-        seconds={"total": round(time.monotonic() - started, 1), **runner.stage_seconds(done.metrics)},
+        time_budget=schedule.report(metrics),
+        seconds=runner.seconds(prepared.started, metrics),
     )
 
 

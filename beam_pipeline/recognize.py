@@ -25,7 +25,7 @@ from transforms.retrieval import UNIT_QUERIES, QueryBlock, RetrieveNearest, plan
 from transforms.storage import files, run_store, tables
 from transforms.storage.worklist import PlannedUnit
 from transforms.submission import SUBMISSION, WriteSubmission, write_submission
-from transforms.types import ImageRef, PredictionUnit, VerificationSettings
+from transforms.types import ImageRef, PredictionUnit
 from transforms.verification import VerifyCandidates
 
 IMAGES_PER_BLOCK = 4096
@@ -36,46 +36,50 @@ class Prepared:
     """What is to be done.
 
     Attributes:
+      config: what was asked for, with the greatest distance of matching descriptors settled.
+      started: when, as time.monotonic() tells it.
       task: the queries' features.
       index: the manifest of the index.
-      verification: how candidates are verified.
     """
 
+    config: RecognizeConfig
+    started: float
     task: ExtractionTask
     index: IndexManifest
-    verification: VerificationSettings
 
-    def settings(self, config: RecognizeConfig) -> dict[str, Any]:
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What predictions depend on beside the features."""
+        config = self.config
+        return {
+            "num_to_rerank": config.num_to_rerank,
+            "top_k": config.top_k,
+            **dataclasses.asdict(config.verification),
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
         """What the run depends on; JSON-able."""
         return {
             "command": "recognize",
             "format": FORMAT,
-            "index": self.index.digest(config.index),
+            "index": self.index.digest(self.config.index),
             **self.task.recipe.identity,
             "images": self.task.digest,
-            "hyperparameters": self.hyperparameters(config),
-        }
-
-    def hyperparameters(self, config: RecognizeConfig) -> dict[str, Any]:
-        """What predictions depend on beside the features."""
-        return {
-            "num_to_rerank": config.num_to_rerank,
-            "top_k": config.top_k,
-            **dataclasses.asdict(self.verification),
+            "hyperparameters": self.hyperparameters,
         }
 
 
-def build(
-    pipeline: beam.Pipeline, config: RecognizeConfig, prepared: Prepared, until: Deadlines
-) -> beam.PCollection[int]:
+def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam.PCollection[int]:
     """The graph of the recognize job; gives the number of rows of the submission."""
-    index, output, queries = prepared.index, config.output, prepared.task.store.root
+    config, index, queries = prepared.config, prepared.index, prepared.task.store.root
+    output = config.output
     groups = plan_groups((shard.unit, shard.images) for shard in index.shards)
     hints = functools.partial(runner.resource_hints, pipeline.options)
     extract = prepared.task.transform(until.extract)
     retrieve = RetrieveNearest(config.index, queries, groups, config.num_to_rerank, until.retrieve, output)
     verify = VerifyCandidates(
-        config.index, queries, prepared.verification, index.has_local_features, until.verify
+        config.index, queries, config.verification, index.has_local_features, until.verify
     )
     blocks = (
         pipeline
@@ -159,6 +163,7 @@ def prepare(config: RecognizeConfig) -> Prepared:
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong.
     """
+    started = time.monotonic()
     index = outputs.read_manifest(config.index, IndexManifest)
     images = match(config.images)
     tables_read = [("--truth", config.truth)] if config.truth else []
@@ -171,7 +176,8 @@ def prepare(config: RecognizeConfig) -> Prepared:
     task = ExtractionTask.of(images, made, query_store(config), config.output)
     task.try_suspects()
     distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance
-    return Prepared(task, index, dataclasses.replace(config.verification, max_distance=distance))
+    settled = dataclasses.replace(config.verification, max_distance=distance)
+    return Prepared(dataclasses.replace(config, verification=settled), started, task, index)
 
 
 def _check_truth(uri: str, images: Sequence[ImageRef]) -> None:
@@ -192,12 +198,12 @@ def plan(config: RecognizeConfig, options: PipelineOptions) -> int:
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong that would stop `run` too.
     """
-    pilot.print_plan(config.budget, _sample(config, options, prepare(config)))
+    pilot.print_plan(config.budget, _sample(prepare(config), options))
     return 0
 
 
-def _sample(config: RecognizeConfig, options: PipelineOptions, prepared: Prepared) -> pilot.Sample:
-    task, index = prepared.task, prepared.index
+def _sample(prepared: Prepared, options: PipelineOptions) -> pilot.Sample:
+    config, task, index = prepared.config, prepared.task, prepared.index
     missing = task.missing()
     lacking = {unit.name for unit in missing}
     pending = task.images - run_store.final_predictions(config.output)
@@ -207,7 +213,7 @@ def _sample(config: RecognizeConfig, options: PipelineOptions, prepared: Prepare
         task.store.root,
         tuple(name for name in task.names if name not in lacking),
         config.num_to_rerank,
-        prepared.verification if index.has_local_features else None,
+        config.verification if index.has_local_features else None,
     )
     return pilot.sample_of(
         task.recipe,
@@ -238,14 +244,13 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
       ConfigError, ModelError, TableError, OSError: something is wrong before the pipeline starts.
       PipelineError: the pipeline failed.
     """
-    started = time.monotonic()
     prepared = prepare(config)
-    with outputs.opened(config.output, prepared.settings(config), config.overwrite) as unfinished:
+    with outputs.opened(config.output, prepared.settings, config.overwrite) as unfinished:
         if unfinished:
             integrity.check_sizes(config.index, prepared.index)
             with _extracting(config, prepared.task):
-                schedule, metrics = _recognize(config, options, prepared, engine)
-                manifest = conclude(config, prepared, schedule, metrics, started)
+                schedule, metrics = _recognize(prepared, options, engine)
+                manifest = conclude(prepared, schedule, metrics)
                 outputs.finish(config.output, manifest)
                 _print_summary(config.output, manifest)
         else:
@@ -268,16 +273,16 @@ def _extracting(config: RecognizeConfig, task: ExtractionTask) -> Iterator[None]
 
 
 def _recognize(
-    config: RecognizeConfig, options: PipelineOptions, prepared: Prepared, engine: PipelineRunner | None
+    prepared: Prepared, options: PipelineOptions, engine: PipelineRunner | None
 ) -> tuple[budget.Schedule, dict[str, int]]:
     """Writes the predictions that the run lacks, and the submission; returns what became of the time, and the
     pipeline's metrics.
     """
-    task, index = prepared.task, prepared.index
+    config, task, index = prepared.config, prepared.task, prepared.index
     task.write_plan()
     if config.budget is not None and not files.exists(files.join(config.output, SUBMISSION)):
         write_submission(config.output)  # whatever happens from now on, there is a complete one
-    schedule = pilot.schedule(config.budget, lambda: _sample(config, options, prepared))
+    schedule = pilot.schedule(config.budget, lambda: _sample(prepared, options))
     if not index.complete:
         print(
             f"{config.index} was not finished in time: what it has is searched, "
@@ -296,24 +301,18 @@ def _recognize(
     rows = runner.row_counter(files.join(config.output, "predictions"))
     phases = [task.phase(), runner.Phase("verify", task.images, rows)]
     metrics = runner.run_pipeline(
-        lambda pipeline: build(pipeline, config, prepared, schedule.deadlines), options, phases, engine
+        lambda pipeline: build(pipeline, prepared, schedule.deadlines), options, phases, engine
     )
     return schedule, metrics
 
 
-def conclude(
-    config: RecognizeConfig,
-    prepared: Prepared,
-    schedule: budget.Schedule,
-    metrics: dict[str, int],
-    started: float,
-) -> RunManifest:
+def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, int]) -> RunManifest:
     """The manifest of the run, whose predictions and submission are there; cleans up when all is done.
 
     Raises:
       PipelineError: the engine lost units or queries.
     """
-    task = prepared.task
+    config, task = prepared.config, prepared.task
     extracted = task.conclude(config.output, schedule.deadlines.extract)
     searched, final = sum(s.images for s in extracted.shards), run_store.final_predictions(config.output)
     complete = not extracted.out_of_time and final == searched
@@ -330,7 +329,7 @@ def conclude(
         recipe=task.recipe,
         index=config.index,
         query_store=task.store.root,
-        hyperparameters=prepared.hyperparameters(config),
+        hyperparameters=prepared.hyperparameters,
         reranked=prepared.index.has_local_features,
         complete=complete,
         counts=RunCounts(
@@ -343,7 +342,7 @@ def conclude(
         shards=extracted.shards,
         files=integrity.record_files(config.output, written),
         time_budget=schedule.report(metrics),
-        seconds={"total": round(time.monotonic() - started, 1), **runner.stage_seconds(metrics)},
+        seconds=runner.seconds(prepared.started, metrics),
     )
     if complete:
         run_store.delete_candidates(config.output)

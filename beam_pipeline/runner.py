@@ -178,12 +178,13 @@ def _metrics(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
     return values
 
 
-def stage_seconds(metrics: dict[str, int]) -> dict[str, float]:
-    """Worker seconds per step, from the distributions named <step>_milliseconds; they add up over parallel
-    workers.
+def seconds(started: float, metrics: dict[str, int]) -> dict[str, float]:
+    """For the manifest: "total" since `started`, as time.monotonic() tells it, and worker seconds per step,
+    from the distributions named <step>_milliseconds; they add up over parallel workers.
     """
     suffix = "_milliseconds"
-    return {k[: -len(suffix)]: round(v / 1000, 1) for k, v in sorted(metrics.items()) if k.endswith(suffix)}
+    steps = {k[: -len(suffix)]: round(v / 1000, 1) for k, v in sorted(metrics.items()) if k.endswith(suffix)}
+    return {"total": round(time.monotonic() - started, 1), **steps}
 
 
 class _Progress:

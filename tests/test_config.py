@@ -89,7 +89,6 @@ def test_how_near_descriptors_must_be_is_the_models_business(model, tmp_path, gi
     (tmp_path / "query.png").write_bytes(b"")
     paths = ["--images", str(tmp_path), "--index", str(tmp_path / "index"), "--output", str(tmp_path / "run")]
     args = main.build_parser().parse_args(["recognize", *paths, *given])
-    asked = flags.recognize_config(args)
-    prepared = recognize.prepare(asked)
-    assert prepared.verification.max_distance == distance
-    assert prepared.hyperparameters(asked)["max_distance"] == distance
+    prepared = recognize.prepare(flags.recognize_config(args))
+    assert prepared.config.verification.max_distance == distance
+    assert prepared.hyperparameters["max_distance"] == distance
