@@ -132,7 +132,9 @@ def write_inputs(folder: pathlib.Path, photographs: Sequence[pathlib.Path], coun
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
-    """A checksum of every file below `folder`, hidden ones too, by path; of a manifest without its times."""
+    """A checksum of every file below `folder`, hidden ones too, by path; of a manifest without its times, and
+    with the place of its index as seen from `folder`.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -140,6 +142,8 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
             if path.name == "manifest.json":
                 manifest = json.loads(data)
                 del manifest["seconds"]
+                if "index" in manifest:
+                    manifest["index"] = os.path.relpath(manifest["index"], folder)
                 data = json.dumps(manifest).encode()
             found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
     return found
