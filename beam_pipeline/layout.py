@@ -5,6 +5,7 @@ own, is somebody else's.
 """
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def _paths(root: str, folders: tuple[str, ...] | set[str]) -> Iterator[str]:
         start = len(files.join(root, ""))
         for folder in ("", *sorted(folders)):
             entries = files.remote_entries(files.join(root, folder), descend=bool(folder))
-            yield from (entry.uri[start:] for entry in files.retried(lambda e=entries: list(e)))
+            yield from (entry.uri[start:] for entry in files.retried(functools.partial(list, entries)))
         return
     if os.path.isdir(root):
         yield from (name for name in os.listdir(root) if os.path.isfile(os.path.join(root, name)))
