@@ -95,11 +95,15 @@ def _paths(root: str, folders: tuple[str, ...] | set[str]) -> Iterator[str]:
     if not files.is_local(root):
         start = len(files.join(root, ""))
         for folder in ("", *sorted(folders)):
-            entries = files.remote_entries(files.join(root, folder), descend=bool(folder))
-            yield from (entry.uri[start:] for entry in files.retried(functools.partial(list, entries)))
+            yield from (uri[start:] for uri in files.retried(functools.partial(_listed, root, folder)))
         return
     if os.path.isdir(root):
         yield from (name for name in os.listdir(root) if os.path.isfile(os.path.join(root, name)))
     for top in sorted(folders):
         for folder, _, names in os.walk(os.path.join(root, top)):
             yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
+
+
+def _listed(root: str, folder: str) -> list[str]:
+    """URIs of the files directly in an object store's `root`, or in and below a `folder` of it."""
+    return [entry.uri for entry in files.remote_entries(files.join(root, folder), descend=bool(folder))]
