@@ -24,6 +24,7 @@ from apache_beam.runners.pipeline_context import PipelineContext
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 from PIL import Image
 
+from beam_pipeline import runner
 from beam_pipeline.main import beam_options, build_parser, main
 from tests import tiny_models
 from transforms import features, retrieval, types, verification
@@ -219,7 +220,7 @@ def test_resource_hints(jobs, command):
 
 
 @pytest.mark.parametrize(
-    "runner, given",
+    "engine, given",
     [
         ("DataflowRunner", True),
         ("apache_beam.runners.dataflow.dataflow_runner.DataflowRunner", True),
@@ -229,8 +230,8 @@ def test_resource_hints(jobs, command):
         ("PrismRunner", False),
     ],
 )
-def test_only_dataflow_gets_hints(runner, given):
-    assert runner.resource_hints(PipelineOptions([f"--runner={runner}"]), "4GB") == (
+def test_only_dataflow_gets_hints(engine, given):
+    assert runner.resource_hints(PipelineOptions([f"--runner={engine}"]), "4GB") == (
         {"min_ram": "4GB"} if given else {}
     )
     assert runner.resource_hints(PipelineOptions([]), "4GB") == {}
