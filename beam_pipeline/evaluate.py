@@ -44,7 +44,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     if output is None and runner.local_workers(options) is None:
         raise ConfigError("--output is needed to score a CSV on a remote runner")
     # A runner would give a worker's error as the text of a stack trace; here it is the error itself.
-    gap.truth_rows(tables.read_predictions(config.predictions), tables.read_truth(config.truth))
+    gap.truth_rows(tables.read_answers(config.predictions), tables.read_truth(config.truth))
     with tempfile.TemporaryDirectory(prefix="landmarks") as scratch:
         written = output or os.path.join(scratch, "metrics.json")
 
@@ -67,7 +67,7 @@ def evaluate_run(run_dir: str, truth_uri: str) -> gap.Metrics:
       TableError, ValueError: the predictions or the truth are wrong.
       OSError: a file cannot be read or written.
     """
-    metrics = gap.evaluate_predictions(tables.read_predictions(run_dir), tables.read_truth(truth_uri))
+    metrics = gap.evaluate_predictions(tables.read_answers(run_dir), tables.read_truth(truth_uri))
     _write(metrics, _metrics_uri(run_dir))
     return metrics
 

@@ -313,8 +313,8 @@ def test_predictions_of_a_run_and_of_its_csv_are_the_same(tmp_path):
         tmp_path / "run", first.append_column("candidates", pa.array([[], []], pa.list_(pa.string()))), second
     )
     path = str(tmp_path / "submission.csv")
-    tables.write_submission_csv(path, tables.read_predictions(run))
-    assert tables.read_predictions(run).sort_by("image_id").equals(tables.read_predictions(path))
+    tables.write_submission_csv(path, tables.read_answers(run))
+    assert tables.read_answers(run).sort_by("image_id").equals(tables.read_answers(path))
 
 
 BAD_SHARDS = {
@@ -341,7 +341,7 @@ BAD_SHARDS = {
 @pytest.mark.parametrize("table, text", BAD_SHARDS.values(), ids=BAD_SHARDS)
 def test_wrong_shards(tmp_path, table, text):
     with pytest.raises(TableError, match=text):
-        tables.read_predictions(write_run(tmp_path / "run", table))
+        tables.read_answers(write_run(tmp_path / "run", table))
 
 
 def test_truncated_shard(tmp_path):
@@ -349,16 +349,14 @@ def test_truncated_shard(tmp_path):
     shard = tmp_path / "run" / "predictions" / "0.parquet"
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(TableError, match="0.parquet: no table of predictions"):
-        tables.read_predictions(run)
+        tables.read_answers(run)
 
 
 def test_image_in_two_shards(tmp_path):
     with pytest.raises(TableError, match="run: image a is predicted twice"):
-        tables.read_predictions(
-            write_run(tmp_path / "run", answers(("a", "1", 0.5)), answers(("a", "2", 0.5)))
-        )
+        tables.read_answers(write_run(tmp_path / "run", answers(("a", "1", 0.5)), answers(("a", "2", 0.5))))
 
 
 def test_folder_without_predictions(tmp_path):
     with pytest.raises(TableError, match="neither a run with predictions/.*.parquet nor a .csv file"):
-        tables.read_predictions(str(tmp_path))
+        tables.read_answers(str(tmp_path))

@@ -202,7 +202,7 @@ def read_prediction_shard(uri: str) -> pa.Table:
     return table
 
 
-def read_predictions(run_or_csv: str) -> pa.Table:
+def read_answers(run_or_csv: str) -> pa.Table:
     """Reads the predictions of a run (its predictions/*.parquet) or of a submission CSV.
 
     Returns:
