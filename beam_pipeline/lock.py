@@ -32,6 +32,8 @@ _HEARTBEAT = 30.0
 _PATIENCE = 300.0
 _WRITING = 10.0
 
+_held: list[tuple[str, dict[str, Any]]] = []  # by this process
+
 
 @contextlib.contextmanager
 def held(root: str) -> Iterator[None]:
@@ -64,12 +66,20 @@ def held(root: str) -> Iterator[None]:
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
     heart.start()
+    _held.append((uri, mine))
     try:
         layout.delete_temporaries(root)
         yield
     finally:
         stop.set()
         heart.join()
+        _held.remove((uri, mine))
+        _remove(uri, mine)
+
+
+def release() -> None:
+    """Gives back all locks that this process holds, which is about to end."""
+    for uri, mine in _held:
         _remove(uri, mine)
 
 

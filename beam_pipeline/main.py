@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from beam_pipeline import __version__, config, flags, quiet
+from beam_pipeline import __version__, config, flags, quiet, terminal
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -257,26 +257,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     error.
     """
     started = time.time()  # a time budget begins here
+    if argv is None:  # called from Python with arguments, the work is done in the caller's process
+        terminal.hold_streams()
+        terminal.on_interrupt(_release_locks)
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(argv, argparse.Namespace(started=started))
     except SystemExit as e:  # argparse has printed the help or the error
         return EXIT_DONE if not e.code else EXIT_USAGE
     quiet.silence()
-    # Called from Python with arguments, the work is done in the caller's process.
-    if argv is None and args.command in (_index, _recognize) and _runner(rest) in config.LOCAL_RUNNERS:
-        from beam_pipeline import supervisor
+    with terminal.resolved(args):
+        if argv is not None:
+            return _run(args, rest)
+        if args.command in (_index, _recognize) and _runner(rest) in config.LOCAL_RUNNERS:
+            from beam_pipeline import supervisor
 
-        return supervisor.run(
-            lambda: _run(args, rest), [args.output, getattr(args, "query_store", None) or args.output]
-        )
-    return _run(args, rest)
+            stores = [args.output, getattr(args, "query_store", None) or args.output]
+            return supervisor.run(lambda: _run(args, rest), stores)
+        return _run(args, rest)
 
 
 def _runner(given: Sequence[str]) -> str | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--runner", nargs="?")
     return parser.parse_known_args(given)[0].runner
+
+
+def _release_locks() -> None:
+    if "beam_pipeline.lock" in sys.modules:
+        from beam_pipeline import lock
+
+        lock.release()
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -301,7 +312,4 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         return EXIT_USAGE
     except (ValueError, OSError, config.PipelineError) as e:
         print(f"landmarks: error: {e}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("landmarks: interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_FAILED

@@ -10,6 +10,7 @@ The supervisor loads neither Beam nor TensorFlow before it forks. Other engines 
 themselves.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from beam_pipeline import terminal
 from transforms.crash_notes import IN_FLIGHT
 
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL})
@@ -60,6 +62,8 @@ def _supervise(job: Callable[[], int], outputs: Sequence[str], folder: str) -> i
     fruitless, progress = 0, _progress(folder, outputs)
     while True:
         child, code = _run_child(job, folder)
+        if code == terminal.INTERRUPTED:
+            return 1
         if -code not in _CRASHES and not (code == 1 and _worker_died(folder, child)):
             return code
         death = f"the process died of {signal.Signals(-code).name}" if code < 0 else "a worker process died"
@@ -90,9 +94,8 @@ def _run_child(job: Callable[[], int], folder: str) -> tuple[int, int]:
         sys.exit(job())
 
     def pass_on(number: int, frame: Any) -> None:
-        # A terminal sends its Ctrl-C to the child too.
-        if number != signal.SIGINT or not sys.stdin.isatty():
-            os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)  # a terminal sends its Ctrl-C to the child too, which takes both for one
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
