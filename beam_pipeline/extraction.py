@@ -85,6 +85,11 @@ class ExtractionTask:
         return [unit.name for unit in self.units]
 
     @property
+    def refs(self) -> list[ImageRef]:
+        """The photographs, in the order of the units."""
+        return [ref for unit in self.units for ref in unit.images]
+
+    @property
     def images(self) -> int:
         """Number of photographs."""
         return sum(len(unit.images) for unit in self.units)

@@ -6,8 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -16,14 +15,14 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, integrity, lock, outputs, pilot, recipe, runner
+from beam_pipeline import budget, layout, lock, outputs, parts, pilot, recipe, runner
 from beam_pipeline.config import ConfigError, IndexConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest
 from transforms import features
 from transforms.features import check_model
 from transforms.models.catalog import EMBEDDED
-from transforms.storage import files, tables
+from transforms.storage import files, tables, worklist
 from transforms.storage.feature_store import failure_table
 from transforms.types import Failure, ImageRef
 
@@ -144,12 +143,18 @@ def run(config: IndexConfig, options: PipelineOptions, engine: PipelineRunner | 
 
 def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts:
     """Makes the index, or finds it finished."""
-    root = prepared.config.output
-    with outputs.opened(root, prepared.settings, prepared.config.overwrite) as unfinished:
+    root, task = prepared.config.output, prepared.task
+    photographs = outputs.Photographs("images_and_labels", task.refs, root, lambda before: None)
+    with outputs.opened(root, prepared.settings, prepared.config.overwrite, photographs) as unfinished:
         if not unfinished:
             print(f"{root} is finished; nothing to do")
             return outputs.read_manifest(root, IndexManifest).counts
+        before = outputs.find_manifest(root, IndexManifest)
         manifest = extract(prepared)
+        if before is not None:  # photographs of its first part were mended; what was added to it stays
+            added = parts.added_shards(root, before)
+            manifest = before.with_first(manifest, added, parts.failure_kinds(task.store, added))
+        parts.prune(task, manifest)
         outputs.finish(root, manifest)
         _print_summary(root, manifest)
         return manifest.counts
@@ -157,7 +162,8 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
 
 def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts | None:
     """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the
-    index as it was. Returns the counts of what was added; None where time was too short for it.
+    index as it was. Photographs that the index has as failures are tried again, in their places. Returns the
+    counts of what was added, or of all where only failures were tried again; None where time was too short.
 
     <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of
     their own.
@@ -168,42 +174,85 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
         if name in base.appended:
             print(f"{root} has these images and labels already; nothing to do")
             return base.appended[name]
-        _check_base(root, base, task)
-        task = dataclasses.replace(task, root=files.join(root, "appended", name))
-        files.write_json(files.join(task.root, "settings.json"), prepared.settings)
-        added = extract(dataclasses.replace(prepared, task=task))
-        if not added.complete:
-            print(
-                f"{root} stays as it was: {added.counts.out_of_time:,} images were not reached in time; the "
-                "same command goes on from here"
-            )
+        known = parts.known(root, base, task)
+        mended = parts.check_addition(root, base, task, known)
+        new = [ref for ref in task.refs if ref.image_id not in known]
+        if not new and not mended:
+            print(f"{root} has these images and labels already; nothing to do")
+            return base.counts
+        for part in sorted({known[image_id][0] for image_id in mended}):
+            retried = _retry(prepared, extract, part, mended)
+            if retried is None:
+                return None
+            base = retried
+        if not new:
+            _print_summary(root, base)
+            return base.counts
+        task = ExtractionTask.of(new, task.recipe, root, "")
+        added = _extract_part(prepared, extract, task)
+        if added is None:
             return None
-        outputs.finish(root, base.with_more(added, name))
+        outputs.finish(root, base.with_more(added, task.digest))
         _print_summary(root, added)
         return added.counts
 
 
-def _check_base(index: str, base: IndexManifest, task: ExtractionTask) -> None:
-    """Checks that the photographs of a task can be added to an index."""
-    if not base.complete:
-        raise ConfigError(
-            f"{index} was not finished in time: run the same `landmarks index` again before adding to it"
-        )
-    integrity.check_sizes(index, base)
-    differing = list(outputs.differences(base.recipe.identity["reading"], task.recipe.identity["reading"]))
-    if differing:
-        raise ConfigError(f"{index} was made with other settings: {'; '.join(differing)}")
-    new = {ref.image_id for unit in task.units for ref in unit.images}
-    known: list[str] = []
-    for shard in base.shards:
-        ids = task.store.read_images(shard.unit, ["image_id"]).column("image_id")
-        known += new.intersection(ids.to_pylist())
-    if known:
-        more = ", ..." if len(known) > 10 else ""
-        raise ConfigError(
-            f"{len(known):,} of {len(new):,} images are in {index} already: "
-            f"{', '.join(sorted(known)[:10])}{more}"
-        )
+def _extract_part(
+    prepared: Prepared, extract: Callable[[Prepared], IndexManifest], task: ExtractionTask
+) -> IndexManifest | None:
+    """The manifest of a part of an index, which is extracted; None where time was too short for it."""
+    root = prepared.config.output
+    task = dataclasses.replace(task, root=parts.folder(root, task.digest))
+    prepared = dataclasses.replace(prepared, task=task)
+    files.write_json(files.join(task.root, "settings.json"), prepared.settings)
+    made = extract(prepared)
+    if made.complete:
+        return made
+    print(
+        f"{root} stays as it was: {made.counts.out_of_time:,} images were not reached in time; the same "
+        "command goes on from here"
+    )
+    return None
+
+
+def _retry(
+    prepared: Prepared,
+    extract: Callable[[Prepared], IndexManifest],
+    part: str,
+    mended: Mapping[str, ImageRef],
+) -> IndexManifest | None:
+    """Makes a part of an index again, with photographs of it that failed and were mended since. Returns the
+    index's manifest; None where time was too short.
+    """
+    root, recipe = prepared.config.output, prepared.task.recipe
+    base = outputs.read_manifest(root, IndexManifest)
+    before = worklist.read_plan(parts.folder(root, part))
+    old = ExtractionTask.of(before, recipe, root, "")
+    task = ExtractionTask.of([mended.get(ref.image_id, ref) for ref in before], recipe, root, "")
+    rest = parts.without(root, base, part, old)
+    # The plan of before stays until all is done.
+    made = _extract_part(dataclasses.replace(prepared, unlabelled=()), extract, task)
+    if made is None:
+        return None
+    unlabelled = base.counts.without_label - rest.counts.without_label
+    counts = dataclasses.replace(
+        made.counts, matched=made.counts.matched + unlabelled, without_label=unlabelled
+    )
+    made = dataclasses.replace(made, counts=counts, recipe=base.recipe)
+    if part:
+        manifest = rest.with_more(made, task.digest)
+    else:
+        manifest = rest.with_first(made, rest.shards, rest.failures)
+    parts.rename_unlabelled(root, old, task)
+    outputs.finish(root, manifest)
+    if not part:
+        first = dataclasses.replace(task, root=root)
+        first.write_plan()
+        settings = dataclasses.replace(prepared, task=first).settings
+        files.write_json(files.join(root, "settings.json"), settings)
+    layout.delete(root, "index", below=f"appended/{part or task.digest}/")
+    parts.prune(task, manifest)
+    return manifest
 
 
 def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunner | None) -> IndexManifest:
@@ -240,7 +289,7 @@ def _record_unlabelled(prepared: Prepared) -> None:
     )
     problem = f"not in {config.labels}"
     rows = [Failure("match", ref.image_id, ref.uri, "no_label", problem) for ref in unlabelled]
-    uri = files.join(config.output, "failures", f"no_label-{task.names[0]}.parquet")
+    uri = files.join(config.output, "failures", f"{parts.NO_LABEL}{task.names[0]}.parquet")
     files.write_parquet(uri, failure_table(rows))
 
 
@@ -262,7 +311,6 @@ def conclude(
     task, unlabelled = prepared.task, len(prepared.unlabelled)
     extracted = task.conclude(prepared.config.output, schedule.deadlines.extract)
     indexed = sum(shard.images for shard in extracted.shards)
-    kinds = task.store.failures(task.names).column("kind").to_pylist()
     return IndexManifest(
         recipe=task.recipe,
         global_dimensions=dimensions,
@@ -275,7 +323,7 @@ def conclude(
             out_of_time=extracted.out_of_time,
             without_label=unlabelled,
         ),
-        failures=dict(sorted(Counter(kinds).items())),
+        failures=parts.failure_kinds(task.store, extracted.shards),
         shards=extracted.shards,
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from transforms.storage import files
+from transforms.storage.worklist import UNIT_NAME
 
-_UNIT = r"\d{6}-[0-9a-f]{16}"
 _BLOCK = r"\d{5,}(\.provisional)?-\d{6,}(\.provisional)?"
 _STORE = (
-    rf"images/{_UNIT}\.parquet|local_features/{_UNIT}\.bin|summaries/{_UNIT}\.json|failures/{_UNIT}\.parquet"
+    rf"(images|failures)/{UNIT_NAME}\.parquet|local_features/{UNIT_NAME}\.bin|summaries/{UNIT_NAME}\.json"
 )
 _PLAN = r"plan/\d{6}\.parquet"
 _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.parquet|{_PLAN}"
@@ -24,7 +24,7 @@ _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.pa
 # By command; see the texts of transforms/storage for what they are.
 _OWN = {
     "index": re.compile(
-        rf"{_OUTPUT}|{_STORE}|failures/no_label-{_UNIT}\.parquet"
+        rf"{_OUTPUT}|{_STORE}|failures/no_label-{UNIT_NAME}\.parquet"
         rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})"
     ),
     "recognize": re.compile(
@@ -59,11 +59,11 @@ def own_files(root: str, command: str) -> list[str]:
     return sorted(paths)
 
 
-def delete(root: str, command: str, keep: tuple[str, ...] = ()) -> None:
-    """Deletes what `command` wrote in its output `root`, but for the files in `keep`, and the folders that
-    are empty then.
+def delete(root: str, command: str, keep: tuple[str, ...] = (), below: str = "") -> None:
+    """Deletes what `command` wrote in its output `root`, or `below` a folder of it, but for the files in
+    `keep`, and the folders that are empty then.
     """
-    own = [path for path in own_files(root, command) if path not in keep]
+    own = [path for path in own_files(root, command) if path.startswith(below) and path not in keep]
     with ThreadPoolExecutor(max_workers=16) as pool:
         for _ in pool.map(lambda path: files.delete(files.join(root, path)), own):
             pass  # to meet its errors

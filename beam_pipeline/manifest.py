@@ -43,6 +43,9 @@ class IndexCounts(_Counts):
     def __add__(self, other: "IndexCounts") -> "IndexCounts":
         return IndexCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
+    def __sub__(self, other: "IndexCounts") -> "IndexCounts":
+        return IndexCounts(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
 
 @dataclasses.dataclass(frozen=True)
 class RunCounts(_Counts):
@@ -142,6 +145,20 @@ class IndexManifest(Manifest):
             "counts": IndexCounts(**value["counts"]),
             "appended": {name: IndexCounts(**counts) for name, counts in value["appended"].items()},
         }
+
+    def with_first(
+        self, first: "IndexManifest", added: tuple[ShardSummary, ...], failures: Mapping[str, int]
+    ) -> "IndexManifest":
+        """The manifest of an index whose `first` part was made again; `added` and `failures` are shards and
+        failure rows of what was added to it.
+        """
+        return dataclasses.replace(
+            first,
+            shards=first.shards + added,
+            counts=sum(self.appended.values(), first.counts),
+            failures=dict(sorted((Counter(first.failures) + Counter(failures)).items())),
+            appended=self.appended,
+        )
 
     def with_more(self, more: "IndexManifest", name: str) -> "IndexManifest":
         """The manifest of an index to which what `more` tells of was added under `name`."""

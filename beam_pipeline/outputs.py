@@ -6,16 +6,19 @@ it works it holds the lock (lock.py).
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from beam_pipeline import layout, lock
+from beam_pipeline.changes import Changes, failed
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
-from transforms.storage import files
+from transforms.storage import files, worklist
+from transforms.types import ImageRef
 
 _SETTINGS = "settings.json"
 
@@ -25,27 +28,53 @@ M = TypeVar("M", bound=Manifest)
 _CLEARING = "overwrite"
 
 
+# Settings that are digests, which tell nobody anything.
+_DIGESTS = {"index": "the index is another, or was changed since", "model": "the model is another"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Photographs:
+    """What an output is made of.
+
+    Attributes:
+      key: of their digest in the settings.
+      refs: to the photographs.
+      store: folder of their features.
+      take_up: is called with the photographs of before, and readies the output to be made of these instead:
+        some that failed were mended.
+    """
+
+    key: str
+    refs: Sequence[ImageRef]
+    store: str
+    take_up: Callable[[list[ImageRef]], None]
+
+
 @contextlib.contextmanager
-def opened(root: str, settings: dict[str, Any], overwrite: bool = False) -> Iterator[bool]:
+def opened(
+    root: str, settings: dict[str, Any], overwrite: bool = False, photographs: Photographs | None = None
+) -> Iterator[bool]:
     """Readies `root` for a job with `settings` and holds its lock during the block; gives whether there is
     anything to do.
 
     A finished output is neither locked nor written to. `overwrite` deletes what an earlier job of the same
-    command wrote, by its names (layout.py), and nothing else.
+    command wrote, by its names (layout.py), and nothing else. Where all that is different are photographs
+    that failed, the output is unfinished again.
 
     Raises:
       ConfigError: the folder holds something else, the output of another command, or of other settings (each
         difference is named) and `overwrite` is off; or another run works on it.
     """
     settings = json.loads(json.dumps(settings))  # tuples and lists compare alike
-    if _is_finished(root, settings, overwrite):
+    if _is_finished(root, settings, overwrite, photographs):
         yield False
         return
     with lock.held(root):
-        if _is_finished(root, settings, overwrite):  # by the run that held the lock before
+        if _is_finished(root, settings, overwrite, photographs):  # by the run that held the lock before
             yield False
             return
-        _clear(root, settings)
+        if overwrite or not _take_up(root, settings, photographs):
+            _clear(root, settings)
         yield True
 
 
@@ -77,7 +106,9 @@ def check_store(root: str) -> None:
         )
 
 
-def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
+def _is_finished(
+    root: str, settings: dict[str, Any], overwrite: bool, photographs: Photographs | None
+) -> bool:
     """Whether `root` holds the whole output of `settings`; see `opened` for the errors."""
     found = _read_settings(root)
     if found is None:
@@ -91,11 +122,21 @@ def _is_finished(root: str, settings: dict[str, Any], overwrite: bool) -> bool:
         )
     if overwrite or found["command"] == _CLEARING:
         return False
-    differing = list(differences(found, settings))
-    if differing:
-        raise ConfigError(
-            f"{root} was made with other settings ({'; '.join(differing)}); --overwrite starts anew"
-        )
+    key = photographs.key if photographs else ""
+    shown = [{k: v for k, v in s.items() if k != key and k not in _DIGESTS} for s in (found, settings)]
+    differing = list(differences(*shown))
+    differing += [text for k, text in _DIGESTS.items() if found.get(k) != settings.get(k)]
+    problem = f"was made with other settings ({'; '.join(differing)})" if differing else ""
+    if photographs and found.get(key) != settings[key]:
+        changes = Changes.between(worklist.read_plan(root), photographs.refs)
+        if not differing and changes and changes.only_of(failed(root, photographs.store)):
+            return False
+        if changes:
+            problem += f"{', and ' if problem else ''}was made of other photographs: {changes}"
+            if changes.more and not differing and settings["command"] == "index":
+                problem += "; `landmarks index --append` with those that are more adds them"
+    if problem:
+        raise ConfigError(f"{root} {problem}; --overwrite starts anew, another --output leaves this one")
     return _is_complete(root)
 
 
@@ -117,6 +158,23 @@ def _is_complete(root: str) -> bool:
     return files.exists(uri) and files.read_json(uri).get("complete", True)
 
 
+def _take_up(root: str, settings: dict[str, Any], photographs: Photographs | None) -> bool:
+    """Makes a locked output of other photographs the unfinished one of these, and says so; False where it is
+    not that.
+    """
+    found, uri = _read_settings(root), files.join(root, MANIFEST)
+    if found is None or found["command"] == _CLEARING or photographs is None or found == settings:
+        return False
+    before = worklist.read_plan(root)
+    changes = Changes.between(before, photographs.refs)
+    print(f"{root}: {changes or 'its photographs are known better now'}; what failed is tried again")
+    if files.exists(uri):  # readers go on with what there is
+        files.write_json(uri, {**files.read_json(uri), "complete": False})
+    photographs.take_up(before)
+    files.write_json(files.join(root, _SETTINGS), settings)  # last: until then this is done again
+    return True
+
+
 def _clear(root: str, settings: dict[str, Any]) -> None:
     """Makes a locked `root` the unfinished or empty output of `settings`."""
     uri, command = files.join(root, _SETTINGS), settings["command"]
@@ -135,6 +193,11 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
 def finish(root: str, manifest: Manifest) -> None:
     """Writes the manifest: from now on the output is whole."""
     files.write_json(files.join(root, MANIFEST), manifest.to_json(root))
+
+
+def find_manifest(root: str, kind: type[M]) -> M | None:
+    """The manifest of an output of which one is there already; None for none."""
+    return read_manifest(root, kind) if files.exists(files.join(root, MANIFEST)) else None
 
 
 def read_manifest(root: str, *kinds: type[M]) -> M:

@@ -245,7 +245,9 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
       PipelineError: the pipeline failed.
     """
     prepared = prepare(config)
-    with outputs.opened(config.output, prepared.settings, config.overwrite) as unfinished:
+    task = prepared.task
+    photographs = outputs.Photographs("images", task.refs, task.store.root, functools.partial(_forget, task))
+    with outputs.opened(config.output, prepared.settings, config.overwrite, photographs) as unfinished:
         if unfinished:
             integrity.check_sizes(config.index, prepared.index)
             with _extracting(config, prepared.task):
@@ -259,6 +261,16 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     counts = outputs.read_manifest(config.output, RunManifest).counts
     return outputs.exit_code(config.output, counts.failed, counts.queries, config.max_failure_rate)
+
+
+def _forget(task: ExtractionTask, before: Sequence[ImageRef]) -> None:
+    """Deletes what the run has of the blocks whose photographs were others `before`."""
+    old = ExtractionTask.of(before, task.recipe, task.store.root, task.root).names
+    blocks = [(unit.name, block) for unit, block in _blocks(task.planned)]
+    same = len(old) == len(blocks)
+    run_store.delete_blocks(
+        task.root, {block for at, (name, block) in enumerate(blocks) if not same or old[at] != name}
+    )
 
 
 @contextlib.contextmanager
@@ -318,9 +330,13 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
     complete = not extracted.out_of_time and final == searched
     if not extracted.out_of_time and final < searched and time.time() < schedule.deadlines.verify:
         raise lost_work(f"{searched - final:,} of {searched:,} queries were not predicted")
-    failures = task.store.failures(task.names)
+    if not config.query_store:
+        task.store.prune({*task.names})
+    failures, uri = task.store.failures(task.names), files.join(config.output, "failures", "extract.parquet")
     if len(failures):
-        files.write_parquet(files.join(config.output, "failures", "extract.parquet"), failures)
+        files.write_parquet(uri, failures)
+    else:
+        files.delete(uri)
     answers = pa.concat_tables(run_store.read_predictions(config.output, ["landmark_id", "verified"]))
     written = [files.join(config.output, SUBMISSION)]
     for part in ("predictions", "failures"):

@@ -2,14 +2,21 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from beam_pipeline import index as index_job
+from beam_pipeline.changes import Changes
 from beam_pipeline.main import main
 from tests import tiny_models
+from tests.survival import kill
+from transforms.storage import worklist
+from transforms.types import ImageRef
 
 INDEX = ("index", "--images", "p", "--labels", "labels.csv", "--output", "index", "--model", "rootsift-vlad")
 RECOGNIZE = ("recognize", "--images", "q", "--index", "index", "--output", "run")
@@ -25,7 +32,9 @@ def write_inputs(folder, photographs=9, queries=2):
     for name, count in (("p", photographs), ("q", queries)):
         (folder / name).mkdir()
         for n in range(count):
-            Image.fromarray(tiny_models.textured(96, 96, n)).save(folder / name / f"{name}{n}.png")
+            Image.fromarray(tiny_models.textured(96, 96, n)).save(
+                folder / name / f"{name}{n}.png", compress_level=0
+            )
     rows = "".join(f"p{n},landmark{n}\n" for n in range(photographs))
     (folder / "labels.csv").write_text("id,landmark_id\n" + rows)
 
@@ -66,6 +75,11 @@ def test_an_output_is_whole_from_every_folder_and_wherever_it_was_moved(copied, 
         assert "files, all as they were written" in capsys.readouterr().out
 
 
+def test_what_lies_outside_an_output_is_found_from_every_folder(made, tmp_path):
+    arguments = ("matches", "--run", made / "run", "--image_id", "q0", "--output", tmp_path / "q0.png")
+    assert run(tmp_path, *arguments) == 0 and (tmp_path / "q0.png").exists()
+
+
 def test_what_is_gone_is_called_missing(copied, made, tmp_path, capsys):
     assert pathlib.Path(manifest(copied / "run")["index"]).is_absolute()
     text = (copied / "run" / "manifest.json").read_text().replace(str(made), str(copied))
@@ -99,3 +113,141 @@ def test_equal_names_of_query_and_index_are_two_photographs(made, tmp_path):
     assert run(made, "recognize", "--images", tmp_path / "q", "--index", "index", "--output", output) == 0
     rows = (output / "submission.csv").read_text().splitlines()[1:]
     assert [row.split(" ")[0] for row in rows] == ["p4,landmark3", "p5,landmark5"]
+
+
+# Mending
+
+
+def photograph(folder, name, seed):
+    """Writes a photograph; all of them have one size in bytes."""
+    path = folder / name[0] / f"{name}.png"
+    Image.fromarray(tiny_models.textured(96, 96, seed)).save(path, compress_level=0)
+    return path
+
+
+def failure_rows(root):
+    rows = [pq.read_table(path).to_pylist() for path in (root / "failures").glob("*.parquet")]
+    return sorted(row["image_id"] for table in rows for row in table)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Photographs of which the second, and the last query, are cut short."""
+    write_inputs(tmp_path)
+    for name in ("p1", "q1"):
+        path = tmp_path / name[0] / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:-5000])
+    return tmp_path
+
+
+LENIENT = ("--max_failure_rate", "1")
+
+
+def test_what_failed_and_was_mended_is_taken_up_by_the_same_command(broken, monkeypatch, capsys):
+    assert run(broken, *INDEX, *LENIENT) == 0 and run(broken, *RECOGNIZE, *LENIENT) == 0
+    assert failure_rows(broken / "index") == ["p1"] and failure_rows(broken / "run") == ["q1"]
+    assert run(broken, *INDEX, *LENIENT) == 0 and "nothing to do" in capsys.readouterr().out
+    photograph(broken, "p1", 1), photograph(broken, "q1", 1)
+    with monkeypatch.context() as killed:
+        killed.setattr(index_job.runner, "run_pipeline", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(broken, *INDEX)
+    assert run(broken, *RECOGNIZE) == 2
+    assert "(the index is another, or was changed since), and was made of" in capsys.readouterr().err
+    assert run(broken, *INDEX) == 0
+    assert manifest(broken / "index")["counts"] == {
+        "matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0
+    }  # fmt: skip
+    assert run(broken, *RECOGNIZE, "--overwrite") == 0
+    assert run(broken, *INDEX, "--output", "again") == 0
+    assert kill.contents(broken / "index") == kill.contents(broken / "again")
+
+
+def test_a_mended_query_is_taken_up_by_the_same_command(broken, capsys):
+    photograph(broken, "p1", 1)
+    assert run(broken, *INDEX) == 0 and run(broken, *RECOGNIZE, *LENIENT) == 0
+    photograph(broken, "q1", 1)
+    assert run(broken, *RECOGNIZE) == 0
+    assert "1 photograph was changed (q1); what failed is tried again" in capsys.readouterr().out
+    assert failure_rows(broken / "run") == []
+    assert manifest(broken / "run")["counts"]["predicted"] == 2
+    assert (broken / "run" / "submission.csv").read_text().splitlines()[2].startswith("q1,landmark1 ")
+    assert run(broken, *RECOGNIZE) == 0 and "nothing to do" in capsys.readouterr().out
+    assert run(broken, *RECOGNIZE, "--output", "again") == 0
+    assert kill.contents(broken / "run") == kill.contents(broken / "again")
+    assert run(broken, "verify", "run") == 0
+
+
+@pytest.mark.parametrize("of_added", [False, True], ids=["first part", "added part"])
+def test_what_failed_and_was_mended_is_taken_up_by_adding_it(broken, of_added, capsys):
+    (broken / "first").mkdir()
+    moved = ("p1", "p2", "p3") if not of_added else ("p7", "p8")
+    for name in moved:
+        (broken / "p" / f"{name}.png").rename(broken / "first" / f"{name}.png")
+    first = (*INDEX[:2], "first", *INDEX[3:])
+    append = ("index", "--images", "p", "--labels", "labels.csv", "--output", "index", "--append")
+    assert run(broken, *first, *LENIENT) == 0 and run(broken, *append, *LENIENT) == 0
+    assert manifest(broken / "index")["counts"]["failed"] == 1 and failure_rows(broken / "index") == ["p1"]
+    place = broken / ("p" if of_added else "first")
+    Image.fromarray(tiny_models.textured(96, 96, 1)).save(place / "p1.png", compress_level=0)
+    assert run(broken, "index", "--images", place / "p1.png", *append[3:]) == 0
+    assert failure_rows(broken / "index") == []
+    assert manifest(broken / "index")["counts"] == {
+        "matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0
+    }  # fmt: skip
+    assert run(broken, "verify", "index") == 0
+    capsys.readouterr()
+    for command in (first, append, ("index", "--images", place / "p1.png", *append[3:])):
+        assert run(broken, *command) == 0 and "nothing to do" in capsys.readouterr().out
+    assert run(broken, *RECOGNIZE, *LENIENT) == 0
+
+
+# Changing
+
+
+def test_a_photograph_that_was_changed_in_place_is_noticed_and_said(made, tmp_path, capsys):
+    write_inputs(tmp_path)
+    assert run(tmp_path, *INDEX) == 0 and run(tmp_path, *RECOGNIZE, "--query_store", "store") == 0
+    for name in ("p3", "q0"):
+        path = tmp_path / name[0] / f"{name}.png"
+        before = path.stat()
+        photograph(tmp_path, name, 5)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as tools do that mend tags
+        assert path.stat().st_size == before.st_size
+    (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text().replace("mark4", "mark44"))
+    capsys.readouterr()
+    assert run(tmp_path, *INDEX) == 2
+    assert (
+        "index was made of other photographs: 1 photograph was changed (p3), 1 label changed (p4); "
+        "--overwrite starts anew" in capsys.readouterr().err
+    )
+    assert run(tmp_path, *RECOGNIZE, "--query_store", "store") == 2
+    assert "run was made of other photographs: 1 photograph was changed (q0);" in capsys.readouterr().err
+    assert run(tmp_path, *RECOGNIZE[:-1], "new", "--query_store", "store") == 0
+    assert (tmp_path / "new" / "submission.csv").read_text().splitlines()[1].startswith("q0,landmark5 ")
+    photograph(tmp_path, "p9", 9)
+    (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text() + "p9,landmark9\n")
+    assert run(tmp_path, *INDEX) == 2
+    assert "--append` with those that are more adds them; --overwrite" in capsys.readouterr().err
+
+
+def test_changes_are_counted_and_named():
+    def refs(**changed):
+        return [
+            ImageRef(
+                n, f"/p/{n}.jpg", **{"size_bytes": 9, "landmark_id": "1", "version": 5, **changed.get(n, {})}
+            )
+            for n in ("a", "b", "c", "d", "e")
+            if changed.get(n, {}) is not None
+        ]
+
+    before = refs()
+    assert not Changes.between(before, refs())
+    assert not Changes.between(refs(a={"version": worklist.NO_VERSION}), before)
+    found = Changes.between(
+        before, refs(a={"size_bytes": 8}, b={"version": 6}, c={"landmark_id": "2"}, d=None)
+    )
+    assert str(found) == ("1 photograph less (d), 2 photographs were changed (a, b), 1 label changed (c)")
+    assert not found.only_of(["a", "b", "c", "d"])
+    assert Changes.between(before, refs(a={"size_bytes": 8}, c={"landmark_id": "2"})).only_of(["a", "c"])
+    assert str(Changes.between([], before)) == "5 photographs more (a, b, c, …)"

@@ -12,6 +12,7 @@ Every file is written once, whole or not at all (`files.write_bytes`).
 """
 
 import dataclasses
+import re
 import struct
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import pyarrow as pa
 from transforms.quantization import quantized, with_lengths
 from transforms.storage import files
 from transforms.storage.files import FileRecord
+from transforms.storage.worklist import UNIT_NAME
 from transforms.types import Failure, FeatureLocation, ImageFeatures, LocalFeatures, QuantizedFeatures
 
 FAILURE_SCHEMA = pa.schema(
@@ -202,6 +204,14 @@ class FeatureStore:
     def discard(self, unit: str) -> None:
         """Makes the shard of `unit` unfinished again."""
         files.delete(self._path("images", unit))
+
+    def prune(self, keep: Container[str]) -> None:
+        """Deletes what there is of units that are none of `keep`."""
+        for part in ("images", "summaries", "failures", "local_features"):  # the first makes a unit done
+            for uri in files.list_files(files.join(self.root, part), ""):
+                unit = uri.rsplit("/", 1)[-1].rpartition(".")[0]
+                if re.fullmatch(UNIT_NAME, unit) and unit not in keep:
+                    files.delete(uri)
 
     def summary(self, unit: str) -> ShardSummary:
         """What is recorded of a finished shard."""

@@ -10,7 +10,7 @@ Candidates are working files, so that a run that is started again does not searc
 none.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -150,11 +150,19 @@ def write_candidates(uri: str, queries: Sequence[QueryCandidates]) -> None:
     files.write_parquet(uri, pa.Table.from_pylist(rows, CANDIDATES_SCHEMA))
 
 
-def delete_candidates(run: str, block: str = "") -> None:
-    """Deletes the candidates of a run, or those of one block."""
+def delete_candidates(run: str) -> None:
+    """Deletes the candidates of a run."""
     for uri in files.list_files(files.join(run, CANDIDATES), ".parquet"):
-        if uri.rsplit("/", 1)[-1].startswith(block):
-            files.delete(uri)
+        files.delete(uri)
+
+
+def delete_blocks(run: str, blocks: Container[str]) -> None:
+    """Deletes what a run has of some blocks of queries: predictions, failures and candidates."""
+    for part in ("predictions", "failures", CANDIDATES):
+        for uri in files.list_files(files.join(run, part), ".parquet"):
+            name = uri.rsplit("/", 1)[-1].removeprefix("verify-")
+            if name.partition("-")[0].removesuffix(PROVISIONAL) in blocks:
+                files.delete(uri)
 
 
 def read_candidates(uri: str) -> list[QueryCandidates]:

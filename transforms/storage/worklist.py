@@ -28,6 +28,10 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+NO_VERSION = -1
+
+UNIT_NAME = r"\d{6}-[0-9a-f]{16}"  # a regular expression
+
 _UNITS_PER_PART = 64
 
 
@@ -99,6 +103,22 @@ def read_unit(root: str, planned: PlannedUnit) -> ImageUnit:
     parquet = pq.ParquetFile(io.BytesIO(files.read_bytes(_part_uri(root, planned.part))))
     rows = parquet.read_row_group(planned.row_group, use_threads=False).to_pylist()
     return ImageUnit(planned.name, tuple(ImageRef(**row) for row in rows))
+
+
+def read_plan(root: str) -> list[ImageRef]:
+    """The photographs of the plan below `root`, in its order; none where there is no plan. Earlier plans know
+    no versions: those are NO_VERSION.
+    """
+    refs = []
+    for uri in files.list_files(files.join(root, "plan"), ".parquet"):
+        refs += [ImageRef(**{"version": NO_VERSION, **row}) for row in files.read_parquet(uri).to_pylist()]
+    return refs
+
+
+def unit_count(root: str) -> int:
+    """The number of units of the plan below `root`."""
+    uris = files.list_files(files.join(root, "plan"), ".parquet")
+    return sum(pq.ParquetFile(io.BytesIO(files.read_bytes(uri))).num_row_groups for uri in uris)
 
 
 def planned_image_ids(root: str) -> Iterator[str]:

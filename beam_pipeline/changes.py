@@ -1,0 +1,83 @@
+"""How the photographs of a job differ from those that its output was made of."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from transforms.storage import files, worklist
+from transforms.storage.feature_store import read_failures
+from transforms.types import ImageRef
+
+_NAMED = 3  # photographs named of each kind of change
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """Photographs by what is different, each list in ascending order of image_id.
+
+    Attributes:
+      more: that are new.
+      fewer: that are gone.
+      moved: that lie elsewhere.
+      changed: that were changed where they lie.
+      relabelled: that have another label.
+    """
+
+    more: tuple[str, ...] = ()
+    fewer: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    relabelled: tuple[str, ...] = ()
+
+    @classmethod
+    def between(cls, before: Iterable[ImageRef], after: Iterable[ImageRef]) -> "Changes":
+        """What is different `after`; versions are not compared where an earlier plan knows none."""
+        old, new = ({ref.image_id: ref for ref in refs} for refs in (before, after))
+        both = sorted(old.keys() & new.keys())
+        here = [name for name in both if files.absolute(old[name].uri) == new[name].uri]
+        return cls(
+            tuple(sorted(new.keys() - old.keys())),
+            tuple(sorted(old.keys() - new.keys())),
+            tuple(sorted({*both} - {*here})),
+            tuple(name for name in here if _is_changed(old[name], new[name])),
+            tuple(name for name in both if old[name].landmark_id != new[name].landmark_id),
+        )
+
+    def __bool__(self) -> bool:
+        return any(dataclasses.astuple(self))
+
+    def __str__(self) -> str:
+        said = (
+            (self.more, "photograph more", "photographs more"),
+            (self.fewer, "photograph less", "photographs fewer"),
+            (self.moved, "photograph lies elsewhere", "photographs lie elsewhere"),
+            (self.changed, "photograph was changed", "photographs were changed"),
+            (self.relabelled, "label changed", "labels changed"),
+        )
+        return ", ".join(
+            f"{len(names):,} {one if len(names) == 1 else many} ({_some(names)})"
+            for names, one, many in said
+            if names
+        )
+
+    def only_of(self, names: Iterable[str]) -> bool:
+        """Whether none came or went, and all that is different is different about these."""
+        different = {*self.moved, *self.changed, *self.relabelled}
+        return not self.more and not self.fewer and different <= {*names}
+
+
+def _is_changed(old: ImageRef, new: ImageRef) -> bool:
+    return old.size_bytes != new.size_bytes or old.version not in (new.version, worklist.NO_VERSION)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+
+
+def failed(*roots: str) -> set[str]:
+    """The ids of photographs that gave no features, by the failure rows of outputs and stores."""
+    found: set[str] = set()
+    for root in roots:
+        rows = read_failures(files.join(root, "failures")).to_pylist()
+        own = ("read", "decode", "extract")
+        found |= {row["image_id"] for row in rows if row["stage"] in own and row["kind"] != "out_of_time"}
+    return found

@@ -1,0 +1,136 @@
+"""The parts of an index: the first, and what was added to it later.
+
+The first part's settings and plan lie in the index's folder, those of the others in appended/<digest>. All
+shards lie together; the manifest names those of the first part first.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from beam_pipeline import integrity, outputs
+from beam_pipeline.changes import Changes, failed
+from beam_pipeline.config import ConfigError
+from beam_pipeline.extraction import ExtractionTask
+from beam_pipeline.manifest import IndexManifest
+from transforms.storage import files, worklist
+from transforms.storage.feature_store import FeatureStore, ShardSummary
+from transforms.types import ImageRef
+
+NO_LABEL = "no_label-"  # begins the name of failure rows; that of the part's first unit follows
+
+_NAMED = 10  # photographs named in an error
+
+
+def folder(index: str, part: str) -> str:
+    """The folder of the settings and the plan of a part; "" is the first."""
+    return files.join(index, "appended", part) if part else index
+
+
+def added_shards(index: str, manifest: IndexManifest) -> tuple[ShardSummary, ...]:
+    """The shards of all parts but the first."""
+    count = sum(worklist.unit_count(folder(index, part)) for part in manifest.appended)
+    return manifest.shards[len(manifest.shards) - count :]
+
+
+def failure_kinds(store: FeatureStore, shards: Iterable[ShardSummary]) -> dict[str, int]:
+    """The number of failure rows of shards, by kind."""
+    kinds = store.failures([shard.unit for shard in shards]).column("kind").to_pylist()
+    return dict(sorted(Counter(kinds).items()))
+
+
+def prune(task: ExtractionTask, manifest: IndexManifest) -> None:
+    """Deletes what the store has of units that neither the task nor the manifest names."""
+    keep = {*task.names, *(shard.unit for shard in manifest.shards)}
+    task.store.prune(keep)
+    for uri in files.list_files(files.join(task.store.root, "failures"), ".parquet"):
+        name = uri.rsplit("/", 1)[-1].removesuffix(".parquet")
+        if name.startswith(NO_LABEL) and name.removeprefix(NO_LABEL) not in keep:
+            files.delete(uri)
+
+
+def rename_unlabelled(index: str, old: ExtractionTask, new: ExtractionTask) -> None:
+    """Copies the rows of a part's photographs without a label to the name that they have when it was made
+    again.
+    """
+    uris = [files.join(index, "failures", f"{NO_LABEL}{task.names[0]}.parquet") for task in (old, new)]
+    if uris[0] != uris[1] and files.exists(uris[0]):
+        files.write_bytes(uris[1], files.read_bytes(uris[0]))
+
+
+def without(index: str, manifest: IndexManifest, part: str, task: ExtractionTask) -> IndexManifest:
+    """The manifest of an index without a part, which `task` made.
+
+    Raises:
+      ConfigError: an earlier version made it, and its shards are not known.
+    """
+    if part:
+        units = {*task.names}
+        shards = tuple(shard for shard in manifest.shards if shard.unit not in units)
+        if len(manifest.shards) - len(shards) != len(units):
+            raise ConfigError(
+                f"{folder(index, part)} is of an earlier version and cannot be changed; `landmarks index "
+                "--overwrite` makes the index anew"
+            )
+        counts = manifest.counts - manifest.appended[part]
+    else:
+        shards = added_shards(index, manifest)
+        counts = manifest.counts - manifest.counts
+        for more in manifest.appended.values():
+            counts += more
+    return dataclasses.replace(
+        manifest,
+        shards=shards,
+        counts=counts,
+        failures=failure_kinds(task.store, shards),
+        appended={name: more for name, more in manifest.appended.items() if name != part},
+    )
+
+
+def known(index: str, manifest: IndexManifest, task: ExtractionTask) -> dict[str, tuple[str, ImageRef]]:
+    """Those of a task's photographs that an index knows, indexed or failed: the part, and the reference in
+    it.
+    """
+    wanted = {ref.image_id for ref in task.refs}
+    return {
+        ref.image_id: (part, ref)
+        for part in ("", *sorted(manifest.appended))
+        for ref in worklist.read_plan(folder(index, part))
+        if ref.image_id in wanted
+    }
+
+
+def check_addition(
+    index: str, base: IndexManifest, task: ExtractionTask, known: Mapping[str, tuple[str, ImageRef]]
+) -> dict[str, ImageRef]:
+    """Checks that the photographs of a task can be added to an index; returns, by id, those that failed in it
+    and were mended since.
+
+    Raises:
+      ConfigError: they cannot; the text says why.
+      DamagedError: the index is damaged.
+    """
+    if not base.complete:
+        raise ConfigError(
+            f"{index} was not finished in time: run the same `landmarks index` again before adding to it"
+        )
+    integrity.check_sizes(index, base)
+    differing = list(outputs.differences(base.recipe.identity["reading"], task.recipe.identity["reading"]))
+    if differing:
+        raise ConfigError(f"{index} was made with other settings: {'; '.join(differing)}")
+    failures, given = failed(index), {ref.image_id: ref for ref in task.refs}
+    indexed = sorted(known.keys() - failures)
+    changes = Changes.between([known[name][1] for name in indexed], [given[name] for name in indexed])
+    if changes:
+        raise ConfigError(f"{index} was made of other photographs: {changes}; --overwrite starts anew")
+    if indexed and known.keys() != given.keys():
+        more = ", ..." if len(indexed) > _NAMED else ""
+        raise ConfigError(
+            f"{len(indexed):,} of {len(given):,} images are in {index} already: "
+            f"{', '.join(indexed[:_NAMED])}{more}"
+        )
+    return {
+        name: given[name]
+        for name in known.keys() & failures
+        if Changes.between([known[name][1]], [given[name]])
+    }
