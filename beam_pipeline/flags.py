@@ -193,7 +193,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew where the output is finished or has other settings",
+        help="start anew where the output is finished or has other settings; deletes only what the same "
+        "command wrote",
     )
     parser.add_argument(
         "--max_failure_rate",

@@ -118,7 +118,8 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
     index.add_argument(
         "--append",
         action="store_true",
-        help="add the images to a finished index, which stays readable meanwhile",
+        help="add the images to a finished index, which stays readable meanwhile; those that failed in it "
+        "and were mended are tried again",
     )
     flags.add_output_flags(index)
     flags.add_extraction_flags(index, of_index=True)

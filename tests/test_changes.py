@@ -202,6 +202,34 @@ def test_what_failed_and_was_mended_is_taken_up_by_adding_it(broken, of_added, c
     assert run(broken, *RECOGNIZE, *LENIENT) == 0
 
 
+# Overwriting
+
+
+def test_overwriting_leaves_what_is_not_the_outputs_own(tmp_path, capsys):
+    write_inputs(tmp_path)
+    inside = ("index", "--images", "index/p", "--labels", "index/labels.csv", *INDEX[5:])
+    assert run(tmp_path, *INDEX) == 0
+    for name in ("p", "labels.csv"):
+        (tmp_path / name).rename(tmp_path / "index" / name)
+    (tmp_path / "index" / "notes.txt").write_text("mine")
+    run_inside = (*RECOGNIZE[:-1], "index/run")
+    assert run(tmp_path, *run_inside) == 0
+    before = {k: v for k, v in kill.contents(tmp_path / "index").items() if k.split("/")[0] in KEPT}
+    assert run(tmp_path, *inside, "--overwrite") == 0
+    after = kill.contents(tmp_path / "index")
+    assert {k: v for k, v in after.items() if k.split("/")[0] in KEPT} == before and len(before) > 15
+    assert len([k for k in after if k.startswith("images/")]) == 2
+    capsys.readouterr()
+    assert run(tmp_path, *RECOGNIZE[:-1], "index", "--overwrite") == 2
+    assert run(tmp_path, "recognize", "--images", "q", "--index", "none", "--output", "index") == 2
+    assert run(tmp_path, *INDEX[:3], "--labels", "index/labels.csv", "--output", "q", "--overwrite") == 2
+    assert "--overwrite" not in capsys.readouterr().err
+    assert kill.contents(tmp_path / "index") == after
+
+
+KEPT = ("p", "labels.csv", "notes.txt", "run")
+
+
 # Changing
 
 

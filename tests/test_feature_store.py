@@ -68,7 +68,7 @@ def test_a_unit_reads_back(tmp_path):
     store.write_unit("u", features, [Failure("decode", "x", "/p/x.jpg", "corrupt", "bad")], 64)
     store.write_unit("empty", [], [], 64)
     assert store.units() == ["empty", "u"]
-    assert [s["images"] for s in store.summaries(["u", "empty"])] == [3, 0]
+    assert [s.images for s in store.summaries(["u", "empty"])] == [3, 0]
     table = store.read_images("u")
     assert np.array_equal(feature_store.descriptors_of(table), [f.global_descriptor for f in features])
     assert feature_store.descriptors_of(store.read_images("empty")).shape == (0, 64)
