@@ -121,13 +121,12 @@ def check_addition(
     failures, given = failed(index), {ref.image_id: ref for ref in task.refs}
     indexed = sorted(known.keys() - failures)
     changes = Changes.between([known[name][1] for name in indexed], [given[name] for name in indexed])
-    if changes:
-        raise ConfigError(f"{index} was made of other photographs: {changes}; --overwrite starts anew")
-    if indexed and known.keys() != given.keys():
+    if changes or (indexed and known.keys() != given.keys()):
         more = ", ..." if len(indexed) > _NAMED else ""
         raise ConfigError(
             f"{len(indexed):,} of {len(given):,} images are in {index} already: "
             f"{', '.join(indexed[:_NAMED])}{more}"
+            + (f"; since then {changes}: `landmarks index --overwrite` makes it anew" if changes else "")
         )
     return {
         name: given[name]
