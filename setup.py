@@ -29,6 +29,10 @@ setup(
             # What of the extra gcp builds a Dataflow job; all of it takes a minute to install.
             "google-cloud-dataflow-client>=0.13,<1",
             "google-cloud-storage>=2.18,<4",
+            # What of Beam's extra yaml runs a pipeline; all of it holds pandas below 2.4.
+            "docstring-parser>=0.15,<1",
+            "jinja2>=3.0,<4",
+            "jsonschema>=4.0,<5",
         ],
         "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
     },

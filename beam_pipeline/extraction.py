@@ -14,7 +14,7 @@ from beam_pipeline.config import ConfigError, PipelineError
 from beam_pipeline.manifest import digest
 from beam_pipeline.recipe import Recipe
 from transforms import features
-from transforms.features import DelgModelHandler, ExtractFeatures
+from transforms.extraction import ExtractFeatures
 from transforms.patterns import MatchError, match_images
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, failure_table
@@ -197,13 +197,13 @@ class ExtractMissing(beam.PTransform):
         parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
         if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
             recipe, in_flight = self.recipe, runner.images_in_flight(options)
-            handler = DelgModelHandler(
-                recipe.model, recipe.settings, recipe.reader, store, in_flight, self.deadline
+            extract = ExtractFeatures(
+                recipe.model, self.store_root, recipe.settings, recipe.reading, in_flight, self.deadline
             )
             parts.append(
                 begin
                 | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
                 | ReadUnits(self.plan_root)
-                | ExtractFeatures(handler)
+                | extract
             )
         return parts | beam.Flatten()

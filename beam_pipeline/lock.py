@@ -106,6 +106,8 @@ def _machine() -> str | None:
 def _started(pid: int) -> int | None:
     """When process `pid` began, in clock ticks after the boot; None for one that is gone or only waits for
     its parent.
+
+    Not by psutil: it tells the time of day, and another one once the clock has been set.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:

@@ -3,12 +3,11 @@ should be.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
+from transforms import extraction
 from transforms.features import ReadImages
-from transforms.images import read_images
 from transforms.models import saved_model
 from transforms.models.builtin import MODELS
 from transforms.models.card import OFFICIAL_DELG, ExtractionSettings, read_card
@@ -37,17 +36,13 @@ class Recipe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON-able; all that features depend on beside the photographs."""
-        return {
-            "extraction": _lists(dataclasses.asdict(self.settings)),
-            "model": self.fingerprint,
-            "reading": dataclasses.asdict(self.reading),
-        }
+        """See `extraction.identity`."""
+        return extraction.identity(self.settings, self.fingerprint, self.reading)
 
     @property
     def reader(self) -> ReadImages:
         """Reads and decodes photographs as the model and the options want them."""
-        return functools.partial(read_images, max_side=self.settings.max_image_side, reading=self.reading)
+        return extraction.photograph_reader(self.settings, self.reading)
 
     def to_json(self, root: str) -> dict[str, Any]:
         """The part of the manifest of an output in `root` that says how features were made."""
@@ -69,10 +64,6 @@ class Recipe:
             ExtractionSettings(**_tuples(value["extraction"])),
             ReadingConfig(**value["reading"]),
         )
-
-
-def _lists(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The recognize job: query photographs in, predictions out."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -21,14 +20,11 @@ from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, mat
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest
 from transforms import features, retrieval, verification
 from transforms.aggregation import AggregatePredictions
-from transforms.retrieval import UNIT_QUERIES, QueryBlock, RetrieveNearest, plan_groups
+from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, tables
-from transforms.storage.worklist import PlannedUnit
-from transforms.submission import SUBMISSION, WriteSubmission, write_submission
-from transforms.types import ImageRef, PredictionUnit
+from transforms.submission import SUBMISSION, WritePredictions, WriteSubmission, write_submission
+from transforms.types import ImageRef
 from transforms.verification import VerifyCandidates
-
-IMAGES_PER_BLOCK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +73,14 @@ def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam
     groups = plan_groups((shard.unit, shard.images) for shard in index.shards)
     hints = functools.partial(runner.resource_hints, pipeline.options)
     extract = prepared.task.transform(until.extract)
-    retrieve = RetrieveNearest(config.index, queries, groups, config.num_to_rerank, until.retrieve, output)
+    retrieve = RetrieveNearest(config.index, queries, config.num_to_rerank, groups, until.retrieve, output)
     verify = VerifyCandidates(
         config.index, queries, config.verification, index.has_local_features, until.verify
     )
     blocks = (
         pipeline
         | "Extract" >> extract.with_resource_hints(**hints(features.MIN_RAM))
-        | "Blocks" >> GroupIntoBlocks({unit.name: block for unit, block in _blocks(prepared.task.planned)})
+        | "Blocks" >> GroupIntoBlocks(plan_blocks((unit.name, unit.images) for unit in prepared.task.planned))
     )
     units = (
         blocks
@@ -93,68 +89,7 @@ def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam
         | "Verify" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
         | "Aggregate" >> AggregatePredictions(config.top_k)
     )
-    return (
-        units
-        | "WritePredictions" >> beam.ParDo(_WritePredictions(output))
-        | "Submission" >> WriteSubmission(output)
-    )
-
-
-def _blocks(planned: Sequence[PlannedUnit]) -> Iterable[tuple[PlannedUnit, str]]:
-    """Each unit with the name of its query block: consecutive units, IMAGES_PER_BLOCK images or a little
-    more.
-    """
-    block, images = 0, 0
-    for unit in planned:
-        if images >= IMAGES_PER_BLOCK:
-            block, images = block + 1, 0
-        images += unit.images
-        yield unit, f"{block:05d}"
-
-
-@dataclasses.dataclass
-class GroupIntoBlocks(beam.PTransform):
-    """Names of finished units (str) -> QueryBlocks, each as soon as all of its units are there.
-
-    A block that lacks units, since time ran out, is PROVISIONAL by name, and so are the prediction shards
-    made from it.
-
-    Attributes:
-      block_of: name of the block by name of the unit.
-    """
-
-    block_of: dict[str, str]
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, names: beam.PCollection[str]) -> beam.PCollection[QueryBlock]:
-        block_of = self.block_of
-        units_of = collections.Counter(block_of.values())
-
-        def block(name: str, units: Iterable[str]) -> QueryBlock:
-            members = tuple(sorted(units))
-            return QueryBlock(
-                name if len(members) == units_of[name] else name + run_store.PROVISIONAL, members
-            )
-
-        return (
-            names
-            | "KeyByBlock" >> beam.Map(lambda unit: (block_of[unit], unit)).with_output_types(tuple[str, str])
-            | beam.GroupByKey()
-            | "Block" >> beam.MapTuple(block).with_output_types(QueryBlock)
-        )
-
-
-@beam.typehints.with_input_types(PredictionUnit)
-@beam.typehints.with_output_types(str)
-class _WritePredictions(beam.DoFn):
-    def __init__(self, run: str):
-        self._run = run
-
-    def process(self, unit: PredictionUnit) -> Iterable[str]:
-        run_store.write_predictions(self._run, unit)
-        yield unit.name
+    return units | "WritePredictions" >> WritePredictions(output) | "Submission" >> WriteSubmission(output)
 
 
 def prepare(config: RecognizeConfig) -> Prepared:
@@ -266,7 +201,7 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
 def _forget(task: ExtractionTask, before: Sequence[ImageRef]) -> None:
     """Deletes what the run has of the blocks whose photographs were others `before`."""
     old = ExtractionTask.of(before, task.recipe, task.store.root, task.root).names
-    blocks = [(unit.name, block) for unit, block in _blocks(task.planned)]
+    blocks = list(plan_blocks((unit.name, unit.images) for unit in task.planned).items())
     same = len(old) == len(blocks)
     run_store.delete_blocks(
         task.root, {block for at, (name, block) in enumerate(blocks) if not same or old[at] != name}

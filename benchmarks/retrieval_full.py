@@ -115,7 +115,7 @@ def retrieve(
 
     def build(pipeline: beam.Pipeline) -> None:
         units_found = (
-            pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, plan_groups(units), k)
+            pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, k, plan_groups(units))
         )
         (
             units_found

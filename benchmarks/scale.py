@@ -21,7 +21,7 @@ import numpy as np
 from apache_beam.coders import registry
 from PIL import Image
 
-from beam_pipeline import demo, recognize
+from beam_pipeline import demo
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES
@@ -103,7 +103,7 @@ def full_size_elements() -> Iterator[tuple[str, int]]:
         for n in range(per_unit)
     )
     blocks = tuple(
-        retrieval.QueryBlock(f"{b:05d}", some(-(-recognize.IMAGES_PER_BLOCK // per_unit)))
+        retrieval.QueryBlock(f"{b:05d}", some(-(-retrieval.IMAGES_PER_BLOCK // per_unit)))
         for b in range(retrieval.BLOCKS_PER_TASK)
     )
     queries = tuple(

@@ -4,7 +4,6 @@ afterwards.
 
 import argparse
 import json
-import math
 import time
 import types
 
@@ -20,8 +19,10 @@ from PIL import Image
 
 from beam_pipeline import budget, config, extraction, flags, index, pilot, recognize
 from beam_pipeline.main import main
+from tests.clocks import FakeClock
 from tests.manifests import RECIPE
 from transforms import features, verification
+from transforms.retrieval import GroupIntoBlocks
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
@@ -144,7 +145,8 @@ def test_a_sample_stands_for_all_sizes():
         )
     ]
     assert len(sizes) == 16 and np.mean(sizes) == pytest.approx(80, abs=3)
-    assert pilot.sample_images([ImageUnit("a", tuple(images[:5]))], 16) != ()
+    few = tuple(images[:5])  # smaller ones come first
+    assert pilot.sample_images([ImageUnit("a", few[::-1])], 16) == few
 
 
 def test_a_pilot_that_takes_too_long_is_stopped():
@@ -176,6 +178,17 @@ def verify(units, tmp_path, deadline):
     return found + [value.value for value in fn.finish_bundle()]
 
 
+def a_second_each(monkeypatch, clock):
+    """Verification of a pair takes a second of a fake clock."""
+    verify_pair = verification.verify_pair
+
+    def slowly(*pair):
+        clock.pass_by(1)
+        return verify_pair(*pair)
+
+    monkeypatch.setattr(verification, "verify_pair", slowly)
+
+
 def test_what_verification_does_not_reach_keeps_its_global_scores(tmp_path):
     [unit] = verify([CandidateUnit("u", (query("a", 0.9), query("b", 0.4)))], tmp_path, time.time() - 1)
     assert not unit.final and not any(q.verified for q in unit.queries)
@@ -186,13 +199,14 @@ def test_what_verification_does_not_reach_keeps_its_global_scores(tmp_path):
 
 
 def test_the_most_promising_queries_are_verified_first(tmp_path, monkeypatch):
-    looks = iter([False] * 6 + [True] * 100)  # two queries: one look at the clock each, and one per candidate
-    monkeypatch.setattr(verification._Verify, "_late", lambda self: next(looks))
+    clock = FakeClock(monkeypatch, verification)
+    a_second_each(monkeypatch, clock)
     units = [
         CandidateUnit("u", (query("a", 0.3), query("b", 0.8))),
         CandidateUnit("v", (query("c", 0.2), query("d", 0.7))),
     ]
-    found = verify(units, tmp_path, math.nextafter(math.inf, 0))
+    found = verify(units, tmp_path, clock.time() + 4.5)  # two queries of two candidates, and half of a pair
+    assert [(unit.name, unit.final) for unit in found] == [("u", True), ("v", False)]
     assert {q.image_id: q.verified for unit in found for q in unit.queries} == {
         "a": True,
         "b": True,
@@ -200,6 +214,8 @@ def test_the_most_promising_queries_are_verified_first(tmp_path, monkeypatch):
         "d": False,
     }
     assert [q.image_id for q in found[0].queries] == ["a", "b"]
+    inliers = [c.inliers for unit in found for q in unit.queries for c in q.candidates]
+    assert inliers == [0] * 4 + [None] * 4 and clock.time() == clock.start + 5
 
 
 def test_a_block_that_lacks_units_is_provisional():
@@ -207,7 +223,7 @@ def test_a_block_that_lacks_units_is_provisional():
         blocks = (
             pipeline
             | beam.Create(["a", "b", "c"])
-            | recognize.GroupIntoBlocks({"a": "0", "b": "0", "c": "1", "d": "1"})
+            | GroupIntoBlocks({"a": "0", "b": "0", "c": "1", "d": "1"})
         )
         assert_that(
             blocks | beam.Map(lambda block: (block.name, block.units)),
@@ -282,9 +298,10 @@ def test_a_hopeless_budget(data, capsys):
     check_that_it_goes_on(data, "hopeless")
 
 
-def scheduled(monkeypatch, deadline):
+def scheduled(monkeypatch, deadline, verify=None):
     """Stands in for the pilot, whose findings depend on the machine."""
-    until = budget.Deadlines(deadline, deadline, deadline)
+    verify = verify or deadline
+    until = budget.Deadlines(deadline, verify, verify)
     monkeypatch.setattr(
         pilot,
         "schedule",
@@ -321,13 +338,10 @@ def test_extraction_that_does_not_end(data, monkeypatch):
 
 def test_verification_that_does_not_end(data, monkeypatch):
     with monkeypatch.context() as patch:
-        scheduled(patch, time.time() + 3600)
-        later = types.SimpleNamespace(time=lambda: time.time() + 7200, monotonic=time.monotonic)
-        patch.setattr(recognize, "time", later)
-        looks = iter(
-            [False] * 17 + [True] * 1000
-        )  # one per query and one per candidate, of which there are three
-        patch.setattr(verification._Verify, "_late", lambda self: next(looks))
+        soon = time.time() + 3600
+        clock = FakeClock(patch, verification, recognize, start=soon)
+        a_second_each(patch, clock)
+        scheduled(patch, soon, verify=soon + 12.5)  # four queries of three candidates, and half of a pair
         assert start(data, "recognize", "half", "--index", str(data / "index"), "--time_budget", "1h") == 0
     assert counts(data / "half") == (False, dict(queries=12, predicted=12, verified=4, out_of_time=0))
     predictions = pd.read_parquet(data / "half" / "predictions").set_index("image_id")

@@ -185,9 +185,13 @@ def test_workers_get_the_whole_package(jobs, command):
             path
             for folder in ("beam_pipeline", "transforms")
             for path in (ROOT / folder).rglob("*")
-            if path.suffix in (".py", ".npz")
+            if path.suffix in (".py", ".npz", ".onnx", ".yaml")
         ]
-        assert {str(path.relative_to(ROOT)) for path in wanted} | {"setup.py", "README.md"} <= names
+        assert {str(path.relative_to(ROOT)) for path in wanted} | {
+            "setup.py",
+            "README.md",
+            "LICENSE",
+        } <= names
 
 
 def test_with_an_image_no_package_is_staged(jobs):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests import tiny_models
 from transforms import features
+from transforms.extraction import ExtractFeatures
 from transforms.images import read_images
 from transforms.models.card import ExtractionSettings
 from transforms.models.saved_model import DelgModel, Extracted, ExtractionError, ModelError
@@ -120,9 +121,9 @@ def test_another_image_size_is_no_new_trace(tmp_path, kind):
 def test_units_go_to_shards(unit, tmp_path):
     tiny_models.build("delg_tf1", tmp_path / "model")
     store = FeatureStore(str(tmp_path / "store"))
-    handler = features.DelgModelHandler(str(tmp_path / "model"), SETTINGS, READER, store, images_in_flight=2)
+    extract = ExtractFeatures(str(tmp_path / "model"), store.root, SETTINGS, images_in_flight=2)
     with TestPipeline() as pipeline:
-        names = pipeline | beam.Create([unit]) | features.ExtractFeatures(handler)
+        names = pipeline | beam.Create([unit]) | extract
         assert_that(names, equal_to(["unit"]))
     assert store.read_images("unit").column("image_id").to_pylist() == ["a", "b", "d"]
     assert store.failures(["unit"]).column("image_id").to_pylist() == ["c"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import pickle
 
 import numpy as np
@@ -10,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.descriptors import brute_force, ids, index_of, near_ties, queries_of, unit_rows
+from transforms import dot_products
 from transforms import nearest as nearest_module
 from transforms.dot_products import (
     Bfloat16Product,
@@ -18,7 +19,6 @@ from transforms.dot_products import (
     TensorFlowProduct,
     error_bound,
     exact_scores,
-    fastest_product,
 )
 from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.retrieval import MergeNeighbors
@@ -38,49 +38,6 @@ def product(request: pytest.FixtureRequest) -> Product:
     return PRODUCTS[request.param]
 
 
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float64)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def ids(prefix: str, count: int) -> list[str]:
-    return [f"{prefix}{i:05d}" for i in range(count)]
-
-
-def index_of(descriptors: np.ndarray, image_ids: list[str] | None = None) -> IndexBlock:
-    count = len(descriptors)
-    names = np.array([i.encode() for i in image_ids or ids("x", count)], "S")
-    labels, units = (
-        np.array([b"label-%d" % (i % 7) for i in range(count)], "S"),
-        np.array([b"u%d" % (i // 50) for i in range(count)], "S"),
-    )
-    return IndexBlock(
-        names, descriptors, labels, units, np.arange(count) * 1000, np.arange(count, dtype=np.int32)
-    )
-
-
-def queries_of(descriptors: np.ndarray, image_ids: list[str] | None = None) -> DescriptorBlock:
-    return DescriptorBlock(
-        np.array([i.encode() for i in image_ids or ids("q", len(descriptors))], "S"), descriptors
-    )
-
-
-def brute_force(
-    queries: DescriptorBlock, index: IndexBlock, k: int
-) -> tuple[list[list[bytes]], list[list[float]]]:
-    """Ids and scores of the k best, in plain loops."""
-    all_ids, all_scores = [], []
-    for q in queries.descriptors:
-        scored = []
-        for j, x in enumerate(index.descriptors):
-            cosine = math.fsum(q.astype(np.float64) * x)
-            scored.append((-np.float32(cosine), bytes(index.image_ids[j])))
-        scored = sorted(scored)[:k]
-        all_ids.append([i for _, i in scored] + [b""] * (k - len(scored)))
-        all_scores.append([-s for s, _ in scored] + [-np.inf] * (k - len(scored)))
-    return all_ids, all_scores
-
-
 def check(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product) -> Neighbors:
     found = nearest(queries, index, k, product)
     want_ids, want_scores = brute_force(queries, index, k)
@@ -94,13 +51,6 @@ def check(queries: DescriptorBlock, index: IndexBlock, k: int, product: Product)
 def assert_same(a: Neighbors, b: Neighbors) -> None:
     for field in dataclasses.fields(Neighbors):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
-
-
-def near_ties(rng: np.random.Generator, count: int, width: int, spread: float) -> np.ndarray:
-    centres = unit_rows(rng.standard_normal((3, width)))
-    return unit_rows(
-        centres[rng.integers(0, 3, count)] + spread * rng.standard_normal((count, width)) / np.sqrt(width)
-    )
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3, 3e-2, 1.0], ids=lambda s: f"spread {s:g}")
@@ -262,9 +212,26 @@ def test_keys_sort_as_scores_do(product: Product) -> None:
     assert product.keys(np.float32([-np.inf])) < product.keys(np.float32([-3.4e38]))
 
 
-def test_the_fastest_product_is_one_of_them() -> None:
-    assert type(fastest_product()) in (NumpyProduct, TensorFlowProduct, Bfloat16Product)
-    assert fastest_product() is fastest_product()
+class Near(NumpyProduct):
+    """Nearly right: off by more than its bound says."""
+
+    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return super().scores(queries, rows) * np.float32(1.001)
+
+
+@pytest.mark.parametrize("seconds, fastest", [((1, 2), NumpyProduct), ((2, 1), TensorFlowProduct)])
+def test_the_fastest_product_is_taken_of_those_that_keep_their_bound(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], fastest: type
+) -> None:
+    taken = {NumpyProduct: seconds[0], TensorFlowProduct: seconds[1], Near: 0.5}
+    monkeypatch.setattr(dot_products, "Bfloat16Product", Near)
+    monkeypatch.setattr(dot_products, "_seconds", lambda product, queries, rows: taken[type(product)])
+    choose = dot_products.fastest_product.__wrapped__  # not the one chosen before
+    assert type(choose()) is fastest
+
+
+def test_the_fastest_product_is_measured_once() -> None:
+    assert dot_products.fastest_product() is dot_products.fastest_product()
 
 
 def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ import json
 import os
 
 import pytest
-from apache_beam.io import localfilesystem
 
 from beam_pipeline import integrity, layout, outputs
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest
+from tests.file_systems import FolderFileSystem
 from tests.manifests import index_manifest
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import Failure
@@ -94,45 +94,9 @@ def test_a_manifest_of_something_else(tmp_path, manifest, message):
         outputs.read_manifest(str(tmp_path), IndexManifest)
 
 
-class FolderFileSystem(localfilesystem.LocalFileSystem):
-    """A remote file system: folder://a/b is a/b in the folder `root`."""
-
-    root = ""
-
-    @classmethod
-    def scheme(cls):
-        return "folder"
-
-    def _local(self, path):
-        return os.path.join(self.root, path.removeprefix("folder://"))
-
-    def join(self, basepath, *paths):
-        return "/".join([basepath.rstrip("/"), *paths])
-
-    def _list(self, dir_or_prefix):
-        for entry in super()._list(self._local(dir_or_prefix)):
-            entry.path = "folder://" + os.path.relpath(entry.path, self.root)
-            yield entry
-
-    def create(self, path, *arguments, **keywords):
-        return super().create(self._local(path), *arguments, **keywords)
-
-    def open(self, path, *arguments, **keywords):
-        return super().open(self._local(path), *arguments, **keywords)
-
-    def exists(self, path):
-        return super().exists(self._local(path))
-
-    def metadata(self, path):
-        return super().metadata(self._local(path))
-
-    def delete(self, paths):
-        super().delete([self._local(path) for path in paths])
-
-
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    monkeypatch.setattr(FolderFileSystem, "root", str(tmp_path))
+    FolderFileSystem.use(tmp_path, monkeypatch)
     return "folder://out"
 
 

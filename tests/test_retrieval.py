@@ -1,7 +1,6 @@
 """The retrieval step on small feature stores."""
 
 import math
-import pickle
 import time
 
 import apache_beam as beam
@@ -9,11 +8,12 @@ import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that
 
-from tests.test_nearest import brute_force, ids, index_of, near_ties, queries_of, unit_rows
-from transforms.retrieval import IndexGroup, QueryBlock, RetrieveNearest, plan_groups, read_index_block
+from tests.descriptors import brute_force, ids, index_of, near_ties, queries_of, unit_rows
+from tests.feature_stores import write_store
+from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups, read_index_block
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.run_store import PROVISIONAL
-from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
+from transforms.types import CandidateUnit
 
 
 @pytest.mark.parametrize(
@@ -37,23 +37,6 @@ def test_groups_are_runs_of_shards(counts: list[int], rows: int, want: list[int]
 def test_groups_need_rows() -> None:
     with pytest.raises(ValueError, match="rows must be at least 1, not 0"):
         plan_groups([], 0)
-
-
-def write_store(
-    root: str, descriptors: np.ndarray, prefix: str, per_unit: int, labelled: bool = True
-) -> list[tuple[str, int]]:
-    """A store whose image number n has n % 3 local features; returns its (unit, images)."""
-    store, written = FeatureStore(root), []
-    for start in range(0, len(descriptors), per_unit):
-        features = []
-        for n in range(start, min(start + per_unit, len(descriptors))):
-            local = LocalFeatures(np.full((n % 3, 2), n, np.float32), np.ones((n % 3, 4), np.float32) / 2)
-            ref = ImageRef(f"{prefix}{n:05d}", "uri", 1, f"label {n % 7}" if labelled else None)
-            features.append(ImageFeatures(ref, 10, 10, 1.0, descriptors[n], local))
-        unit = f"{start:06d}-{prefix}"
-        store.write_unit(unit, features, [], descriptors.shape[1])
-        written.append((unit, len(features)))
-    return written
 
 
 @pytest.mark.parametrize(
@@ -96,7 +79,7 @@ def test_retrieval_over_stores(
     )
     with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
         assert_that(
-            pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, groups, k), verify
+            pipeline | beam.Create(blocks) | RetrieveNearest(index_root, query_root, k, groups), verify
         )
 
 
@@ -111,7 +94,7 @@ def test_retrieval_from_an_empty_index_keeps_the_queries(tmp_path) -> None:
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
         assert_that(
-            blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), [], 3), verify
+            blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), 3, []), verify
         )
 
 
@@ -132,7 +115,7 @@ def test_after_the_deadline_queries_keep_what_was_found(
         blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
         deadline = time.time() + seconds_left
         assert_that(
-            blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline),
+            blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), 3, groups, deadline),
             verify,
         )
 
@@ -153,7 +136,7 @@ def test_kept_candidates_are_taken_instead_of_a_new_search(tmp_path) -> None:
         with beam.Pipeline(runner="FnApiRunner") as pipeline:
             blocks = pipeline | beam.Create([QueryBlock(block, units)])
             step = RetrieveNearest(
-                str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3, deadline, str(tmp_path / "run")
+                str(tmp_path / "index"), str(tmp_path / "queries"), 3, groups, deadline, str(tmp_path / "run")
             )
             assert_that(blocks | step, verify)
         return len(list((tmp_path / "run" / "candidates").iterdir()))
@@ -170,7 +153,7 @@ def test_retrieval_counts(tmp_path) -> None:
     units = write_store(str(tmp_path / "queries"), rows, "q", 4)
     pipeline = beam.Pipeline(runner="FnApiRunner")
     blocks = pipeline | beam.Create([QueryBlock("only", tuple(u for u, _ in units))])
-    blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), groups, 3)
+    blocks | RetrieveNearest(str(tmp_path / "index"), str(tmp_path / "queries"), 3, groups)
     metrics = pipeline.run().metrics().query(beam.metrics.MetricsFilter().with_namespace("landmarks"))
     counts = {c.key.metric.name: c.committed for c in metrics["counters"]}
     # The only block is read once, though two groups meet it.
@@ -184,7 +167,7 @@ def test_retrieval_counts(tmp_path) -> None:
 
 def test_retrieval_needs_a_k() -> None:
     with pytest.raises(ValueError, match="k must be at least 1, not 0"):
-        RetrieveNearest("index", "queries", [], 0)
+        RetrieveNearest("index", "queries", 0)
 
 
 def test_shards_of_different_widths_are_named(tmp_path) -> None:
@@ -193,7 +176,3 @@ def test_shards_of_different_widths_are_named(tmp_path) -> None:
     write_store(root, unit_rows(np.ones((2, 5))), "b", 2)
     with pytest.raises(ValueError, match="shard 000000-b holds descriptors of width 5, shard 000000-a of 4"):
         read_index_block(FeatureStore(root), ["000000-a", "000000-b"])
-
-
-def test_plans_and_blocks_are_small_to_ship() -> None:
-    assert len(pickle.dumps(IndexGroup("n" * 16, tuple(f"{i:06d}-{'0' * 16}" for i in range(256))))) < 10_000

@@ -11,9 +11,9 @@ import threading
 
 import numpy as np
 import pytest
-from apache_beam.io import localfilesystem
 
 from tests import tiny_models
+from tests.file_systems import FolderFileSystem
 from transforms.models import card, saved_model
 from transforms.models.card import ExtractionSettings
 from transforms.models.saved_model import DelgModel, ExtractionError, ModelError
@@ -345,43 +345,10 @@ def test_fingerprint_is_of_content_alone(models, tmp_path):
     assert len({original, with_asset, renamed, saved_model.fingerprint(str(copy))}) == 4
 
 
-class ShelfFileSystem(localfilesystem.LocalFileSystem):
-    """A remote file system: shelf://a/b is a/b in the folder `root`. Counts what is read."""
-
-    root = ""
-    opened: list[str] = []
-
-    @classmethod
-    def scheme(cls):
-        return "shelf"
-
-    def _local(self, path):
-        return os.path.join(self.root, path.removeprefix("shelf://"))
-
-    def join(self, basepath, *paths):
-        return "/".join([basepath.rstrip("/"), *paths])
-
-    def _list(self, dir_or_prefix):
-        for entry in super()._list(self._local(dir_or_prefix)):
-            entry.path = "shelf://" + os.path.relpath(entry.path, self.root)
-            yield entry
-
-    def open(self, path, *arguments, **keywords):
-        self.opened.append(path)
-        return super().open(self._local(path), *arguments, **keywords)
-
-    def exists(self, path):
-        return super().exists(self._local(path))
-
-    def metadata(self, path):
-        return super().metadata(self._local(path))
-
-
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     (tmp_path / "shelf").mkdir()
-    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path / "shelf"))
-    monkeypatch.setattr(ShelfFileSystem, "opened", [])
+    FolderFileSystem.use(tmp_path / "shelf", monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "shelf"
 
@@ -390,28 +357,28 @@ def test_remote_model_is_copied_once(models, shelf):
     shutil.copytree(models / "delg_tf1", shelf / "model-store")
     card.write_card(str(shelf / "model-store"), SETTINGS, name="tiny")
     (shelf / "model-store/README.md").write_text("not needed")
-    local = saved_model.fetch_model("shelf://model-store")
+    local = saved_model.fetch_model("folder://model-store")
     assert saved_model.fingerprint(local) == saved_model.fingerprint(str(models / "delg_tf1"))
-    assert card.read_card(local) == card.read_card("shelf://model-store")
+    assert card.read_card(local) == card.read_card("folder://model-store")
     assert not os.path.exists(os.path.join(local, "README.md"))
     assert not [name for name in os.listdir(os.path.dirname(local)) if name.startswith("fetching-")]
 
-    ShelfFileSystem.opened.clear()
-    assert saved_model.fetch_model("shelf://model-store/") == local
-    assert ShelfFileSystem.opened == []
+    FolderFileSystem.opened.clear()
+    assert saved_model.fetch_model("folder://model-store/") == local
+    assert FolderFileSystem.opened == []
 
     graph = next((shelf / "model-store").rglob("saved_model.pb"))
     os.utime(graph, (1, 1))  # written anew
-    assert saved_model.fetch_model("shelf://model-store") != local
+    assert saved_model.fetch_model("folder://model-store") != local
 
 
 def test_remote_folder_without_a_model_is_refused(shelf):
     (shelf / "photos").mkdir()
     (shelf / "photos/a.jpg").write_bytes(b"a")
     with pytest.raises(
-        ModelError, match=r"shelf://photos is no SavedModel: no saved_model.pb among \['a.jpg'\]"
+        ModelError, match=r"folder://photos is no SavedModel: no saved_model.pb among \['a.jpg'\]"
     ):
-        saved_model.fetch_model("shelf://photos")
+        saved_model.fetch_model("folder://photos")
 
 
 def test_remote_store_that_cannot_be_listed_is_named(shelf):

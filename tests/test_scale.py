@@ -2,7 +2,6 @@
 it at size.
 """
 
-import functools
 import pathlib
 import pickle
 import tracemalloc
@@ -14,21 +13,19 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from beam_pipeline import index, recognize
+from beam_pipeline import index
 from benchmarks.scale import full_size_elements
 from benchmarks.scale_job import RecordingRunner, collections
 from tests import tiny_models
-from tests.test_nearest import unit_rows
-from tests.test_retrieval import write_store
+from tests.descriptors import unit_rows
+from tests.feature_stores import write_store
 from transforms import retrieval
 from transforms.aggregation import AggregatePredictions
-from transforms.features import DelgModelHandler, ExtractFeatures
-from transforms.images import read_images
+from transforms.extraction import ExtractFeatures
 from transforms.models.card import ExtractionSettings
 from transforms.patterns import match_images
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import worklist
-from transforms.storage.feature_store import FeatureStore
 from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, write_plan
 from transforms.types import VerificationSettings
 from transforms.verification import VerifyCandidates
@@ -57,16 +54,13 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
         str(folder),
         [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)],
     )
-    reader = functools.partial(read_images, max_side=96)
-    handler = DelgModelHandler(
-        model, ExtractionSettings((1.0,), (1.0,), 100, 0.0, 96), reader, FeatureStore(str(folder / "store"))
-    )
+    settings = ExtractionSettings((1.0,), (1.0,), 100, 0.0, 96)
     found = measured(
         lambda pipeline: (
             pipeline
             | beam.Create(planned).with_output_types(PlannedUnit)
             | ReadUnits(str(folder))
-            | ExtractFeatures(handler)
+            | ExtractFeatures(model, str(folder / "store"), settings)
         )
     )
     stored = sum(path.stat().st_size for path in (folder / "store" / "local_features").iterdir())
@@ -91,7 +85,7 @@ def recognition(tmp_path: pathlib.Path, images: int) -> dict[str, dict[str, Any]
         found = (
             pipeline
             | beam.Create(blocks).with_output_types(QueryBlock)
-            | RetrieveNearest(*roots, plan_groups(index_units, 20), 3)
+            | RetrieveNearest(*roots, 3, plan_groups(index_units, 20))
         )
         found | VerifyCandidates(*roots, VerificationSettings()) | AggregatePredictions(3)
 
@@ -132,7 +126,7 @@ def test_hundred_workers_are_busy_to_the_end():
         count = -(-images // worklist.unit_size(images))
         rounds = count / (WORKERS * cores)
         assert rounds / np.ceil(rounds) > 0.95  # all work in the last round too, or it is one of many
-    blocks = -(-GLDV2_QUERIES // recognize.IMAGES_PER_BLOCK)
+    blocks = -(-GLDV2_QUERIES // retrieval.IMAGES_PER_BLOCK)
     searches = -(-GLDV2_IMAGES // retrieval.GROUP_ROWS) * -(-blocks // retrieval.BLOCKS_PER_TASK)
     assert searches / WORKERS / np.ceil(searches / WORKERS) > 0.95
 

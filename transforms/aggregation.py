@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Optional
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -64,3 +65,28 @@ class _Aggregate(beam.DoFn):
         self._empty.inc(empty)
         self._predicted.inc(len(predictions) - empty)
         yield PredictionUnit(unit.name, predictions, unit.failures, unit.final)
+
+
+class PredictionRow(NamedTuple):
+    """A prediction as a row of Beam's, which SQL, YAML and its sinks take.
+
+    Attributes:
+      image_id, landmark_id, score, verified: see Prediction.
+    """
+
+    image_id: str
+    landmark_id: Optional[str]  # noqa: UP045  (Beam's schemas do not know `X | None`)
+    score: Optional[float]  # noqa: UP045
+    verified: bool
+
+
+class PredictionRows(beam.PTransform):
+    """PredictionUnits -> PredictionRows, one per query; candidates and failures are left out."""
+
+    def expand(self, units: beam.PCollection[PredictionUnit]) -> beam.PCollection[PredictionRow]:
+        return units | "Rows" >> beam.FlatMap(_rows).with_output_types(PredictionRow)
+
+
+def _rows(unit: PredictionUnit) -> Iterator[PredictionRow]:
+    for p in unit.predictions:
+        yield PredictionRow(p.image_id, p.landmark_id, p.score, p.verified)

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.ml.inference.base import ModelHandler
 
 from transforms import crash_notes
 from transforms.models.card import ExtractionSettings
@@ -163,8 +162,8 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
     """Carries a DELG model into RunInference: an element is a unit, whose photographs are read, used and
     dropped inside.
 
-    The unit's shard is written here too, and its name goes on: with up to 0.5 MB of features for each image,
-    a unit of them would be an element of tens of megabytes.
+    The unit's shard is written here too, once, and its name goes on: with up to 0.5 MB of features for each
+    image, a unit of them would be an element of tens of megabytes.
 
     Args:
       model: the name of a built-in one, or the folder or URI of a SavedModel.
@@ -204,6 +203,9 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
         self, batch: Sequence[ImageUnit], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterable[str]:
         for unit in batch:
+            if self._store.has_unit(unit.name):  # by an attempt before, or another program
+                yield unit.name
+                continue
             started = time.monotonic()
             extracted = (
                 extract_unit(unit, model, self._read_images, self._deadline)
@@ -234,21 +236,3 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
 
     def get_metrics_namespace(self) -> str:
         return "landmarks"
-
-
-@dataclasses.dataclass
-class ExtractFeatures(beam.PTransform):
-    """ImageUnits, spread over the workers -> names (str) of the units whose shards have been written to a
-    feature store.
-
-    Attributes:
-      handler: carries the model, and writes the shards.
-    """
-
-    handler: DelgModelHandler
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
-        return units | "ReadDecodeExtractWrite" >> RunInference(self.handler).with_output_types(str)

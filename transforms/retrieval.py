@@ -5,13 +5,14 @@ What is shuffled are ids, similarities and locations. A worker holds one group a
 the index.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -28,6 +29,8 @@ from transforms.types import CandidateUnit, FeatureLocation, Neighbors, QueryCan
 # Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by
 # the fast pass.
 GROUP_ROWS = 32768
+# Queries that are searched at once: each reading of the index serves all of a block.
+IMAGES_PER_BLOCK = 4096
 # Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and
 # workers more.
 BLOCKS_PER_TASK = 8
@@ -97,6 +100,56 @@ def plan_groups(unit_rows: Iterable[tuple[str, int]], rows: int = GROUP_ROWS) ->
         IndexGroup(hashlib.sha256("\n".join(units).encode()).hexdigest()[:16], tuple(units))
         for units in groups
     ]
+
+
+def plan_blocks(unit_images: Iterable[tuple[str, int]], images: int = IMAGES_PER_BLOCK) -> dict[str, str]:
+    """The name of the query block of each unit, given as (name, images): consecutive units, with `images` of
+    them or a little more in a block.
+    """
+    block_of: dict[str, str] = {}
+    block, held = 0, 0
+    for unit, count in unit_images:
+        if held >= images:
+            block, held = block + 1, 0
+        held += count
+        block_of[unit] = f"{block:05d}"
+    return block_of
+
+
+@dataclasses.dataclass
+class GroupIntoBlocks(beam.PTransform):
+    """Names of finished units (str) of queries -> QueryBlocks, each as soon as all of its units are there.
+
+    A block that lacks units, since time ran out, is PROVISIONAL by name, and so are the prediction shards
+    made from it.
+
+    Attributes:
+      block_of: name of the block by name of the unit, see `plan_blocks`; None for a block per unit, which
+        reads the index more often.
+    """
+
+    block_of: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, names: beam.PCollection[str]) -> beam.PCollection[QueryBlock]:
+        block_of = self.block_of
+        if block_of is None:
+            alone = beam.Map(lambda unit: QueryBlock(unit, (unit,))).with_output_types(QueryBlock)
+            return names | "BlockPerUnit" >> alone
+        units_of = collections.Counter(block_of.values())
+
+        def block(name: str, units: Iterable[str]) -> QueryBlock:
+            members = tuple(sorted(units))
+            return QueryBlock(name if len(members) == units_of[name] else name + PROVISIONAL, members)
+
+        return (
+            names
+            | "KeyByBlock" >> beam.Map(lambda unit: (block_of[unit], unit)).with_output_types(tuple[str, str])
+            | beam.GroupByKey()
+            | "Block" >> beam.MapTuple(block).with_output_types(QueryBlock)
+        )
 
 
 def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
@@ -213,20 +266,21 @@ class RetrieveNearest(beam.PTransform):
     Every query of the blocks comes out once, also where the index has nothing for it.
 
     Attributes:
-      index_root: the index, a feature store.
-      query_root: the queries' feature store.
-      groups: all of the index, see `plan_groups`.
+      index: folder of the index, a feature store that is finished.
+      queries: folder of the queries' feature store.
       k: candidates per query.
+      groups: what is searched of the index, see `plan_groups`; None for all the shards that it has when the
+        pipeline is built.
       deadline: as time.time() tells it; no search begins after it, and queries make do with what was found
         before.
       run: folder where candidates are kept, so that a block whose candidates lie there is not searched again;
         None for nowhere.
     """
 
-    index_root: str
-    query_root: str
-    groups: Sequence[IndexGroup]
+    index: str
+    queries: str
     k: int
+    groups: Sequence[IndexGroup] | None = None
     deadline: float = math.inf
     run: str | None = None
 
@@ -236,14 +290,16 @@ class RetrieveNearest(beam.PTransform):
             raise ValueError(f"k must be at least 1, not {self.k}")
 
     def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[CandidateUnit]:
-        index, queries = FeatureStore(self.index_root), FeatureStore(self.query_root)
+        index, queries, groups = FeatureStore(self.index), FeatureStore(self.queries), self.groups
+        if groups is None:
+            groups = plan_groups((shard.unit, shard.images) for shard in index.summaries(index.units()))
         step = max(1, ELEMENT_NEIGHBORS // self.k)
         known, blocks = blocks | "Known" >> beam.ParDo(_Known(queries, step, self.run)).with_outputs(
             _UNKNOWN, main="known"
         )
         found = (
             blocks.pipeline
-            | "Groups" >> beam.Create(list(self.groups)).with_output_types(IndexGroup)
+            | "Groups" >> beam.Create(list(groups)).with_output_types(IndexGroup)
             | "WithBlocks"
             >> beam.FlatMap(_tasks, beam.pvalue.AsList(blocks)).with_output_types(
                 tuple[IndexGroup, tuple[QueryBlock, ...]]

@@ -6,9 +6,15 @@ import apache_beam as beam
 import pyarrow as pa
 
 from transforms.storage import files, tables
-from transforms.storage.run_store import PREDICTION_SCHEMA, UNPREDICTED, prediction_table, read_predictions
+from transforms.storage.run_store import (
+    PREDICTION_SCHEMA,
+    UNPREDICTED,
+    prediction_table,
+    read_predictions,
+    write_predictions,
+)
 from transforms.storage.worklist import planned_image_ids
-from transforms.types import Prediction
+from transforms.types import Prediction, PredictionUnit
 
 SUBMISSION = "submission.csv"
 
@@ -35,6 +41,29 @@ def write_submission(run: str) -> int:
         predicted = pa.concat_tables([predicted, table.select(columns)])
     tables.write_submission_csv(files.join(run, SUBMISSION), predicted)
     return len(predicted)
+
+
+@dataclasses.dataclass
+class WritePredictions(beam.PTransform):
+    """PredictionUnits -> names (str) of their shards, written to a run.
+
+    Attributes:
+      run: folder of the run.
+    """
+
+    run: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection[PredictionUnit]) -> beam.PCollection[str]:
+        run = self.run
+
+        def write(unit: PredictionUnit) -> str:
+            write_predictions(run, unit)
+            return unit.name
+
+        return units | "WriteShard" >> beam.Map(write).with_input_types(PredictionUnit).with_output_types(str)
 
 
 @dataclasses.dataclass

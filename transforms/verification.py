@@ -169,8 +169,8 @@ class VerifyCandidates(beam.PTransform):
     shard mended, goes on from there.
 
     Attributes:
-      index_root: folder of the index, a feature store.
-      query_root: folder of the queries' feature store.
+      index: folder of the index, a feature store.
+      queries: folder of the queries' feature store.
       settings: how pairs are verified and scored.
       enabled: False where the model has no local features: nothing is read, global scores rank alone,
         `inliers` stays None.
@@ -181,9 +181,9 @@ class VerifyCandidates(beam.PTransform):
         closest decisions first 0.642 (none verified 0.704, all 0.739).
     """
 
-    index_root: str
-    query_root: str
-    settings: VerificationSettings
+    index: str
+    queries: str
+    settings: VerificationSettings = VerificationSettings()
     enabled: bool = True
     deadline: float = math.inf
 
@@ -192,11 +192,7 @@ class VerifyCandidates(beam.PTransform):
 
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
         verify = _Verify(
-            FeatureStore(self.index_root),
-            FeatureStore(self.query_root),
-            self.settings,
-            self.enabled,
-            self.deadline,
+            FeatureStore(self.index), FeatureStore(self.queries), self.settings, self.enabled, self.deadline
         )
         # Retrieval ends with few keys on few workers; ids and numbers are cheap to spread again.
         return units | "Spread" >> beam.Reshuffle() | "Verify" >> beam.ParDo(verify)

@@ -1,0 +1,67 @@
+"""The whole jobs as functions, for programs: what `landmarks index`, `recognize` and `evaluate` do.
+
+They resume, lock, print and check as the commands do. The configurations are in `beam_pipeline.config`.
+"""
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_pipeline import evaluate as _evaluate
+from beam_pipeline import index as _index
+from beam_pipeline import outputs
+from beam_pipeline import recognize as _recognize
+from beam_pipeline.config import EvaluateConfig, IndexConfig, PipelineError, RecognizeConfig
+from beam_pipeline.manifest import IndexManifest, RunManifest
+from transforms.gap import Metrics
+from transforms.storage import files, object_stores
+
+
+def index(config: IndexConfig, options: PipelineOptions | None = None) -> IndexManifest:
+    """Makes an index of labelled photographs, adds to one, or goes on with either where it was stopped.
+
+    Args:
+      config: what is asked for.
+      options: of Beam; None for the local runner on all cores.
+
+    Returns:
+      The index's manifest; `complete` is False where a time budget ended before the work.
+
+    Raises:
+      ConfigError, ModelError, TableError, OSError: something is wrong before the pipeline starts.
+      PipelineError: the pipeline failed, or more photographs than `config.max_failure_rate` allows.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _check(_index.run(config, options), config.output)
+        return outputs.read_manifest(config.output, IndexManifest)
+
+
+def recognize(config: RecognizeConfig, options: PipelineOptions | None = None) -> RunManifest:
+    """Predicts the landmark of each query photograph, or goes on where it was stopped; arguments and errors
+    are those of `index`.
+
+    Returns:
+      The run's manifest.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _check(_recognize.run(config, options), config.output)
+        return outputs.read_manifest(config.output, RunManifest)
+
+
+def evaluate(config: EvaluateConfig, options: PipelineOptions | None = None) -> Metrics:
+    """Scores predictions, see `transforms.gap.evaluate_predictions`; arguments as `index`.
+
+    Raises:
+      ConfigError, ValueError, OSError: predictions or truth cannot be read, or do not fit together.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        return _evaluate.run(config, options)
+
+
+def _check(code: int, output: str) -> None:
+    if code:
+        raise PipelineError(
+            f"{output} is written, but more images failed than max_failure_rate allows; see "
+            f"{files.join(output, 'failures')}"
+        )

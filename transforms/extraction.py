@@ -1,0 +1,108 @@
+"""Extraction as one transform: photographs are read and decoded (images.py), and their features extracted
+(features.py).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+
+from transforms.features import DelgModelHandler, ReadImages
+from transforms.images import read_images
+from transforms.models.card import ExtractionSettings, read_card, settings_from_card
+from transforms.models.catalog import model_folder
+from transforms.models.saved_model import fingerprint
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.worklist import make_units
+from transforms.types import ImageRef, ImageUnit, ReadingConfig
+
+
+def card_settings(model: str) -> ExtractionSettings:
+    """The settings that a model's card states, the official DELG ones where it states none.
+
+    Raises:
+      ModelError: there is no such model.
+      ValueError: its card is malformed.
+    """
+    return settings_from_card(read_card(model_folder(model)))
+
+
+def photograph_reader(settings: ExtractionSettings, reading: ReadingConfig) -> ReadImages:
+    """Reads and decodes photographs as a model's settings and the options want them."""
+    return functools.partial(read_images, max_side=settings.max_image_side, reading=reading)
+
+
+def identity(settings: ExtractionSettings, model_fingerprint: str, reading: ReadingConfig) -> dict[str, Any]:
+    """JSON-able; all that features depend on beside the photographs.
+
+    Args:
+      model_fingerprint: of the model's content.
+    """
+    extraction = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+    return {"extraction": extraction, "model": model_fingerprint, "reading": dataclasses.asdict(reading)}
+
+
+def image_units(
+    images: Sequence[ImageRef],
+    model: str,
+    settings: ExtractionSettings | None = None,
+    reading: ReadingConfig = ReadingConfig(),
+) -> list[ImageUnit]:
+    """Splits images into units for ExtractFeatures with the same model, settings and reading.
+
+    A unit's name has a digest of these and of its images, so that a shard of that name holds just these
+    features, whoever made it: `landmarks index` makes the same units.
+
+    Raises:
+      ModelError: there is no such model.
+    """
+    settings = settings or card_settings(model)
+    made_with = identity(settings, fingerprint(model_folder(model)), reading)
+    return make_units(images, list(made_with.values()))
+
+
+@dataclasses.dataclass
+class ExtractFeatures(beam.PTransform):
+    """ImageUnits, spread over the workers -> names (str) of the units whose shards a feature store has, those
+    that it had before included.
+
+    Every image of a unit is read, decoded and extracted; what gives no features becomes a failure row of the
+    shard.
+
+    Attributes:
+      model: the name of a built-in one, or the folder or URI of a SavedModel.
+      store: folder of the feature store, on any file system that Beam knows.
+      settings: of the extraction; None for those of the model's card.
+      reading: how photographs are read.
+      images_in_flight: see DelgModelHandler.
+      deadline: as time.time() tells it; a unit not finished by then gives nothing.
+
+    Raises:
+      ModelError: there is no such model.
+    """
+
+    model: str
+    store: str
+    settings: ExtractionSettings | None = None
+    reading: ReadingConfig = ReadingConfig()
+    images_in_flight: int | None = None
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
+        settings = self.settings or card_settings(self.model)
+        handler = DelgModelHandler(
+            self.model,
+            settings,
+            photograph_reader(settings, self.reading),
+            FeatureStore(self.store),
+            self.images_in_flight,
+            self.deadline,
+        )
+        return units | "ReadDecodeExtractWrite" >> RunInference(handler).with_output_types(str)
