@@ -15,17 +15,17 @@ from beam_pipeline.manifest import digest
 from beam_pipeline.recipe import Recipe
 from transforms import features
 from transforms.extraction import ExtractFeatures
-from transforms.patterns import MatchError, match_images
+from transforms.patterns import MatchError, Matches, match_images
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, failure_table
 from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, write_plan
 from transforms.types import Failure, ImageRef, ImageUnit
 
 
-def match(patterns: Sequence[str]) -> list[ImageRef]:
+def match(patterns: Sequence[str]) -> Matches:
     """`patterns.match_images` with wrong patterns as wrong usage."""
     try:
-        return match_images(patterns).images
+        return match_images(patterns)
     except MatchError as e:
         raise ConfigError(str(e)) from e
 

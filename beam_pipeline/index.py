@@ -11,15 +11,14 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, layout, lock, outputs, parts, pilot, recipe, runner
-from beam_pipeline.config import ConfigError, IndexConfig
+from beam_pipeline import budget, layout, left_out, lock, outputs, parts, pilot, recipe, runner
+from beam_pipeline.config import ConfigError, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest
-from transforms import features
+from transforms import features, spelling
 from transforms.features import check_model
 from transforms.models.catalog import EMBEDDED
 from transforms.storage import files, tables, worklist
@@ -39,6 +38,8 @@ class Prepared:
       task: the labelled photographs.
       unlabelled: those without a label, which are left out.
       base: the manifest of the index to add to; None for a new index.
+      labels_without_image: labels that no photograph has; not counted in adding to an index.
+      passed_over: how many files the suffix passed over, by suffix.
     """
 
     config: IndexConfig
@@ -46,6 +47,8 @@ class Prepared:
     task: ExtractionTask
     unlabelled: Sequence[ImageRef]
     base: IndexManifest | None
+    labels_without_image: int
+    passed_over: Mapping[str, int]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def build(pipeline: beam.Pipeline, task: ExtractionTask, deadline: float = math.
 def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRef], list[ImageRef]]:
     """Images with their landmark, and those that `labels` (image_id, landmark_id) does not hold."""
     ids = pa.array([ref.image_id for ref in images], pa.string())
-    rows = pc.index_in(ids, value_set=labels.column("image_id").combine_chunks())
+    rows = spelling.index_in(ids, labels.column("image_id").combine_chunks())
     landmarks = labels.column("landmark_id").take(rows)
     texts = itertools.chain.from_iterable(
         landmarks.slice(at, _SLICE).to_pylist() for at in range(0, len(landmarks), _SLICE)
@@ -89,22 +92,32 @@ def prepare(config: IndexConfig) -> Prepared:
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
     labels = tables.read_labels(config.labels)
     pa.default_memory_pool().release_unused()  # of a million labels 150 MB
-    matched = match(config.images)
+    matched, passed_over = match(config.images)
     outputs.check_inputs(
         config.output, "index", [("--labels", config.labels), *input_files(config.images, matched)]
     )
     images, unlabelled = labelled(matched, labels)
+    ids, label_ids = left_out.ids_of(matched), labels.column("image_id").combine_chunks()
+    beside = left_out.beside(left_out.ids_of(unlabelled), label_ids, config.labels)
     if not images:
         raise ConfigError(
-            f"none of the {len(unlabelled)} images matched has a label in {config.labels} (the first is "
-            f"{unlabelled[0].image_id!r})"
+            f"none of the {len(unlabelled)} images matched has a label in {config.labels}: labels name "
+            f"{label_ids[0].as_py()!r}, photographs are {unlabelled[0].image_id!r}{beside}"
         )
+    left_out.say_passed_over(passed_over)
+    if unlabelled:
+        print(
+            f"{len(unlabelled)} of {len(matched)} images have no label and are left out, see "
+            f"{config.output}/failures{beside}",
+            file=sys.stderr,
+        )
+    lacking = 0 if base else left_out.labels_without_image(label_ids, ids, config.labels)
     if base:
         made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, base.recipe)
     else:
         made = recipe.choose(config.model or EMBEDDED, config.overrides, config.reading)
     task = ExtractionTask.of(images, made, config.output, config.output)
-    return Prepared(config, started, task, unlabelled, base)
+    return Prepared(config, started, task, unlabelled, base, lacking, passed_over)
 
 
 def plan(config: IndexConfig, options: PipelineOptions) -> int:
@@ -154,6 +167,11 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
         if before is not None:  # photographs of its first part were mended; what was added to it stays
             added = parts.added_shards(root, before)
             manifest = before.with_first(manifest, added, parts.failure_kinds(task.store, added))
+        if manifest.complete and not manifest.counts.indexed:
+            raise PipelineError(
+                f"there is no index: all of {manifest.counts.failed:,} images failed, why stands in "
+                f"{files.join(root, 'failures')}"
+            )
         parts.prune(task, manifest)
         outputs.finish(root, manifest)
         _print_summary(root, manifest)
@@ -282,11 +300,6 @@ def _record_unlabelled(prepared: Prepared) -> None:
     config, unlabelled, task = prepared.config, prepared.unlabelled, prepared.task
     if not unlabelled:
         return
-    print(
-        f"{len(unlabelled)} of {len(unlabelled) + task.images} images have no label and are left out, see "
-        f"{config.output}/failures",
-        file=sys.stderr,
-    )
     problem = f"not in {config.labels}"
     rows = [Failure("match", ref.image_id, ref.uri, "no_label", problem) for ref in unlabelled]
     uri = files.join(config.output, "failures", f"{parts.NO_LABEL}{task.names[0]}.parquet")
@@ -322,6 +335,8 @@ def conclude(
             failed=task.images - extracted.out_of_time - indexed,
             out_of_time=extracted.out_of_time,
             without_label=unlabelled,
+            labels_without_image=prepared.labels_without_image,
+            passed_over=sum(prepared.passed_over.values()),
         ),
         failures=parts.failure_kinds(task.store, extracted.shards),
         shards=extracted.shards,

@@ -32,13 +32,17 @@ class _Counts:
 
 @dataclasses.dataclass(frozen=True)
 class IndexCounts(_Counts):
-    """Photographs of an index: those matched, and what became of them."""
+    """Photographs of an index: those matched, and what became of them; labels that none of them has; and
+    files that their suffix passed over.
+    """
 
     matched: int
     indexed: int
     failed: int
     out_of_time: int
     without_label: int
+    labels_without_image: int = 0
+    passed_over: int = 0
 
     def __add__(self, other: "IndexCounts") -> "IndexCounts":
         return IndexCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
@@ -49,13 +53,17 @@ class IndexCounts(_Counts):
 
 @dataclasses.dataclass(frozen=True)
 class RunCounts(_Counts):
-    """Queries of a run, and what became of them."""
+    """Queries of a run, and what became of them; files that their suffix passed over; and queries whose truth
+    names a landmark that the index lacks.
+    """
 
     queries: int
     predicted: int
     verified: int
     failed: int
     out_of_time: int
+    passed_over: int = 0
+    landmark_not_indexed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

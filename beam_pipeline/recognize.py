@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, evaluate, integrity, lock, outputs, pilot, recipe, runner
+from beam_pipeline import budget, evaluate, integrity, left_out, lock, outputs, pilot, recipe, runner
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest
-from transforms import features, retrieval, verification
+from transforms import features, retrieval, spelling, verification
 from transforms.aggregation import AggregatePredictions
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, tables
@@ -36,12 +36,16 @@ class Prepared:
       started: when, as time.monotonic() tells it.
       task: the queries' features.
       index: the manifest of the index.
+      passed_over: how many files the suffix passed over, by suffix.
+      landmark_not_indexed: queries whose truth names a landmark that the index lacks.
     """
 
     config: RecognizeConfig
     started: float
     task: ExtractionTask
     index: IndexManifest
+    passed_over: Mapping[str, int]
+    landmark_not_indexed: int
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -100,31 +104,40 @@ def prepare(config: RecognizeConfig) -> Prepared:
     """
     started = time.monotonic()
     index = outputs.read_manifest(config.index, IndexManifest)
-    images = match(config.images)
+    if not index.shards or not sum(shard.images for shard in index.shards):
+        raise ConfigError(f"{config.index} holds no images: there is nothing to recognize by")
+    images, passed_over = match(config.images)
     tables_read = [("--truth", config.truth)] if config.truth else []
     outputs.check_inputs(config.output, "recognize", [*tables_read, *input_files(config.images, images)])
     if config.query_store:
         outputs.check_store(config.query_store)
+    left_out.say_passed_over(passed_over)
+    not_indexed = 0
     if config.truth:
-        _check_truth(config.truth, images)
+        truth, ids = _checked_truth(config.truth, images), left_out.ids_of(images)
+        not_indexed = left_out.landmarks_not_indexed(truth, ids, config.index, index)
     made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, index.recipe)
     task = ExtractionTask.of(images, made, query_store(config), config.output)
     task.try_suspects()
     distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance
     settled = dataclasses.replace(config.verification, max_distance=distance)
-    return Prepared(dataclasses.replace(config, verification=settled), started, task, index)
+    config = dataclasses.replace(config, verification=settled)
+    return Prepared(config, started, task, index, passed_over, not_indexed)
 
 
-def _check_truth(uri: str, images: Sequence[ImageRef]) -> None:
+def _checked_truth(uri: str, images: Sequence[ImageRef]) -> pa.Table:
     """Finds now, not after the night, that a truth table is wrong or is one of other images."""
-    known = tables.read_truth(uri).column("image_id").combine_chunks()
-    there = pc.is_in(pa.array([ref.image_id for ref in images], pa.string()), value_set=known).to_pylist()
-    if not all(there):
+    truth, ids = tables.read_truth(uri), left_out.ids_of(images)
+    known = truth.column("image_id").combine_chunks()
+    lacking = ids.filter(pc.is_null(spelling.index_in(ids, known)))
+    if len(lacking):
         raise ConfigError(
-            f"{there.count(False)} of {len(images)} query images are not in {uri}, the first is "
-            f"{images[there.index(False)].image_id!r}; "
-            "a query without a landmark needs a row with empty landmarks"
+            f"{len(lacking)} of {len(images)} query images are not in {uri}, the first is "
+            f"{lacking[0].as_py()!r}, its rows name {known[0].as_py()!r}"
+            f"{left_out.beside(lacking, known, uri)}; a query without a landmark needs a row with empty "
+            "landmarks"
         )
+    return truth
 
 
 def plan(config: RecognizeConfig, options: PipelineOptions) -> int:
@@ -289,6 +302,8 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
             verified=pc.sum(answers.column("verified"), min_count=0).as_py(),
             failed=len(failures),
             out_of_time=extracted.out_of_time,
+            passed_over=sum(prepared.passed_over.values()),
+            landmark_not_indexed=prepared.landmark_not_indexed,
         ),
         shards=extracted.shards,
         files=integrity.record_files(config.output, written),

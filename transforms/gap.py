@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms import spelling
 from transforms.storage import tables
 from transforms.types import landmark_order
 
@@ -106,9 +107,8 @@ def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
     pair = tables.first_duplicate(image_ids)
     if pair is not None:
         raise ValueError(f"image {image_ids[pair[0]]} is predicted twice")
-    rows = _numpy(pc.fill_null(pc.index_in(image_ids, truth["image_id"].combine_chunks()), -1)).astype(
-        np.int64
-    )
+    known = spelling.index_in(_text(image_ids), truth["image_id"].combine_chunks())
+    rows = _numpy(pc.fill_null(known, -1)).astype(np.int64)
     unknown = np.flatnonzero((rows < 0) & _numpy(pc.is_valid(predictions["landmark_id"])))
     if len(unknown):
         raise ValueError(
@@ -223,13 +223,15 @@ class EvaluatePredictions(beam.PTransform):
 def _is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.ChunkedArray) -> np.ndarray:
     """Whether class i is among the true classes of truth row rows[i]; bool [N]."""
     lists = truth.combine_chunks()
-    classes = lists.flatten().dictionary_encode()
+    classes = pc.utf8_normalize(lists.flatten(), "NFC").dictionary_encode()
     # A (row, class) pair is one integer, so that membership in a list is membership in a set.
     width = len(classes.dictionary) + 1
     true_pairs = (
         pc.list_parent_indices(lists).to_numpy().astype(np.int64) * width + classes.indices.to_numpy()
     )
-    codes = _numpy(pc.fill_null(pc.index_in(landmark_ids, classes.dictionary), width - 1))
+    codes = _numpy(
+        pc.fill_null(pc.index_in(pc.utf8_normalize(landmark_ids, "NFC"), classes.dictionary), width - 1)
+    )
     return np.isin(rows * width + codes, true_pairs)
 
 

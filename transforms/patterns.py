@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -95,7 +95,7 @@ def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
     return text + ")"
 
 
-def described(passed_over: dict[str, int]) -> str:
+def described(passed_over: Mapping[str, int]) -> str:
     """Counts by suffix for people: "6 .jfif, 1 without a suffix"."""
     return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in passed_over.items())
 

@@ -1,0 +1,78 @@
+"""What photographs, tables and an index do not share: a line each on standard error, before the work."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_pipeline.manifest import IndexManifest
+from transforms import spelling
+from transforms.patterns import described
+from transforms.storage.feature_store import FeatureStore
+from transforms.storage.object_stores import READS_IN_FLIGHT
+from transforms.types import ImageRef
+
+
+def ids_of(images: Sequence[ImageRef]) -> pa.Array:
+    """The images' ids, string [N]."""
+    return pa.array([ref.image_id for ref in images], pa.string())
+
+
+def beside(ids: pa.Array, known: pa.Array, place: str) -> str:
+    """A remark on the first of `ids` that `known`, which `place` has, spells otherwise; "" where none is."""
+    pair = spelling.near(ids, known)
+    return f"; {pair[0]!r} is {pair[1]!r} in {place}" if pair else ""
+
+
+def say_passed_over(passed_over: Mapping[str, int]) -> None:
+    """Says which files were not looked at, by suffix."""
+    if passed_over:
+        print(
+            f"passed over by their suffix: {described(passed_over)}; a glob that ends in a suffix takes such "
+            "files",
+            file=sys.stderr,
+        )
+
+
+def labels_without_image(labels: pa.Array, images: pa.Array, uri: str) -> int:
+    """Counts the `labels` (ids of the table at `uri`) that none of `images` has, and says so."""
+    used = spelling.index_in(images, labels).drop_null().unique()
+    lacking = len(labels) - len(used)
+    if lacking:
+        rows = pa.array(range(len(labels)), pa.int32())
+        first = pc.index(pc.is_in(rows, value_set=used), False).as_py()
+        print(
+            f"{lacking:,} of {len(labels):,} labels in {uri} have no photograph here, the first is "
+            f"{labels[first].as_py()!r}",
+            file=sys.stderr,
+        )
+    return lacking
+
+
+def landmarks_not_indexed(truth: pa.Table, images: pa.Array, root: str, index: IndexManifest) -> int:
+    """Counts the queries whose `truth` (tables.TRUTH_SCHEMA) names landmarks and none that the index in
+    `root` has, and says so.
+    """
+    store = FeatureStore(root)
+
+    def landmarks(unit: str) -> pa.Array:
+        return pc.unique(store.read_images(unit, ["landmark_id"]).column("landmark_id"))
+
+    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
+        parts = list(pool.map(landmarks, [shard.unit for shard in index.shards]))
+    known = pa.chunked_array(parts, pa.string()).unique()
+    rows = truth.take(spelling.index_in(images, truth.column("image_id").combine_chunks()).drop_null())
+    lists = rows.filter(pc.not_equal(rows.column("usage"), "Ignored")).column("landmark_ids").combine_chunks()
+    names, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    there = pc.is_valid(spelling.index_in(names, known))
+    lacking = len(pc.unique(parents)) - len(pc.unique(parents.filter(there)))
+    if lacking:
+        absent = names.filter(pc.invert(there))
+        print(
+            f"{lacking:,} of {len(lists):,} queries show a landmark that {root} has no image of, such as "
+            f"{absent[0].as_py()!r}{beside(absent, known, 'the index')}",
+            file=sys.stderr,
+        )
+    return lacking
