@@ -1,8 +1,10 @@
 """Labels, truth, submissions and predictions: what is read, what is refused, and with which words."""
 
+import bz2
 import csv
 import gzip
 import io
+import lzma
 import math
 
 import pyarrow as pa
@@ -32,6 +34,18 @@ LABEL_FILES = {
     "commas_in_quotes_after_spaces": b'id, note, landmark_id\na1, "x, y", 7\nb2, , 007\n',
     "blank_lines": b"\nid,landmark_id\n\na1,7\n   \nb2,007\n\n",
     "case_of_names": b"ID,Landmark_ID\na1,7\nb2,007\n",
+    "semicolons": b"id;landmark_id\r\na1;7\r\nb2;007\r\n",
+    "semicolons_with_commas_in_values": b'id;note;landmark_id\na1;x, y;7\n"b2";;007\n',
+    "tabs": b"id\tlandmark_id\na1\t7\nb2\t007\n",
+    "bars": b"id|landmark_id\na1|7\nb2|007\n",
+    "columns_without_names": b"id,landmark_id,,\na1,7,,\nb2,007,,\n",
+    "gzip": gzip.compress(b"id,landmark_id\na1,7\nb2,007\n"),
+    "bzip2": bz2.compress(b"id,landmark_id\na1,7\nb2,007\n"),
+    "xz": lzma.compress(b"id,landmark_id\na1,7\nb2,007\n"),
+    "utf16": "id,landmark_id\na1,7\nb2,007\n".encode("utf-16"),
+    "utf16_big_endian_with_tabs": b"\xfe\xff" + "id\tlandmark_id\na1\t7\nb2\t007\n".encode("utf-16-be"),
+    "utf32": "id,landmark_id\na1,7\nb2,007\n".encode("utf-32"),
+    "utf16_in_gzip": gzip.compress("id;landmark_id\na1;7\nb2;007\n".encode("utf-16")),
 }
 
 
@@ -109,9 +123,13 @@ BAD_LABELS = {
         "id,landmark_id\na1,7\nb2,Zürich\n".encode("latin-1"),
         r"line 3: not UTF-8: b'b2,Z\xfcrich\n'",
     ),
-    "compressed": (gzip.compress(b"id,landmark_id\na1,7\n", mtime=0), "line 1: not UTF-8"),
+    "cut_gzip": (gzip.compress(b"id,landmark_id\na1,7\n", mtime=0)[:-9], "cannot be unpacked or decoded"),
+    "cut_utf16": ("id,landmark_id\na1,7\n".encode("utf-16")[:-1], "cannot be unpacked or decoded"),
+    "spreadsheet": (b"PK\x03\x04rest", "line 1: it is a zip archive or a spreadsheet; a CSV is expected"),
+    "parquet": (b"PAR1rest", "line 1: it is a Parquet file"),
+    "semicolons_with_a_wrong_row": (b"id;landmark_id\na1,7\n", "line 2: 1 values where the header has 2"),
+    "semicolons_without_the_columns": (b"id;label\na1;7\n", "columns 'id;label', where id,landmark_id"),
     "not_utf8_and_too_few_values": (b"id,landmark_id\na1,7\n\xff\xfe\n", "line 3: not UTF-8"),
-    "utf16": ("id,landmark_id\na1,7\n".encode("utf-16"), "line 1: not UTF-8"),
     "long_value": (b"id,landmark_id\n" + b"x" * 1000 + b",\n", "line 2: landmark_id '' is empty"),
 }
 

@@ -1,20 +1,27 @@
 """CSV tables that people bring and take away: labels, truth, submissions. Strict, and fast for millions of
 rows.
 
-Tables lie on any file system that Beam knows. They are UTF-8 with or without a byte order mark, with any line
-ends, with or without quotes, and with columns in any order; column names are matched without regard to case,
-further columns are ignored, and space around a name or value is dropped. Whatever else is odd is a
-`TableError` that names file, line and value: a wrong label costs more than a stopped job.
+Tables lie on any file system that Beam knows. They are UTF-8, or UTF-16 or UTF-32 with a byte order mark,
+perhaps compressed by gzip, bzip2 or xz; with commas, or with semicolons, tabs or bars where those alone give
+the columns wanted; with any line ends, with or without quotes, and with columns in any order; column names
+are matched without regard to case, further columns are ignored, and space around a name or value is dropped.
+Whatever else is odd is a `TableError` that names file, line and value: a wrong label costs more than a
+stopped job.
 
 Ids are strings and keep their text: "007" is not "7".
 """
 
+import bz2
+import codecs
 import csv
 import errno
+import gzip
 import io
 import itertools
+import lzma
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NoReturn, TypeAlias
 
@@ -48,6 +55,22 @@ ANSWER_SCHEMA = pa.schema(
 )
 
 _BLOCK_BYTES = 8 << 20  # the longest record that can be read
+_COMPRESSIONS = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
+_CODECS = {  # in this order: UTF-16's mark begins UTF-32's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_NO_TABLES = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"PAR1": "a Parquet file",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"SQLite": "a database",
+    b"%PDF": "a PDF",
+}
+_DELIMITERS = (",", ";", "\t", "|")
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 _Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -156,8 +179,8 @@ def read_submission(uri: str) -> pa.Table:
 
 
 def is_csv(run_or_csv: str) -> bool:
-    """Whether the name is that of a CSV file and not of a run's folder."""
-    return run_or_csv.lower().endswith(".csv")
+    """Whether the name is that of a CSV file, perhaps a compressed one, and not of a run's folder."""
+    return re.search(r"\.(csv|tsv)(\.(gz|bz2|xz))?$", run_or_csv.lower()) is not None
 
 
 def prediction_shards(run_or_csv: str) -> list[str]:
@@ -267,6 +290,10 @@ def first_duplicate(ids: _Column) -> tuple[int, int] | None:
     return int((codes == codes[later]).argmax()), later
 
 
+def _form(names: Sequence[str], forms: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+    return next((form for form in forms if set(form) <= set(names)), None)
+
+
 class _Csv:
     """The needed columns of a CSV file as trimmed text, and errors that know their line.
 
@@ -277,11 +304,20 @@ class _Csv:
     def __init__(self, uri: str, forms: Sequence[tuple[str, ...]], optional: str | None = None):
         self._uri = uri
         self._content = None if files.is_local(uri) else files.read_bytes(uri)
-        names = self._header()
-        form = next((f for f in forms if set(f) <= set(names)), None)
+        self._content = self._converted()
+        self._delimiter = _DELIMITERS[0]
+        seen = names = self._header()
+        form = _form(names, forms)
+        for self._delimiter in _DELIMITERS if form is None else ():
+            names = self._header()
+            if (form := _form(names, forms)) is not None:
+                break
         if form is None:
             expected = " or ".join(",".join(f) for f in forms)
-            self._fail(1, f"columns {','.join(names)!r}, where {expected} is expected")
+            self._fail(1, f"columns {','.join(seen)!r}, where {expected} is expected")
+        if any(name in names[:i] for i, name in enumerate(names) if name):
+            doubled = next(name for i, name in enumerate(names) if name and name in names[:i])
+            self._fail(1, f"column {doubled!r} stands twice in {','.join(names)!r}")
         wanted = [*form, *([optional] if optional in names else [])]
         # The last column is read too: a quote that nobody closes there would swallow the rest of the file
         # unseen.
@@ -335,10 +371,27 @@ class _Csv:
         names = [f.strip().casefold() for f in fields]
         if not names:
             self._fail(line, "the file is empty")
-        doubled = [n for i, n in enumerate(names) if n in names[:i]]
-        if doubled:
-            self._fail(line, f"column {doubled[0]!r} stands twice in {','.join(names)!r}")
         return names
+
+    def _converted(self) -> bytes | None:
+        """The content where it has to be held: unpacked, and as UTF-8."""
+        with self._open() as f:
+            start = f.read(16)
+            wrong = next((what for mark, what in _NO_TABLES.items() if start.startswith(mark)), None)
+            if wrong is not None:
+                self._fail(1, f"it is {wrong}; a CSV is expected")
+            unpack = next((call for mark, call in _COMPRESSIONS.items() if start.startswith(mark)), None)
+            codec = next((name for mark, name in _CODECS.items() if start.startswith(mark)), None)
+            if unpack is None and codec is None:
+                return self._content
+            data = start + f.read()
+        try:
+            if unpack is not None:
+                data = unpack(data)
+                codec = next((name for mark, name in _CODECS.items() if data.startswith(mark)), None)
+            return data if codec is None else data.decode(codec).encode()
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as e:
+            self._fail(1, f"it cannot be unpacked or decoded: {e}")
 
     def _parse(self, width: int, included: Sequence[int]) -> pa.Table:
         names = [f"f{i}" for i in included]
@@ -347,7 +400,7 @@ class _Csv:
                 table = pacsv.read_csv(
                     f,
                     pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
-                    pacsv.ParseOptions(newlines_in_values=True),
+                    pacsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                     pacsv.ConvertOptions(
                         include_columns=names, column_types=dict.fromkeys(names, pa.string())
                     ),
@@ -370,7 +423,8 @@ class _Csv:
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """The records as (first line, values), the header first. Slow, but it knows the lines."""
         with self._open() as f:
-            reader = csv.reader(self._decoded(iter(f.readline, b"")), skipinitialspace=True)
+            lines = self._decoded(iter(f.readline, b""))
+            reader = csv.reader(lines, delimiter=self._delimiter, skipinitialspace=True)
             first = True
             while True:
                 line = reader.line_num + 1
