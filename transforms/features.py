@@ -109,7 +109,13 @@ def _extract_image(model: DelgModel, image: DecodedImage | Failure) -> ImageFeat
         return Failure("extract", image.ref.image_id, image.ref.uri, e.kind, str(e))
     local = LocalFeatures(extracted.keypoints, extracted.descriptors)
     return ImageFeatures(
-        image.ref, image.width, image.height, image.image_scale, extracted.global_descriptor, local
+        image.ref,
+        image.width,
+        image.height,
+        image.image_scale,
+        extracted.global_descriptor,
+        local,
+        image.warning,
     )
 
 

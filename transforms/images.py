@@ -3,15 +3,24 @@
 import contextlib
 import functools
 import io
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from transforms import crash_notes
+from transforms.file_formats import (
+    MAX_PARTS,
+    UNDECODED,
+    PictureFile,
+    TooManyPartsError,
+    exif_orientation,
+    format_name,
+    picture_file,
+    xmp_orientation,
+)
 from transforms.process_settings import Held
 from transforms.storage import files
 from transforms.storage.object_stores import READS_IN_FLIGHT
@@ -19,7 +28,7 @@ from transforms.threads import map_ahead
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
 # What a file may hold, whatever its suffix says.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # A picture is first brought to at least this many times the sides wanted by cheap means, then resized well.
 # Measured on 12 JPEGs of 4000 x 3000 px against decoding them whole: 29 to 55 ms instead of 130; cosine of
@@ -32,10 +41,13 @@ _STRIP_PIXELS = 1 << 20  # converted at a time
 # A few kilobytes can hold thousands of scans over a large picture; the worst take 5 ns a pixel each.
 _MAX_SCANNED_PIXELS = 1_500_000_000
 
-# Pillow's parsers go from part to part, some from byte to byte, in Python: about 3 us a read.
-_MAX_READS = 300_000
+# Where a file lacks its last bytes, so many pixels at each side of the last corner may be made up: two blocks
+# of a JPEG.
+_LAST_CORNER = 32
 
-_EXIF_ORIENTATION = 0x0112
+_TIFF_SUBFILE, _TIFF_ORIENTATION, _TIFF_ROWS_PER_STRIP, _DNG_VERSION = 254, 274, 278, 50706
+_TIFF_BITS, _TIFF_TILE_SIDES, _TIFF_PARTS = 258, (322, 323), (273, 324)
+
 _TO_UPRIGHT = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -45,6 +57,7 @@ _TO_UPRIGHT = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
+_FROM_UPRIGHT = {**_TO_UPRIGHT, 6: _TO_UPRIGHT[8], 8: _TO_UPRIGHT[6]}
 
 
 class DecodeError(ValueError):
@@ -57,51 +70,60 @@ class DecodeError(ValueError):
 
 @Held
 @contextlib.contextmanager
-def _without_pillows_limit() -> Iterator[None]:
+def _our_rules_in_pillow() -> Iterator[None]:
     """Pillow neither warns of large pictures nor refuses them: their size is checked here against an option,
-    with a failure row.
+    with a failure row. And it refuses truncated ones, whatever the host process lets it do.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-@_without_pillows_limit
+@_our_rules_in_pillow
 def decode_image(
-    data: bytes, max_side: int, reading: ReadingConfig = ReadingConfig()
+    data: bytes,
+    max_side: int,
+    reading: ReadingConfig = ReadingConfig(),
+    warn: Callable[[str], None] = lambda text: None,
 ) -> tuple[np.ndarray, int, int, float]:
     """Decodes an image file's content to upright RGB, shrunk so that its longest side is at most `max_side`.
 
     Any of _FORMATS in any colour mode; 16-bit samples lose their low byte, transparency is laid on white, the
-    first frame stands for an animation.
+    first frame stands for an animation. Only what is needed to see the picture is read: what lies behind it,
+    and texts, profiles and thumbnails, may be damaged or large.
+
+    Args:
+      warn: told of a file that lacks its last bytes, though its picture is whole.
 
     Returns:
       pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see
       DecodedImage).
 
     Raises:
-      DecodeError: of kind empty_file, not_an_image, too_large or corrupt (truncated files too).
+      DecodeError: of kind empty_file, not_an_image, unsupported_format (a picture, but none that is decoded
+        here), too_large or corrupt (truncated files too).
     """
     if not data:
         raise DecodeError("empty_file", "the file has no bytes")
     Image.init()  # Image.open(formats=...) knows only formats that are registered already
     try:
-        # Its type depends on the format.
-        image: Any = Image.open(_CountedReads(data), formats=_FORMATS)
-    except DecodeError:
-        raise
-    except UnidentifiedImageError as e:
-        raise DecodeError("not_an_image", f"none of {', '.join(_FORMATS)} in {len(data)} bytes") from e
-    except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
-        raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
+        file = picture_file(data)
+    except TooManyPartsError as e:
+        raise DecodeError("too_large", str(e)) from e
+    image: Any = _open(file.data, format_name(data))  # its type depends on the format
     width, height = image.size
     if width * height > reading.max_image_pixels:
-        raise DecodeError("too_large", f"{width} x {height} pixels, more than {reading.max_image_pixels:,}")
+        raise DecodeError(
+            "too_large",
+            f"{width} x {height} pixels, more than {reading.max_image_pixels:,}; --max_image_pixels allows "
+            "more",
+        )
     scale = min(1.0, max_side / max(width, height))
     shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
-    scans = _scans(image, data)
+    scans = _scans(image, file)
     if scans * width * height > _MAX_SCANNED_PIXELS:
         raise DecodeError(
             "too_large", f"{width} x {height} pixels in {scans} scans or runs, which would take too long"
@@ -109,13 +131,21 @@ def decode_image(
     try:
         image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
         factor = max(1, min(image.width // (_GAP * shrunk[0]), image.height // (_GAP * shrunk[1])))
-        needed = len(data) + _decoding_bytes(image, width * height, scans, factor, shrunk)
+        needed = len(data) + _decoding_bytes(image, file, width * height, scans, factor, shrunk)
         if needed > reading.max_bytes:
             raise DecodeError(
                 "too_large",
-                f"{width} x {height} pixels take {needed:,} bytes to decode, more than {reading.max_bytes:,}",
+                f"{width} x {height} pixels take {needed:,} bytes to decode, more than {reading.max_bytes:,};"
+                " --max_image_memory allows more",
             )
-        turns = _TO_UPRIGHT.get(_orientation(image), ()) if reading.exif_orientation else ()
+        orientation = _orientation(image, file)
+        turns = _TO_UPRIGHT.get(orientation, ()) if reading.exif_orientation else ()
+        if image.format == "TIFF":  # turned by Pillow
+            turns = () if reading.exif_orientation else _FROM_UPRIGHT.get(orientation, ())
+        image.load()
+        if not file.ended:
+            _check_end(image, file, width)
+            warn("the file lacks its last bytes; every row of its picture is there")
         image = _to_rgb(image, factor)
         if scale < 1.0:
             image = image.resize(shrunk, Image.Resampling.BICUBIC)
@@ -136,11 +166,67 @@ def decode_image(
     return pixels, width, height, scale
 
 
-def _orientation(image: Image.Image) -> int:
+def _open(data: bytes, name: str) -> Image.Image:
+    """The picture in a file that is `name` by its first bytes, not loaded yet."""
+    if name in UNDECODED:
+        raise DecodeError("unsupported_format", f"{name}, which is not decoded here; convert it to JPEG")
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (ValueError, TypeError, SyntaxError, struct.error, OSError, KeyError):
-        return 1  # damaged EXIF does not make a bad picture
+        image: Any = Image.open(
+            _CountedReads(data), formats=[name for name in _FORMATS if name in Image.OPEN]
+        )
+    except DecodeError:
+        raise
+    except UnidentifiedImageError as e:
+        if name in ("a TIFF picture", "an AVIF picture"):
+            problem = f"{name} that is damaged, or of a kind that is not decoded here; convert it to JPEG"
+            raise DecodeError("unsupported_format", problem) from e
+        if name in ("a JPEG", "a PNG", "a WebP", "a GIF", "a BMP"):
+            raise DecodeError("corrupt", f"{name} with a damaged header, in {len(data):,} bytes") from e
+        raise DecodeError(
+            "not_an_image",
+            f"{name}, in {len(data):,} bytes"
+            if name
+            else f"none of {', '.join(_FORMATS)} in {len(data)} bytes",
+        ) from e
+    except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
+        raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
+    if image.format == "TIFF" and (image.tag_v2.get(_TIFF_SUBFILE, 0) == 1 or _DNG_VERSION in image.tag_v2):
+        raise DecodeError(
+            "unsupported_format", "a camera's RAW file, which is not decoded; convert it to JPEG"
+        )
+    return image
+
+
+def _orientation(image: Any, file: PictureFile) -> int:
+    if file.orientation:
+        return file.orientation
+    if image.format == "TIFF":
+        return image.tag_v2.get(_TIFF_ORIENTATION, 1)
+    return exif_orientation(image.info.get("exif", b"")) or xmp_orientation(image.info.get("xmp", b""))
+
+
+def _check_end(image: Any, file: PictureFile, width: int) -> None:
+    """Refuses the loaded picture of a file that lacks its end where more than the last corner of the picture
+    depends on what the file lacks.
+
+    Args:
+      width: of the picture in the file; the loaded one may be smaller.
+    """
+    if file.otherwise is None:
+        if image.format == "PNG":  # Pillow has met the end of its last row
+            return
+        raise DecodeError("corrupt", "the file ends before the last scan of its picture")
+    other = Image.open(_CountedReads(file.otherwise), formats=_FORMATS[:3])
+    other.draft(None, image.size)
+    other.load()
+    corner = -(-_LAST_CORNER * image.width // width)
+    right, bottom = (side - min(corner, side // 4) for side in image.size)
+    for top in range(0, image.height, _LAST_CORNER):
+        strip = (0, top, image.width, min(image.height, top + _LAST_CORNER))
+        differs = np.asarray(image.crop(strip)) != np.asarray(other.crop(strip))
+        differs[max(0, bottom - top) :, right:] = False
+        if differs.any():
+            raise DecodeError("corrupt", f"the file ends before row {top + _LAST_CORNER} of {image.height}")
 
 
 class _CountedReads(io.BytesIO):
@@ -152,32 +238,39 @@ class _CountedReads(io.BytesIO):
 
     def read(self, size: int | None = -1) -> bytes:
         self._reads += 1
-        if self._reads > _MAX_READS:
-            raise DecodeError("too_large", f"the file has more than {_MAX_READS:,} parts")
+        if self._reads > MAX_PARTS:
+            raise DecodeError("too_large", f"the file has more than {MAX_PARTS:,} parts")
         return super().read(size)
 
 
-def _scans(image: Any, data: bytes) -> int:
+def _scans(image: Any, file: PictureFile) -> int:
     """How often decoding goes over the pixels: the scans of a JPEG; slow decoders count for many."""
-    if image.format in ("JPEG", "MPO"):  # Pillow has read up to the first scan
-        return 1 + data.count(b"\xff\xda", image.fp.tell())
-    return (
-        200 if image.tile and image.tile[0].codec_name == "bmp_rle" else 1
-    )  # written in Python, a byte at a time
+    if image.tile and image.tile[0].codec_name == "bmp_rle":
+        return 200  # written in Python, a byte at a time
+    if image.format == "TIFF" and "jpeg" in image.info["compression"]:
+        parts = next((image.tag_v2[tag] for tag in _TIFF_PARTS if tag in image.tag_v2), ())
+        return max(1, 1 + file.data.count(b"\xff\xda") - len(parts))
+    return file.scans
 
 
-def _decoding_bytes(image: Any, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]) -> int:
-    """Estimate of the memory that decode_image takes, not below what it takes.
+def _decoding_bytes(
+    image: Any, file: PictureFile, pixels: int, scans: int, factor: int, shrunk: tuple[int, int]
+) -> int:
+    """Estimate of the memory that decode_image takes beside the file's content, not below what it takes.
 
     Args:
       image: opened and drafted, not loaded.
       pixels: of the file.
-      scans, factor, shrunk: see _scans, _to_rgb and decode_image.
+      file, scans, factor, shrunk: see _scans, _to_rgb and decode_image.
     """
     decoded = image.width * image.height
     loading = (1 if image.mode in ("1", "L", "P") else 4) * decoded
     if image.format == "WEBP":  # two canvases, the frame twice, and what a lossless file is decoded into
         loading = (16 if image.mode == "RGB" else 20) * pixels
+    elif image.format == "AVIF":
+        loading = 24 * pixels
+    elif image.format == "TIFF":  # turned, and a strip or tile of it
+        loading = (8 if image.tag_v2.get(_TIFF_ORIENTATION, 1) > 1 else 4) * decoded + _tiff_part_bytes(image)
     elif image.format in ("GIF", "BMP"):
         loading += 4 * decoded
     elif scans > 1:  # all coefficients of a JPEG, 2 bytes each, are kept until its last scan
@@ -188,11 +281,21 @@ def _decoding_bytes(image: Any, pixels: int, scans: int, factor: int, shrunk: tu
             * sum(h * v for h, v in samples)
             // max(1, max(h for h, _ in samples) * max(v for _, v in samples))
         )
+    if file.otherwise is not None:
+        loading = 2 * loading + len(file.otherwise)
     converted = 0 if _is_plain(image) and factor == 1 else 4 * decoded // factor**2 + 20 * _STRIP_PIXELS
     resized = 4 * shrunk[0] * image.height // factor
     return (
-        loading + converted + resized + 14 * shrunk[0] * shrunk[1] + 64 * image.height
+        len(file.data) + loading + converted + resized + 14 * shrunk[0] * shrunk[1] + 64 * image.height
     )  # each row has a pointer and more
+
+
+def _tiff_part_bytes(image: Any) -> int:
+    tile = image.tag_v2.get(_TIFF_TILE_SIDES[0], 0) * image.tag_v2.get(_TIFF_TILE_SIDES[1], 0)
+    longer = max(image.size)
+    strip = longer * min(longer, image.tag_v2.get(_TIFF_ROWS_PER_STRIP, longer))
+    bits = image.tag_v2.get(_TIFF_BITS, (1,))
+    return 0 if image.info["compression"] == "raw" else max(4, -(-sum(bits) // 8)) * max(tile, strip)
 
 
 def _is_plain(image: Image.Image) -> bool:
@@ -203,7 +306,6 @@ def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
     """`image` as RGB with sides divided by `factor`, made strip by strip: a conversion of the whole takes
     several times its memory.
     """
-    image.load()
     rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
     if _is_plain(image) or rows >= image.height:
         return _reduced(_converted(image), factor)
@@ -248,7 +350,7 @@ def _read(ref: ImageRef, reading: ReadingConfig) -> _Content:
     if crash is not None:
         return ref, crash
     if ref.size_bytes > reading.max_bytes:
-        problem = f"{ref.size_bytes:,} bytes, more than {reading.max_bytes:,}"
+        problem = f"{ref.size_bytes:,} bytes, more than {reading.max_bytes:,}; --max_image_memory allows more"
         return ref, Failure("read", ref.image_id, ref.uri, "too_large", problem)
     try:
         return ref, files.read_bytes(ref.uri)
@@ -261,9 +363,10 @@ def _decoded(content: _Content, max_side: int, reading: ReadingConfig) -> Decode
     ref, data = content
     if isinstance(data, Failure):
         return data
+    warnings: list[str] = []
     try:
         with crash_notes.noted(ref):
-            return DecodedImage(ref, *decode_image(data, max_side, reading))
+            return DecodedImage(ref, *decode_image(data, max_side, reading, warnings.append), *warnings)
     except DecodeError as e:
         return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
 

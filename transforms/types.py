@@ -109,6 +109,7 @@ class DecodedImage:
       pixels: uint8 [height, width, 3], RGB, upright, possibly shrunk.
       width, height: of the upright original, in pixels.
       image_scale: side of `pixels` divided by the side of the original; 1.0 when it was not shrunk.
+      warning: what is wrong with the file, though its picture is whole; "" for nothing.
     """
 
     ref: ImageRef
@@ -116,6 +117,7 @@ class DecodedImage:
     width: int
     height: int
     image_scale: float
+    warning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,7 @@ class ImageFeatures:
       image_scale: side of the image fed divided by the side of the original.
       global_descriptor: float32 [D], unit length.
       local: local features; empty for a global-only model.
+      warning: see DecodedImage.
     """
 
     ref: ImageRef
@@ -171,6 +174,7 @@ class ImageFeatures:
     image_scale: float
     global_descriptor: np.ndarray
     local: LocalFeatures
+    warning: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,7 @@ def image_schema(dimensions: int) -> pa.Schema:
             pa.field("local_count", pa.int32(), nullable=False),
             pa.field("local_offset", pa.int64(), nullable=False),
             pa.field("local_size", pa.int32(), nullable=False),
+            pa.field("warning", pa.string()),
             pa.field(
                 "global_descriptor",
                 pa.list_(pa.field("item", pa.float32(), nullable=False), dimensions),
@@ -182,6 +183,7 @@ class FeatureStore:
                 pa.array([len(f.local) for f in features], pa.int32()),
                 pa.array(offsets, pa.int64()),
                 pa.array(sizes, pa.int32()),
+                pa.array([f.warning or None for f in features], pa.string()),
                 pa.FixedSizeListArray.from_arrays(
                     pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type
                 ),
