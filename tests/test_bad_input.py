@@ -37,7 +37,7 @@ def test_damaged_photographs_decode_or_say_what_is_wrong():
     assert [outcome for outcome in outcomes if outcome.bad] == []
     counts = collections.Counter(outcome.result for outcome in outcomes)
     assert (
-        set(counts) <= {"decoded", "empty_file", "not_an_image", "corrupt", "too_large"}
+        set(counts) <= {"decoded", "empty_file", "not_an_image", "unsupported_format", "corrupt", "too_large"}
         and counts["decoded"] > 30
         and counts["corrupt"] > 30
     )

@@ -61,6 +61,22 @@ def test_each_image_is_a_feature_or_a_failure(unit):
     assert result.features[0].width == 120 and result.features[0].global_descriptor.argmax() == 0
 
 
+def test_what_is_wrong_with_a_whole_picture_stands_in_the_store(unit, tmp_path):
+    photo = tmp_path / "e.jpg"
+    Image.new("RGB", (64, 48), (10, 200, 10)).save(photo)
+    photo.write_bytes(photo.read_bytes()[:-2])
+    unit = ImageUnit("unit", (*unit.images, *match_images([str(photo)])))
+    result = features.extract_unit(unit, FakeModel(), READER)
+    store = FeatureStore(str(tmp_path / "store"))
+    store.write_unit("unit", result.features, result.failures, result.dimensions)
+    warnings = store.read_images("unit", ["image_id", "warning"]).to_pylist()
+    assert {row["image_id"]: row["warning"] for row in warnings} == {
+        "a": None,
+        "d": None,
+        "e": "the file lacks its last bytes; every row of its picture is there",
+    }
+
+
 def test_photographs_of_a_unit_are_in_the_model_side_by_side(unit):
     class MeetingModel(FakeModel):
         meeting = threading.Barrier(3)

@@ -66,6 +66,10 @@ def sources(photos: str | None = None) -> Sources:
             ),
         ),
         ("bmp", _saved(cat, "BMP")),
+        ("tiff", _saved(cat, "TIFF")),
+        ("jpeg tiff", _saved(cat, "TIFF", compression="jpeg")),
+        ("lzw tiff", _saved(_with_alpha(cat), "TIFF", compression="tiff_lzw", exif=_exif(6))),
+        ("avif", _saved(cat, "AVIF", speed=10)),
         ("palette bmp", _saved(cat.quantize(64), "BMP")),
         ("rle bmp", _rle_bmp(300, 200)),
     ]
@@ -186,7 +190,25 @@ def _absurd_icc(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _trailing(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    return data + rng.choice((other, rng.randbytes(10_000), b"\0" * 1_000_000))
+    """A picture with others, a video, or what a file system leaves behind it; often with more than one."""
+    video = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + rng.randbytes(200_000)
+    trailers = (other, video, b"MotionPhoto_Data" + video, b"\0" * 1_000_000, b"\xff\xda" * 5000, b"\xff\xd8")
+    return data + b"".join(rng.choices(trailers, k=rng.choice((1, 1, 3))))
+
+
+def _without_end(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A picture that lacks its last bytes, and what may stand in their place."""
+    kept = data[: -rng.choice((1, 2, 2, 3, 12, 100, 1000))]
+    return kept + rng.choice((b"", b"", b"\0" * 4096, b"\xff" * 100, other))
+
+
+def _same_size(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """An edit in place: bytes are exchanged within the file, or taken from the same place of another one."""
+    size = min(len(data) // 2, rng.choice((2, 8, 64, 4096)))
+    a, b = sorted(rng.randrange(len(data) - size) for _ in range(2))
+    if b < a + size:
+        return (data[:a] + other[a : a + size] + data[a + size :])[: len(data)].ljust(len(data), b"\0")
+    return data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
 
 
 def _bomb(rng: random.Random) -> tuple[str, bytes]:
@@ -210,7 +232,9 @@ _WAYS: dict[Callable, int] = {
     _extreme_number: 10,
     _absurd_exif: 5,
     _absurd_icc: 4,
-    _trailing: 2,
+    _trailing: 8,
+    _without_end: 8,
+    _same_size: 6,
     _bomb: 4,
     _renamed: 2,
 }
