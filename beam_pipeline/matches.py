@@ -324,7 +324,11 @@ def _find_images(
 
 def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
-    image = images.read_image(ref, recipe.settings.max_image_side, recipe.reading)
+    # What has features was within the limits of its day.
+    reading = dataclasses.replace(
+        recipe.reading, max_image_pixels=sys.maxsize, max_image_memory=sys.maxsize // 1_000_000
+    )
+    image = images.read_image(ref, recipe.settings.max_image_side, reading)
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
     return image.pixels

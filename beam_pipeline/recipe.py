@@ -47,7 +47,11 @@ class Recipe:
     def to_json(self, root: str) -> dict[str, Any]:
         """The part of the manifest of an output in `root` that says how features were made."""
         uri = self.model if self.model in MODELS else files.place_in(root, self.model)
-        return {**self.identity, "model": {"uri": uri, "name": self.name, "fingerprint": self.fingerprint}}
+        return {
+            **self.identity,
+            "model": {"uri": uri, "name": self.name, "fingerprint": self.fingerprint},
+            "reading": dataclasses.asdict(self.reading),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any], root: str) -> "Recipe":

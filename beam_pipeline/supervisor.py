@@ -67,7 +67,7 @@ def _supervise(job: Callable[[], int], outputs: Sequence[str], folder: str) -> i
         if -code not in _CRASHES and not (code == 1 and _worker_died(folder, child)):
             return code
         death = f"the process died of {signal.Signals(-code).name}" if code < 0 else "a worker process died"
-        culprit = _find_culprit(folder)
+        culprit = _find_culprit(folder) if code != -signal.SIGBUS else _forget(folder)
         before, progress = progress, _progress(folder, outputs)
         fruitless = 1 if progress > before else fruitless + 1
         if culprit:
@@ -131,6 +131,15 @@ def _find_culprit(folder: str) -> str:
         else:
             os.remove(path)
     return culprit
+
+
+def _forget(folder: str) -> str:
+    """Drops the notes of a child that SIGBUS killed: a file that it had in memory, a shard or a model, could
+    not be read or grew short, which is no photograph's fault.
+    """
+    for note in os.scandir(os.path.join(folder, "notes")):
+        os.remove(note)
+    return ""
 
 
 def _image_id(path: str) -> str:

@@ -23,6 +23,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from beam_pipeline import flags, index, integrity, lock, outputs
 from beam_pipeline.main import build_parser, main
 from beam_pipeline.manifest import IndexManifest
+from tests import tiny_models
 from tests.survival import kill
 from transforms import images, patterns
 from transforms.storage import files
@@ -162,6 +163,29 @@ def test_an_index_is_added_to_with_its_own_settings(reference, folder, flags, me
     )
     assert run(folder, *APPEND.arguments, *flags) == 2
     assert message in capsys.readouterr().err and same_as(reference, APPEND, folder)
+
+
+def test_limits_may_differ_whenever_a_job_is_started(tmp_path, capsys):
+    for name, sides in (("a", (90, 80)), ("b", (300, 280)), ("c", (310, 290)), ("q", (305, 285))):
+        folder = tmp_path / {"c": "more", "q": "queries"}.get(name, "images")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(tiny_models.textured(*sides, 0)).save(folder / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("id,landmark_id\na,1\nb,2\nc,2\n")
+    common = ["--model", "rootsift-vlad", "--max_failure_rate", "1", "--direct_num_workers", "1"]
+    index = ["index", "--labels", "labels.csv", "--output", "index", *common]
+    recognize = ["recognize", "--images", "queries", "--index", "index", "--output", "run", *common]
+    small, large = ["--max_image_pixels", "10000"], ["--max_image_memory", "400"]
+    assert run(tmp_path, *index, "--images", "images", *small) == 0
+    (row,) = pd.read_parquet(tmp_path / "index" / "failures").to_dict("records")
+    assert row["image_id"] == "b" and "--max_image_pixels allows more" in row["message"]
+    assert run(tmp_path, *index, "--images", "more", "--append", *large) == 0
+    assert run(tmp_path, *recognize, *large) == 0 and run(tmp_path, *recognize) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert len(pd.read_parquet(tmp_path / "index" / "images")) == 2
+    # Looking at what has features asks for no limit.
+    manifest = tmp_path / "index" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("100000000", "10000"))
+    assert run(tmp_path, "matches", "--run", "run", "--image_id", "q", "--output", "q.png") == 0
 
 
 def test_only_a_finished_index_is_added_to(reference, folder, capsys):

@@ -37,13 +37,14 @@ def photograph_reader(settings: ExtractionSettings, reading: ReadingConfig) -> R
 
 
 def identity(settings: ExtractionSettings, model_fingerprint: str, reading: ReadingConfig) -> dict[str, Any]:
-    """JSON-able; all that features depend on beside the photographs.
+    """JSON-able; all that features depend on beside the photographs: limits only say which are tried.
 
     Args:
       model_fingerprint: of the model's content.
     """
     extraction = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
-    return {"extraction": extraction, "model": model_fingerprint, "reading": dataclasses.asdict(reading)}
+    turned = {"exif_orientation": reading.exif_orientation}
+    return {"extraction": extraction, "model": model_fingerprint, "reading": turned}
 
 
 def image_units(

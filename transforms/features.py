@@ -16,9 +16,11 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from transforms import crash_notes
+from transforms.machine import MachineError, has_memory
 from transforms.models.card import ExtractionSettings
 from transforms.models.catalog import model_folder
-from transforms.models.saved_model import DelgModel, ExtractionError, ModelError
+from transforms.models.saved_model import DelgModel, Extracted, ExtractionError, ModelError
+from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.tensorflow_runtime import import_tensorflow
 from transforms.threads import map_ahead
@@ -29,6 +31,9 @@ ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]
 # Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.5 GB with
 # the embedded model, 1.4 GB with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
 MIN_RAM = "4GB"
+
+# Bytes enough to decode and extract a photograph on its own; the embedded model takes up to 470 MB.
+_MEMORY_OF_ONE = 1_000_000_000
 
 # Keep a GPU busy while others copy and postprocess; more would only take memory.
 _IN_FLIGHT_ON_GPU = 4
@@ -102,11 +107,17 @@ def extract_unit(
 def _extract_image(model: DelgModel, image: DecodedImage | Failure) -> ImageFeatures | Failure:
     if isinstance(image, Failure):
         return image
-    try:
+
+    def extract() -> Extracted:
         with crash_notes.noted(image.ref):
-            extracted = model.extract(image.pixels)
+            return model.extract(image.pixels)
+
+    try:
+        extracted = files.retried(extract)
     except ExtractionError as e:
         return Failure("extract", image.ref.image_id, image.ref.uri, e.kind, str(e))
+    except (MemoryError, OSError) as e:
+        raise MachineError(image.ref.uri, e) from e
     local = LocalFeatures(extracted.keypoints, extracted.descriptors)
     return ImageFeatures(
         image.ref,
@@ -159,8 +170,11 @@ def try_suspects(model: str, settings: ExtractionSettings, read_images: ReadImag
 
     Raises:
       ModelError: the model itself is at fault.
+      MachineError: so little memory is left that a death would not tell who is guilty.
     """
     for ref in crash_notes.suspects():
+        if not has_memory(_MEMORY_OF_ONE):  # native code that lacks memory aborts
+            raise MachineError(ref.uri, MemoryError(f"less than {_MEMORY_OF_ONE:,} bytes are left"))
         extract_unit(ImageUnit("suspect", (ref,)), load_model(model, settings), read_images)
 
 

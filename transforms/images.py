@@ -21,6 +21,7 @@ from transforms.file_formats import (
     picture_file,
     xmp_orientation,
 )
+from transforms.machine import MachineError, has_memory, is_of_machine
 from transforms.process_settings import Held
 from transforms.storage import files
 from transforms.storage.object_stores import READS_IN_FLIGHT
@@ -105,6 +106,8 @@ def decode_image(
     Raises:
       DecodeError: of kind empty_file, not_an_image, unsupported_format (a picture, but none that is decoded
         here), too_large or corrupt (truncated files too).
+      MemoryError: there is not enough of it now, or the file makes a decoder ask for more than its pixels
+        take.
     """
     if not data:
         raise DecodeError("empty_file", "the file has no bytes")
@@ -128,6 +131,7 @@ def decode_image(
         raise DecodeError(
             "too_large", f"{width} x {height} pixels in {scans} scans or runs, which would take too long"
         )
+    needed = reading.max_bytes
     try:
         image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
         factor = max(1, min(image.width // (_GAP * shrunk[0]), image.height // (_GAP * shrunk[1])))
@@ -152,9 +156,11 @@ def decode_image(
         for turn in turns:
             image = image.transpose(turn)
         pixels = np.asarray(image)
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Exception as e:
+        if not has_memory(needed):  # libjpeg and others call it broken data
+            raise MemoryError(f"{needed:,} bytes to decode {width} x {height} pixels cannot be had") from e
         raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
     if turns and turns[0] in (
         Image.Transpose.TRANSPOSE,
@@ -174,7 +180,7 @@ def _open(data: bytes, name: str) -> Image.Image:
         image: Any = Image.open(
             _CountedReads(data), formats=[name for name in _FORMATS if name in Image.OPEN]
         )
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError as e:
         if name in ("a TIFF picture", "an AVIF picture"):
@@ -338,7 +344,11 @@ def _converted(image: Image.Image) -> Image.Image:
 def read_image(
     ref: ImageRef, max_side: int, reading: ReadingConfig = ReadingConfig()
 ) -> DecodedImage | Failure:
-    """Reads and decodes one photograph; what goes wrong with it becomes a Failure of stage read or decode."""
+    """Reads and decodes one photograph; what is wrong with it becomes a Failure of stage read or decode.
+
+    Raises:
+      MachineError: what is wrong is not the photograph.
+    """
     return _decoded(_read(ref, reading), max_side, reading)
 
 
@@ -355,6 +365,8 @@ def _read(ref: ImageRef, reading: ReadingConfig) -> _Content:
     try:
         return ref, files.read_bytes(ref.uri)
     except Exception as e:  # file systems raise errors of their own
+        if is_of_machine(e):
+            raise MachineError(ref.uri, e) from e
         kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
         return ref, Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
 
@@ -364,11 +376,29 @@ def _decoded(content: _Content, max_side: int, reading: ReadingConfig) -> Decode
     if isinstance(data, Failure):
         return data
     warnings: list[str] = []
+    had_memory: list[bool] = []
+
+    def decode() -> DecodedImage:
+        try:
+            with crash_notes.noted(ref):
+                return DecodedImage(
+                    ref, *decode_image(data, max_side, reading, warnings.append), *warnings[:1]
+                )
+        except MemoryError:
+            had_memory.append(has_memory(reading.max_bytes))
+            raise
+
     try:
-        with crash_notes.noted(ref):
-            return DecodedImage(ref, *decode_image(data, max_side, reading, warnings.append), *warnings)
+        return files.retried(decode)
     except DecodeError as e:
         return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
+    except MemoryError as e:
+        if not all(had_memory):
+            raise MachineError(ref.uri, e) from e
+        problem = f"a decoder asks for more memory than the picture takes ({e})"
+        return Failure("decode", ref.image_id, ref.uri, "too_large", problem)
+    except OSError as e:  # of the notes
+        raise MachineError(ref.uri, e) from e
 
 
 def read_images(

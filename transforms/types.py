@@ -85,7 +85,8 @@ class ReadingConfig:
     """How photographs are read.
 
     Attributes:
-      exif_orientation: turn photographs as their EXIF orientation says.
+      exif_orientation: turn photographs as their EXIF orientation says; features depend on it, and not on the
+        limits, which may differ whenever a job is started.
       max_image_pixels: larger photographs become failure rows before they are decoded.
       max_image_memory: so do those whose decoding would take more, by a safe estimate; in MB.
     """

@@ -130,6 +130,7 @@ class DelgModel:
         Raises:
           ExtractionError: this image gives no features.
           ModelError: the model breaks its contract.
+          MemoryError: it needs more than there is now.
           ValueError: `pixels` is not an image.
         """
         scales, global_indices = self._scales_for(pixels)
@@ -189,6 +190,8 @@ class DelgModel:
             with self._call_options():
                 outputs = self._call({name: tensor for name, tensor in feeds.items() if name in self._inputs})
             return {name: tensor.numpy() for name, tensor in outputs.items()}
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(first_line(error)) from error
         except tf.errors.OpError as error:
             raise ExtractionError(
                 "model_error",

@@ -55,6 +55,8 @@ _LASTING = {
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.EINVAL,
+    errno.ENXIO,
+    errno.ENODEV,
     errno.EBADF,
 }
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -63,9 +65,11 @@ _T = TypeVar("_T")
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether what failed may succeed when it is tried again: errors of the system that are not lasting, and
-    HTTP's 408, 429 and 5xx.
+    """Whether what failed may succeed when it is tried again: errors of the system that are not lasting,
+    memory that others have, and HTTP's 408, 429 and 5xx.
     """
+    if isinstance(error, MemoryError):
+        return True
     status = getattr(error, "code", getattr(error, "status_code", None))  # of the object stores' clients
     if isinstance(status, int):
         return status in (408, 429) or status >= 500
