@@ -5,6 +5,7 @@ homography.
 import dataclasses
 import io
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from PIL import Image
 
 from beam_pipeline import flags, index, integrity, lock, outputs
 from beam_pipeline.main import build_parser, main
