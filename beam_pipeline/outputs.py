@@ -123,8 +123,10 @@ def _is_finished(
     if overwrite or found["command"] == _CLEARING:
         return False
     key = photographs.key if photographs else ""
-    shown = [{k: v for k, v in s.items() if k != key and k not in _DIGESTS} for s in (found, settings)]
-    differing = list(differences(*shown))
+    there, wanted = (
+        {k: v for k, v in s.items() if k != key and k not in _DIGESTS} for s in (found, settings)
+    )
+    differing = list(differences(there, wanted))
     differing += [text for k, text in _DIGESTS.items() if found.get(k) != settings.get(k)]
     problem = f"was made with other settings ({'; '.join(differing)})" if differing else ""
     if photographs and found.get(key) != settings[key]:

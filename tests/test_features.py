@@ -65,7 +65,7 @@ def test_what_is_wrong_with_a_whole_picture_stands_in_the_store(unit, tmp_path):
     photo = tmp_path / "e.jpg"
     Image.new("RGB", (64, 48), (10, 200, 10)).save(photo)
     photo.write_bytes(photo.read_bytes()[:-2])
-    unit = ImageUnit("unit", (*unit.images, *match_images([str(photo)])))
+    unit = ImageUnit("unit", (*unit.images, *match_images([str(photo)]).images))
     result = features.extract_unit(unit, FakeModel(), READER)
     store = FeatureStore(str(tmp_path / "store"))
     store.write_unit("unit", result.features, result.failures, result.dimensions)

@@ -10,6 +10,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Literal
 
 # No picture needs more, and each takes time.
 MAX_PARTS = 300_000
@@ -33,7 +34,7 @@ _MAX_PROFILE = 1 << 20  # characters of an EXIF in a text
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
-_TIFF_ORDERS = {b"II*\0": "little", b"MM\0*": "big"}
+_TIFF_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}
 _TIFF_FURTHER = {0x8769, 0x8825, 0xA005}  # directories of EXIF, of GPS, and of interoperability

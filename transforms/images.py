@@ -116,7 +116,7 @@ def decode_image(
         file = picture_file(data)
     except TooManyPartsError as e:
         raise DecodeError("too_large", str(e)) from e
-    image: Any = _open(file.data, format_name(data))  # its type depends on the format
+    image: Any = _open(file.data, format_name(data), reading)  # its type depends on the format
     width, height = image.size
     if width * height > reading.max_image_pixels:
         raise DecodeError(
@@ -172,7 +172,7 @@ def decode_image(
     return pixels, width, height, scale
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str, reading: ReadingConfig) -> Image.Image:
     """The picture in a file that is `name` by its first bytes, not loaded yet."""
     if name in UNDECODED:
         raise DecodeError("unsupported_format", f"{name}, which is not decoded here; convert it to JPEG")
@@ -195,6 +195,8 @@ def _open(data: bytes, name: str) -> Image.Image:
             else f"none of {', '.join(_FORMATS)} in {len(data)} bytes",
         ) from e
     except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
+        if not has_memory(reading.max_bytes):  # WebP's decoder takes its memory here
+            raise MemoryError("the memory that a picture may take cannot be had") from e
         raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
     if image.format == "TIFF" and (image.tag_v2.get(_TIFF_SUBFILE, 0) == 1 or _DNG_VERSION in image.tag_v2):
         raise DecodeError(
