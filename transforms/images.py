@@ -31,10 +31,8 @@ from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 # What a file may hold, whatever its suffix says.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# A picture is first brought to at least this many times the sides wanted by cheap means, then resized well.
-# Measured on 12 JPEGs of 4000 x 3000 px against decoding them whole: 29 to 55 ms instead of 130; cosine of
-# global descriptors at least 0.990, 0.996 to 0.998 in the mean (rootsift-vlad) and 0.9999 (ResNet-50); 96 to
-# 98 % of keypoints kept, 99.7 %. With 1 in place of 2, 88 to 93 %.
+# A picture is first brought to at least this many times the sides wanted by cheap means, then resized well:
+# several times as fast as decoding it whole, and its features hardly move (benchmarks/README.md, "Choices").
 _GAP = 2
 
 _STRIP_PIXELS = 1 << 20  # converted at a time

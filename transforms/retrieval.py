@@ -42,8 +42,7 @@ ELEMENT_NEIGHBORS = 50_000
 # Queries that are verified, and whose predictions are written, as one.
 UNIT_QUERIES = 32
 
-# Of a worker: 2.9 GB were measured, the whole process, over 1,580,470 images with 2,048 dimensions and 10,000
-# queries.
+# Of a worker, the whole process, with room to spare (benchmarks/README.md, "Choices").
 MIN_RAM = "4GB"
 
 # Tasks at a time in one process, whatever its threads: one computes, on all cores, and one reads.

@@ -40,7 +40,7 @@ from transforms.types import (
 MIN_MATCHES = 5
 """Fewer putative matches than this are no evidence: four always fit a homography."""
 
-# Of a worker with 2 cores: 1.3 GB were measured, the whole process after extraction in it.
+# Of a worker with 2 cores, the whole process, with room to spare (benchmarks/README.md, "Choices").
 MIN_RAM = "2GB"
 
 
@@ -176,9 +176,8 @@ class VerifyCandidates(beam.PTransform):
         `inliers` stays None.
       deadline: as time.time() tells it. Queries that are not verified by then keep their global scores, and
         their units are not final. With a deadline the most promising units come first, see
-        QueryCandidates.promise, since a verified query outranks those that are not. Measured on 650
-        photographs, GAP with half of them verified: most promising first 0.746, in random order 0.690,
-        closest decisions first 0.642 (none verified 0.704, all 0.739).
+        QueryCandidates.promise, since a verified query outranks those that are not
+        (benchmarks/README.md, "Choices").
     """
 
     index: str

@@ -125,9 +125,8 @@ def _with_constants(function: Any) -> Any:
     cannot be done.
 
     TensorFlow then converts weights to bfloat16 once instead of in every call, and folds batch normalisation
-    into convolutions. Measured on a ResNet-50, three scales of 320 px, ms of CPU: bfloat16 215 to 127,
-    float32 250 to 205. But loading takes 11 s of CPU instead of 5, and at its peak 3.9 GB instead of 1.0,
-    which only bfloat16 is worth.
+    into convolutions. But loading takes longer and far more memory, which only bfloat16 is worth
+    (benchmarks/README.md, "Choices").
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
