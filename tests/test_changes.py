@@ -155,9 +155,8 @@ def test_what_failed_and_was_mended_is_taken_up_by_the_same_command(broken, monk
     assert run(broken, *RECOGNIZE) == 2
     assert "(the index is another, or was changed since), and was made of" in capsys.readouterr().err
     assert run(broken, *INDEX) == 0
-    assert manifest(broken / "index")["counts"] == {
-        "matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0
-    }  # fmt: skip
+    counts = {"matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0}
+    assert manifest(broken / "index")["counts"].items() >= counts.items()
     assert run(broken, *RECOGNIZE, "--overwrite") == 0
     assert run(broken, *INDEX, "--output", "again") == 0
     assert kill.contents(broken / "index") == kill.contents(broken / "again")
@@ -192,9 +191,8 @@ def test_what_failed_and_was_mended_is_taken_up_by_adding_it(broken, of_added, c
     Image.fromarray(tiny_models.textured(96, 96, 1)).save(place / "p1.png", compress_level=0)
     assert run(broken, "index", "--images", place / "p1.png", *append[3:]) == 0
     assert failure_rows(broken / "index") == []
-    assert manifest(broken / "index")["counts"] == {
-        "matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0
-    }  # fmt: skip
+    counts = {"matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0}
+    assert manifest(broken / "index")["counts"].items() >= counts.items()
     assert run(broken, "verify", "index") == 0
     capsys.readouterr()
     for command in (first, append, ("index", "--images", place / "p1.png", *append[3:])):

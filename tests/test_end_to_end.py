@@ -103,6 +103,8 @@ def test_what_an_index_leaves(data, embedded_index):
         "failed": 0,
         "out_of_time": 0,
         "without_label": 0,
+        "labels_without_image": 0,
+        "passed_over": 0,
     }
     assert manifest["model"]["uri"] == "embedded" and manifest["global_dimensions"] == 2048
     images = pd.read_parquet(embedded_index / "images")
@@ -133,6 +135,8 @@ def test_what_a_run_leaves(data, embedded_run):
         "verified": len(truth),
         "failed": 0,
         "out_of_time": 0,
+        "passed_over": 0,
+        "landmark_not_indexed": 0,
     }
     metrics = json.loads((embedded_run / "metrics.json").read_text())
     assert metrics["all"]["gap"] > 0.3  # guessing gives less than 0.05
