@@ -19,8 +19,7 @@ from beam_pipeline.config import ConfigError, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest
 from transforms import features, spelling
-from transforms.features import check_model
-from transforms.models.catalog import EMBEDDED
+from transforms.models import catalog
 from transforms.storage import files, tables, worklist
 from transforms.storage.feature_store import failure_table
 from transforms.types import Failure, ImageRef
@@ -115,7 +114,7 @@ def prepare(config: IndexConfig) -> Prepared:
     if base:
         made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, base.recipe)
     else:
-        made = recipe.choose(config.model or EMBEDDED, config.overrides, config.reading)
+        made = recipe.choose(config.model or catalog.EMBEDDED, config.overrides, config.reading)
     task = ExtractionTask.of(images, made, config.output, config.output)
     return Prepared(config, started, task, unlabelled, base, lacking, passed_over)
 
@@ -289,7 +288,8 @@ def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunne
     if schedule.plan is not None and schedule.plan.measured.dimensions:  # the pilot has loaded the model
         model = schedule.plan.measured.dimensions, schedule.plan.measured.has_local
     else:
-        model = check_model(task.recipe.model, task.recipe.settings)
+        loaded = catalog.load_for_retrieval(task.recipe.model, task.recipe.settings)
+        model = loaded.global_width, bool(loaded.local_width)
     metrics = runner.run_pipeline(
         lambda pipeline: build(pipeline, task, deadline), options, [task.phase()], engine
     )

@@ -14,7 +14,7 @@ from transforms.storage.files import FileRecord
 from transforms.types import VerificationSettings
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # raised when older outputs cannot be read any more
 
 
 def digest(value: Any) -> str:

@@ -221,10 +221,13 @@ def read_manifest(root: str, *kinds: type[M]) -> M:
         raise ConfigError(f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: {why}")
     value = files.read_json(uri)
     command, version = value.get("command"), value.get("format")
-    if command not in commands or version != FORMAT:
-        expected = " or ".join(map(repr, commands))
+    if command not in commands:
+        raise ConfigError(f"{uri}: command {command!r}, expected {' or '.join(map(repr, commands))}")
+    if version != FORMAT:
+        model = value.get("model", {}).get("name")
         raise ConfigError(
-            f"{uri}: command {command!r} format {version!r}, expected {expected} format {FORMAT}"
+            f"{root} was made by another version of landmarks, with the model {model!r} and in format "
+            f"{version!r}; this one reads format {FORMAT}: run `landmarks {command}` again with --overwrite"
         )
     try:
         return kinds[commands.index(command)].from_json(value, root)

@@ -27,7 +27,8 @@ from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
 from beam_pipeline.recipe import Recipe
 from transforms.dot_products import NumpyProduct, fastest_product
-from transforms.features import UnitFeatures, extract_unit, load_model
+from transforms.features import UnitFeatures, extract_unit
+from transforms.models import catalog
 from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
 from transforms.quantization import quantized
 from transforms.retrieval import UNIT_QUERIES, read_index_block
@@ -154,9 +155,9 @@ def _measure_extraction(
 ) -> tuple[dict[str, Any], list[ImageFeatures]]:
     begun = time.monotonic()
     recipe = sample.recipe
-    model = load_model(recipe.model, recipe.settings)
+    model = catalog.load(recipe.model, recipe.settings)
     load = time.monotonic() - begun
-    if not model.contract.has_global:
+    if not model.global_width:
         return {}, []  # the job itself says what is wrong with it
 
     def extract(ref: ImageRef) -> UnitFeatures | None:
@@ -180,7 +181,7 @@ def _measure_extraction(
         images=len(extracted),
         image_bytes=size / len(extracted),
         dimensions=model.global_width,
-        has_local=model.contract.has_local,
+        has_local=bool(model.local_width),
     )
     return found, features
 

@@ -8,10 +8,8 @@ from typing import Any
 from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
 from transforms import extraction
 from transforms.features import ReadImages
-from transforms.models import saved_model
-from transforms.models.builtin import MODELS
-from transforms.models.card import OFFICIAL_DELG, ExtractionSettings, read_card
-from transforms.models.catalog import model_folder
+from transforms.models import catalog
+from transforms.models.card import OFFICIAL_DELG, ExtractionSettings
 from transforms.storage import files
 from transforms.types import ReadingConfig
 
@@ -46,7 +44,7 @@ class Recipe:
 
     def to_json(self, root: str) -> dict[str, Any]:
         """The part of the manifest of an output in `root` that says how features were made."""
-        uri = self.model if self.model in MODELS else files.place_in(root, self.model)
+        uri = self.model if self.model in catalog.BUILT_IN else files.place_in(root, self.model)
         return {
             **self.identity,
             "model": {"uri": uri, "name": self.name, "fingerprint": self.fingerprint},
@@ -62,7 +60,7 @@ class Recipe:
         """
         model = value["model"]
         return cls(
-            model["uri"] if model["uri"] in MODELS else files.place_of(root, model["uri"]),
+            model["uri"] if model["uri"] in catalog.BUILT_IN else files.place_of(root, model["uri"]),
             model["name"],
             model["fingerprint"],
             ExtractionSettings(**_tuples(value["extraction"])),
@@ -79,11 +77,10 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
     official DELG ones.
 
     Raises:
-      ModelError: no SavedModel there.
+      ModelError: no model there.
       ConfigError: settings that do not go together.
     """
-    folder = model_folder(model)
-    card = read_card(folder) or {}
+    card = catalog.card(model) or {}
     values = dataclasses.asdict(OFFICIAL_DELG)
     values.update(EXTRACTION_PRESETS.get(overrides.preset or "", {}))
     values.update({k: v for k, v in _tuples(card).items() if k in values})
@@ -96,10 +93,10 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
         settings = ExtractionSettings(**values)
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    name = card.get("name") or folder.rstrip("/").rsplit("/", 1)[-1]
+    name = card.get("name") or model.rstrip("/").rsplit("/", 1)[-1]
     if overrides.exif_orientation is not None:
         reading = dataclasses.replace(reading, exif_orientation=overrides.exif_orientation)
-    return Recipe(model, name, saved_model.fingerprint(folder), settings, reading)
+    return Recipe(model, name, catalog.fingerprint(model), settings, reading)
 
 
 def choose_as_indexed(
@@ -128,7 +125,7 @@ def choose_as_indexed(
             "read alike"
         )
     uri = model or indexed.model
-    fingerprint = saved_model.fingerprint(model_folder(uri))
+    fingerprint = catalog.fingerprint(uri)
     if fingerprint != indexed.fingerprint:
         raise ConfigError(
             f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with "
@@ -141,9 +138,9 @@ def choose_as_indexed(
 
 def card_distance(recipe: Recipe) -> float | None:
     """The greatest distance of matching descriptors by the card of the model; None where it does not say."""
-    return (read_card(model_folder(recipe.model)) or {}).get("max_distance")
+    return (catalog.card(recipe.model) or {}).get("max_distance")
 
 
 def inspect(model: str) -> str:
     """What `landmarks model inspect` prints."""
-    return str(saved_model.inspect_model(model_folder(model)))
+    return catalog.inspect(model)

@@ -12,7 +12,8 @@ from beam_pipeline.manifest import IndexManifest
 from beam_pipeline.outputs import read_manifest
 from beam_pipeline.recipe import choose_as_indexed
 from transforms.aggregation import aggregate
-from transforms.features import LoadedModel, extract_unit, load_model
+from transforms.features import LoadedModel, extract_unit
+from transforms.models import catalog
 from transforms.nearest import nearest
 from transforms.patterns import match_images
 from transforms.retrieval import read_index_block, read_query_block
@@ -40,7 +41,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
     units = make_units(match_images([images]).images, "pure")
     write_plan(output, units)
     with ThreadPoolExecutor(cores) as pool:
-        model = LoadedModel(load_model(recipe.model, recipe.settings), pool, cores)
+        model = LoadedModel(catalog.load(recipe.model, recipe.settings), pool, cores)
         for unit in units:
             extracted = extract_unit(unit, model, recipe.reader)
             queries.write_unit(unit.name, extracted.features, extracted.failures, extracted.dimensions)

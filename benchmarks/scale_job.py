@@ -25,8 +25,7 @@ from beam_pipeline import index, main, recipe, runner
 from beam_pipeline.config import ExtractionOverrides
 from beam_pipeline.extraction import ExtractionTask, match
 from benchmarks import jobs
-from transforms.features import check_model
-from transforms.models.catalog import EMBEDDED
+from transforms.models import catalog
 from transforms.storage import tables, worklist
 from transforms.types import ReadingConfig
 
@@ -127,8 +126,8 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
         nonlocal started
         seconds[step], started = time.monotonic() - started, time.monotonic()
 
-    made = recipe.choose(EMBEDDED, ExtractionOverrides(), ReadingConfig())
-    check_model(made.model, made.settings)
+    made = recipe.choose(catalog.EMBEDDED, ExtractionOverrides(), ReadingConfig())
+    catalog.load(made.model, made.settings)
     before = peak_memory(os.getpid())
     done("model")
     table = tables.read_labels(labels)

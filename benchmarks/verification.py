@@ -100,13 +100,11 @@ def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> di
     """Local features of `images` by the embedded model, as they come back from a feature store."""
     from PIL import Image
 
-    from transforms.models import builtin
-    from transforms.models.card import read_card, settings_from_card
-    from transforms.models.saved_model import DelgModel
+    from transforms.models import catalog
+    from transforms.models.card import settings_from_card
 
-    folder = builtin.model_dir("embedded")
-    settings = settings_from_card(read_card(folder))
-    model = DelgModel.load(folder, settings, None)
+    settings = settings_from_card(catalog.card(catalog.EMBEDDED))
+    model = catalog.load(catalog.EMBEDDED, settings)
     features = {}
     for image in sorted(images):
         with Image.open(photos / paths[image]) as opened:

@@ -4,7 +4,6 @@ import functools
 import os
 import threading
 import time
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
@@ -18,8 +17,10 @@ from tests import tiny_models
 from transforms import features
 from transforms.extraction import ExtractFeatures
 from transforms.images import read_images
+from transforms.models import catalog
 from transforms.models.card import ExtractionSettings
-from transforms.models.saved_model import DelgModel, Extracted, ExtractionError, ModelError
+from transforms.models.model import Extracted, ExtractionError, ModelError
+from transforms.models.saved_model import DelgModel
 from transforms.patterns import match_images
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import ImageUnit
@@ -32,6 +33,7 @@ class FakeModel:
     """Gives the mean colour as the global descriptor, and fails on black images."""
 
     global_width = 3
+    images_in_flight = None
 
     def extract(self, pixels):
         if not pixels.any():
@@ -102,20 +104,18 @@ def test_a_unit_that_is_not_done_in_time_gives_nothing(unit, slots):
 
 def test_a_model_is_loaded_once_for_as_long_as_its_files_stay(tmp_path):
     tiny_models.build("delg_tf2", tmp_path / "model")
-    first = features.load_model(str(tmp_path / "model"), SETTINGS)
-    assert features.load_model(str(tmp_path / "model"), SETTINGS) is first
+    first = catalog.load(str(tmp_path / "model"), SETTINGS)
+    assert catalog.load(str(tmp_path / "model"), SETTINGS) is first
     os.utime(tmp_path / "model" / "saved_model.pb", (1, time.time() + 10))
-    assert features.load_model(str(tmp_path / "model"), SETTINGS) is not first
+    assert catalog.load(str(tmp_path / "model"), SETTINGS) is not first
 
 
-@pytest.mark.parametrize(
-    "devices, asked, slots", [([], None, None), ([], 5, 5), (["gpu"], None, 4), (["gpu"], 16, 4)]
-)
-def test_how_many_photographs_are_in_flight(monkeypatch, devices, asked, slots):
-    config = types.SimpleNamespace(list_physical_devices=lambda kind: devices)
-    monkeypatch.setattr(features, "import_tensorflow", lambda: types.SimpleNamespace(config=config))
-    monkeypatch.setattr(features, "load_model", lambda model, settings: FakeModel())
-    loaded = features.DelgModelHandler(
+@pytest.mark.parametrize("wanted, asked, slots", [(None, None, None), (None, 5, 5), (4, None, 4), (4, 16, 4)])
+def test_how_many_photographs_are_in_flight(monkeypatch, wanted, asked, slots):
+    model = FakeModel()
+    model.images_in_flight = wanted
+    monkeypatch.setattr(catalog, "load", lambda *_: model)
+    loaded = features.UnitModelHandler(
         "a model", SETTINGS, READER, FeatureStore("a store"), asked
     ).load_model()
     assert (loaded.pool is None) == (slots is None) and loaded.slots == (slots or 1)
@@ -148,4 +148,4 @@ def test_units_go_to_shards(unit, tmp_path):
 def test_a_model_that_cannot_retrieve_is_refused_before_anything_starts(tmp_path):
     tiny_models.build("local_only", tmp_path / "model")
     with pytest.raises(ModelError, match="offers no global descriptor"):
-        features.check_model(str(tmp_path / "model"), SETTINGS)
+        catalog.load_for_retrieval(str(tmp_path / "model"), SETTINGS)

@@ -30,7 +30,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path, manifest):
     outputs.finish(str(tmp_path), manifest)
     assert outputs.read_manifest(str(tmp_path), IndexManifest, RunManifest) == manifest
     value = json.loads((tmp_path / "manifest.json").read_text())
-    assert (value["command"], value["format"]) == (manifest.COMMAND, 1)
+    assert (value["command"], value["format"]) == (manifest.COMMAND, 2)
     assert ("time_budget" in value) == (manifest.time_budget is not None)
 
 

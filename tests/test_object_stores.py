@@ -28,7 +28,7 @@ from beam_pipeline.config import ConfigError
 from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
-from transforms.models import saved_model
+from transforms.models import model_files, saved_model
 from transforms.storage import files, object_stores, tables
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import DecodedImage, Failure
@@ -300,19 +300,20 @@ def test_tables_are_read_and_written(root):
 
 
 def test_a_model_is_fetched_and_inspected(root, tmp_path, monkeypatch, capsys):
-    from transforms.models.catalog import EMBEDDED, model_folder
+    from tests import tiny_models
 
-    embedded = model_folder(EMBEDDED)
+    local = str(tmp_path / "model")
+    tiny_models.build("delg_tf2", tmp_path / "model")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for folder, _, names in os.walk(embedded):
+    for folder, _, names in os.walk(local):
         for name in names:
             path = os.path.join(folder, name)
             with open(path, "rb") as f:
-                files.write_bytes(files.join(root, "model", os.path.relpath(path, embedded)), f.read())
+                files.write_bytes(files.join(root, "model", os.path.relpath(path, local)), f.read())
     assert saved_model.fingerprint(
-        saved_model.fetch_model(files.join(root, "model"))
-    ) == saved_model.fingerprint(embedded)
-    assert saved_model.fetch_model(files.join(root, "model") + "/") == saved_model.fetch_model(
+        model_files.fetch_model(files.join(root, "model"))
+    ) == saved_model.fingerprint(local)
+    assert model_files.fetch_model(files.join(root, "model") + "/") == model_files.fetch_model(
         files.join(root, "model")
     )
 

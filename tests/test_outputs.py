@@ -85,6 +85,10 @@ def test_somebody_elses_folder_is_never_touched(tmp_path, overwrite):
         (None, "no output of `landmarks index`"),
         ({"command": "recognize", "format": 1}, "'recognize'"),
         ({"command": "index", "format": 99}, "format 99"),
+        (
+            {"command": "index", "format": 1, "model": {"name": "small-delg"}},
+            r"another version of landmarks, with the model 'small-delg'.* again with --overwrite",
+        ),
     ],
 )
 def test_a_manifest_of_something_else(tmp_path, manifest, message):

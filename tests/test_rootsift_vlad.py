@@ -1,39 +1,29 @@
 """The model rootsift-vlad: its numbers against a slow NumPy oracle."""
 
+import dataclasses
 import math
 
 import numpy as np
-import pytest
 
-from tests.builtin_models import caller, textured
-from transforms.models import builtin, rootsift_vlad
-from transforms.tensorflow_runtime import import_tensorflow
+from tests.pictures import textured
+from transforms.models.rootsift_vlad import RootSiftVlad, load_constants
 
-
-@pytest.fixture(scope="module")
-def extract(tmp_path_factory):
-    tf = import_tensorflow()
-
-    folder = builtin.model_dir(rootsift_vlad.NAME, str(tmp_path_factory.mktemp("cache")))
-    return caller(tf.saved_model.load(folder), rootsift_vlad.SETTINGS)
+CENTRE = 10  # px from the first pixel of a patch, of which block 0 starts at pixel 1, to its keypoint
 
 
-class TestLocalFeatures:
-    def test_boxes_follow_the_scales(self, extract):
-        found = extract(textured(480, 640))
-        sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
-        np.testing.assert_allclose(sides, 18.0 * found["scales"][:, None] * [1, 1], rtol=0.02)
+def extract(image):
+    settings = dataclasses.replace(RootSiftVlad.SETTINGS, image_scales=(1.0,), global_scales=(1.0,))
+    return RootSiftVlad.load(RootSiftVlad.CONSTANTS, settings).extract(image)
 
-    def test_keypoint_lies_on_a_corner(self, extract):
-        image = np.zeros((200, 300, 3), np.uint8)
-        image[81:, 121:] = 200  # one corner, between pixels 80 and 81, 120 and 121
-        box = extract(image, scales=(1.0,))["boxes"][0]
-        np.testing.assert_allclose((box[:2] + box[2:]) / 2, [81, 121], atol=2)
 
-    @pytest.mark.parametrize("level", [0, 90, 255])
-    def test_a_flat_image_has_none(self, extract, level):
-        found = extract(np.full((120, 160, 3), level, np.uint8))
-        assert len(found["boxes"]) == len(found["features"]) == len(found["scores"]) == 0
+def unit(row):
+    return row / np.linalg.norm(row)
+
+
+def test_a_keypoint_lies_on_a_corner():
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[81:, 121:] = 200  # one corner, between pixels 80 and 81, 120 and 121
+    np.testing.assert_allclose(extract(image).keypoints[0], [81, 121], atol=2)
 
 
 class TestOracle:
@@ -65,33 +55,31 @@ class TestOracle:
         parts = np.concatenate(parts)
         return np.sqrt(parts / (parts.sum() + 1.0))
 
-    def test_local_descriptors_and_attention(self, extract):
-        image, constants = textured(60, 70, 1), rootsift_vlad.load_constants()
+    def test_local_descriptors(self):
+        image, constants = textured(60, 70, 1), load_constants()
         gray = image @ np.array([0.299, 0.587, 0.114])
-        found = extract(image, scales=(1.0,))
-        assert len(found["boxes"]) > 5
-        for box, feature in list(zip(found["boxes"], found["features"]))[:5]:
-            row, column = (round((side - 1) / 2) for side in box[:2])
-            expected = (self.root_sift(gray, row, column) - constants["local_mean"]) @ constants[
-                "local_projection"
-            ]
-            np.testing.assert_allclose(feature, expected, atol=2e-3)
+        found = extract(image)
+        assert len(found.keypoints) > 5
+        for keypoint, descriptor in list(zip(found.keypoints, found.descriptors))[:5]:
+            row, column = np.rint((keypoint - CENTRE) / 2).astype(int)
+            expected = self.root_sift(gray, row, column) - constants["local_mean"]
+            np.testing.assert_allclose(descriptor, unit(expected @ constants["local_projection"]), atol=2e-3)
 
-    def test_attention_is_the_smaller_eigenvalue_of_the_structure_tensor(self, extract):
+    def test_attention_is_the_smaller_eigenvalue_of_the_structure_tensor(self):
         image = textured(60, 70, 2)
         gray = image @ np.array([0.299, 0.587, 0.114])
         dx, dy = gray[1:-1, 2:] - gray[1:-1, :-2], gray[2:, 1:-1] - gray[:-2, 1:-1]
-        found = extract(image, scales=(1.0,))
+        found = extract(image)
         window = np.repeat([1, 2, 1], 2) / 8
         window = np.outer(window, window)
-        for box, score in list(zip(found["boxes"], found["scores"]))[:10]:
-            y, x = (round((low + high) / 2) - 4 for low, high in zip(box[:2], box[2:]))
+        for keypoint, score in list(zip(found.keypoints, found.scores))[:10]:
+            y, x = np.rint(keypoint).astype(int) - 4
             gradients = np.stack([dx[y : y + 6, x : x + 6], dy[y : y + 6, x : x + 6]]).reshape(2, -1)
             tensor = (gradients * window.reshape(-1)) @ gradients.T
-            np.testing.assert_allclose(score[0], np.linalg.eigvalsh(tensor)[0], rtol=1e-3)
+            np.testing.assert_allclose(score, np.linalg.eigvalsh(tensor)[0], rtol=1e-3)
 
-    def test_vlad(self, extract):
-        image, constants = textured(40, 44, 3), rootsift_vlad.load_constants()
+    def test_vlad(self):
+        image, constants = textured(40, 44, 3), load_constants()
         gray = image @ np.array([0.299, 0.587, 0.114])
         centroids = constants["centroids"]
         blocks = (40 - 2) // 2, (44 - 2) // 2
@@ -107,10 +95,8 @@ class TestOracle:
         expected = vlad - constants["global_mean"]
         for axis, loss in zip(constants["global_axes"], constants["global_loss"]):
             expected = expected - loss * ((vlad - constants["global_mean"]) @ axis) * axis
-        np.testing.assert_allclose(
-            extract(image, scales=(1.0,))["global_descriptors"][0], expected, atol=3e-3
-        )
+        np.testing.assert_allclose(extract(image).global_descriptor, unit(expected), atol=3e-3)
 
     def test_global_axes_are_orthonormal_as_far_as_their_rounding_allows(self):
-        axes = rootsift_vlad.load_constants()["global_axes"]
+        axes = load_constants()["global_axes"]
         np.testing.assert_allclose(axes @ axes.T, np.eye(len(axes)), atol=0.02)

@@ -14,9 +14,10 @@ import pytest
 
 from tests import tiny_models
 from tests.file_systems import FolderFileSystem
-from transforms.models import card, saved_model
+from transforms.models import card, model_files, saved_model
 from transforms.models.card import ExtractionSettings
-from transforms.models.saved_model import DelgModel, ExtractionError, ModelError
+from transforms.models.model import ExtractionError, ModelError
+from transforms.models.saved_model import DelgModel
 from transforms.tensorflow_runtime import import_tensorflow
 
 SETTINGS = ExtractionSettings(
@@ -275,10 +276,10 @@ def test_wrong_dtype_and_rank_are_listed(tmp_path):
 
 def test_what_is_no_saved_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match="there is no such folder"):
-        saved_model.fetch_model(str(tmp_path / "nowhere"))
+        model_files.fetch_model(str(tmp_path / "nowhere"))
     (tmp_path / "delg.tar.gz").write_bytes(b"archive")
     with pytest.raises(ModelError, match="it is a file"):
-        saved_model.fetch_model(str(tmp_path / "delg.tar.gz"))
+        model_files.fetch_model(str(tmp_path / "delg.tar.gz"))
     with pytest.raises(ModelError, match=r"no saved_model.pb among \['delg.tar.gz'\]"):
         DelgModel.load(str(tmp_path), SETTINGS)
     (tmp_path / "saved_model.pb").write_bytes(b"no protocol buffer")
@@ -357,19 +358,19 @@ def test_remote_model_is_copied_once(models, shelf):
     shutil.copytree(models / "delg_tf1", shelf / "model-store")
     card.write_card(str(shelf / "model-store"), SETTINGS, name="tiny")
     (shelf / "model-store/README.md").write_text("not needed")
-    local = saved_model.fetch_model("folder://model-store")
+    local = model_files.fetch_model("folder://model-store")
     assert saved_model.fingerprint(local) == saved_model.fingerprint(str(models / "delg_tf1"))
     assert card.read_card(local) == card.read_card("folder://model-store")
     assert not os.path.exists(os.path.join(local, "README.md"))
     assert not [name for name in os.listdir(os.path.dirname(local)) if name.startswith("fetching-")]
 
     FolderFileSystem.opened.clear()
-    assert saved_model.fetch_model("folder://model-store/") == local
+    assert model_files.fetch_model("folder://model-store/") == local
     assert FolderFileSystem.opened == []
 
     graph = next((shelf / "model-store").rglob("saved_model.pb"))
     os.utime(graph, (1, 1))  # written anew
-    assert saved_model.fetch_model("folder://model-store") != local
+    assert model_files.fetch_model("folder://model-store") != local
 
 
 def test_remote_folder_without_a_model_is_refused(shelf):
@@ -378,16 +379,16 @@ def test_remote_folder_without_a_model_is_refused(shelf):
     with pytest.raises(
         ModelError, match=r"folder://photos is no SavedModel: no saved_model.pb among \['a.jpg'\]"
     ):
-        saved_model.fetch_model("folder://photos")
+        model_files.fetch_model("folder://photos")
 
 
 def test_remote_store_that_cannot_be_listed_is_named(shelf):
     with pytest.raises(ModelError, match="nosuch://bucket/model cannot be listed: Unable to get filesystem"):
-        saved_model.fetch_model("nosuch://bucket/model")
+        model_files.fetch_model("nosuch://bucket/model")
 
 
 def test_local_model_is_used_where_it_lies(models):
-    assert saved_model.fetch_model(str(models / "delg_tf1")) == str(models / "delg_tf1")
+    assert model_files.fetch_model(str(models / "delg_tf1")) == str(models / "delg_tf1")
 
 
 @pytest.mark.parametrize(

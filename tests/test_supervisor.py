@@ -16,7 +16,7 @@ from beam_pipeline.main import main
 from tests import tiny_models
 from transforms import crash_notes
 from transforms.features import extract_unit
-from transforms.models.saved_model import ExtractionError
+from transforms.models.model import ExtractionError
 from transforms.types import DecodedImage, ImageRef, ImageUnit
 
 # A job of ten photographs, without Beam.

@@ -11,11 +11,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 
-from transforms.features import DelgModelHandler, ReadImages
+from transforms.features import ReadImages, UnitModelHandler
 from transforms.images import read_images
-from transforms.models.card import ExtractionSettings, read_card, settings_from_card
-from transforms.models.catalog import model_folder
-from transforms.models.saved_model import fingerprint
+from transforms.models import catalog
+from transforms.models.card import ExtractionSettings, settings_from_card
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.worklist import make_units
 from transforms.types import ImageRef, ImageUnit, ReadingConfig
@@ -28,7 +27,7 @@ def card_settings(model: str) -> ExtractionSettings:
       ModelError: there is no such model.
       ValueError: its card is malformed.
     """
-    return settings_from_card(read_card(model_folder(model)))
+    return settings_from_card(catalog.card(model))
 
 
 def photograph_reader(settings: ExtractionSettings, reading: ReadingConfig) -> ReadImages:
@@ -62,7 +61,7 @@ def image_units(
       ModelError: there is no such model.
     """
     settings = settings or card_settings(model)
-    made_with = identity(settings, fingerprint(model_folder(model)), reading)
+    made_with = identity(settings, catalog.fingerprint(model), reading)
     return make_units(images, list(made_with.values()))
 
 
@@ -75,11 +74,11 @@ class ExtractFeatures(beam.PTransform):
     shard.
 
     Attributes:
-      model: the name of a built-in one, or the folder or URI of a SavedModel.
+      model: as users call it, see `catalog.find`.
       store: folder of the feature store, on any file system that Beam knows.
       settings: of the extraction; None for those of the model's card.
       reading: how photographs are read.
-      images_in_flight: see DelgModelHandler.
+      images_in_flight: see UnitModelHandler.
       deadline: as time.time() tells it; a unit not finished by then gives nothing.
 
     Raises:
@@ -98,7 +97,7 @@ class ExtractFeatures(beam.PTransform):
 
     def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
         settings = self.settings or card_settings(self.model)
-        handler = DelgModelHandler(
+        handler = UnitModelHandler(
             self.model,
             settings,
             photograph_reader(settings, self.reading),

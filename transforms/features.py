@@ -6,7 +6,6 @@ Pixels and descriptors live inside one fused step; only the names of finished un
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,26 +16,23 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from transforms import crash_notes
 from transforms.machine import MachineError, has_memory
+from transforms.models import catalog
 from transforms.models.card import ExtractionSettings
-from transforms.models.catalog import model_folder
-from transforms.models.saved_model import DelgModel, Extracted, ExtractionError, ModelError
+from transforms.models.model import Extracted, ExtractionError, Model
+from transforms.process_settings import one_thread
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
-from transforms.tensorflow_runtime import import_tensorflow
 from transforms.threads import map_ahead
 from transforms.types import DecodedImage, Failure, ImageFeatures, ImageRef, ImageUnit, LocalFeatures
 
 ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]
 
-# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 1.5 GB with
+# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 0.4 GB with
 # the embedded model, 1.4 GB with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
 MIN_RAM = "4GB"
 
-# Bytes enough to decode and extract a photograph on its own; the embedded model takes up to 470 MB.
+# Bytes enough to decode and extract a photograph on its own.
 _MEMORY_OF_ONE = 1_000_000_000
-
-# Keep a GPU busy while others copy and postprocess; more would only take memory.
-_IN_FLIGHT_ON_GPU = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +63,13 @@ class LoadedModel:
       slots: of the pool.
     """
 
-    model: DelgModel
+    model: Model
     pool: Executor | None = None
     slots: int = 1
 
 
 def extract_unit(
-    unit: ImageUnit, model: DelgModel | LoadedModel, read_images: ReadImages, deadline: float = math.inf
+    unit: ImageUnit, model: Model | LoadedModel, read_images: ReadImages, deadline: float = math.inf
 ) -> UnitFeatures | None:
     """Reads, decodes and extracts every image of a unit; what fails for one image is a Failure, not an error.
 
@@ -94,17 +90,18 @@ def extract_unit(
     results = map_ahead(loaded.pool, extract, images, loaded.slots) if loaded.pool else map(extract, images)
     features: list[ImageFeatures] = []
     failures: list[Failure] = []
-    for result in results:
-        if time.time() >= deadline:
-            return None
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            features.append(result)
+    with one_thread:
+        for result in results:
+            if time.time() >= deadline:
+                return None
+            if isinstance(result, Failure):
+                failures.append(result)
+            else:
+                features.append(result)
     return UnitFeatures(unit.name, tuple(features), tuple(failures), loaded.model.global_width)
 
 
-def _extract_image(model: DelgModel, image: DecodedImage | Failure) -> ImageFeatures | Failure:
+def _extract_image(model: Model, image: DecodedImage | Failure) -> ImageFeatures | Failure:
     if isinstance(image, Failure):
         return image
 
@@ -130,40 +127,6 @@ def _extract_image(model: DelgModel, image: DecodedImage | Failure) -> ImageFeat
     )
 
 
-def load_model(model: str, settings: ExtractionSettings) -> DelgModel:
-    """The model of that name, folder or URI, loaded once in a process for as long as its files stay as they
-    are.
-
-    Raises:
-      ModelError: it cannot be loaded or breaks its contract.
-    """
-    folder = model_folder(model)
-    changed = max(
-        os.stat(os.path.join(root, name)).st_mtime_ns for root, _, names in os.walk(folder) for name in names
-    )
-    return _load_model(folder, settings, changed)
-
-
-@functools.lru_cache(maxsize=1)  # checked before a pipeline starts, then used in it
-def _load_model(folder: str, settings: ExtractionSettings, changed: int) -> DelgModel:
-    return DelgModel.load(folder, settings)
-
-
-def check_model(model: str, settings: ExtractionSettings) -> tuple[int, bool]:
-    """Loads a model to see, before a pipeline starts, that it serves retrieval.
-
-    Returns:
-      Width of its global descriptor, and whether it has local features.
-
-    Raises:
-      ModelError: it cannot be loaded, breaks its contract, or has no global descriptor.
-    """
-    loaded = load_model(model, settings)
-    if not loaded.contract.has_global:
-        raise ModelError(f"{model} offers no global descriptor, which retrieval needs (it is local-only)")
-    return loaded.global_width, loaded.contract.has_local
-
-
 def try_suspects(model: str, settings: ExtractionSettings, read_images: ReadImages) -> None:
     """Decodes and extracts each photograph that was noted when the last process died, alone; a guilty one
     takes this one down too.
@@ -175,25 +138,25 @@ def try_suspects(model: str, settings: ExtractionSettings, read_images: ReadImag
     for ref in crash_notes.suspects():
         if not has_memory(_MEMORY_OF_ONE):  # native code that lacks memory aborts
             raise MachineError(ref.uri, MemoryError(f"less than {_MEMORY_OF_ONE:,} bytes are left"))
-        extract_unit(ImageUnit("suspect", (ref,)), load_model(model, settings), read_images)
+        extract_unit(ImageUnit("suspect", (ref,)), catalog.load(model, settings), read_images)
 
 
-class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
-    """Carries a DELG model into RunInference: an element is a unit, whose photographs are read, used and
+class UnitModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
+    """Carries a model into RunInference: an element is a unit, whose photographs are read, used and
     dropped inside.
 
     The unit's shard is written here too, once, and its name goes on: with up to 0.5 MB of features for each
     image, a unit of them would be an element of tens of megabytes.
 
     Args:
-      model: the name of a built-in one, or the folder or URI of a SavedModel.
+      model: as users call it, see `catalog.find`.
       settings: of the extraction.
       read_images: reads and decodes photographs in the order given; yields a Failure for each that gives no
         image.
       store: where the shards go.
       images_in_flight: photographs that a process has in the model at a time, however many units its threads
         work on. Each takes the model's memory. None for one per unit, the choice for engines that run a
-        process on each core. A GPU has 4 in either case.
+        process on each core. A model that wants a number of its own has that.
       deadline: as time.time() tells it; a unit not finished by then gives nothing.
     """
 
@@ -211,12 +174,8 @@ class DelgModelHandler(ModelHandler[ImageUnit, str, LoadedModel]):
         self._images_in_flight, self._deadline = images_in_flight, deadline
 
     def load_model(self) -> LoadedModel:
-        model = load_model(self._model, self._settings)
-        slots = (
-            _IN_FLIGHT_ON_GPU
-            if import_tensorflow().config.list_physical_devices("GPU")
-            else self._images_in_flight
-        )
+        model = catalog.load(self._model, self._settings)
+        slots = model.images_in_flight or self._images_in_flight
         return LoadedModel(model, ThreadPoolExecutor(slots, "model"), slots) if slots else LoadedModel(model)
 
     def run_inference(

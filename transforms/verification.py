@@ -19,10 +19,9 @@ import numpy as np
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
-from threadpoolctl import threadpool_limits
 
 from transforms.matching import putative_matches
-from transforms.process_settings import Held
+from transforms.process_settings import one_thread
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
@@ -42,22 +41,6 @@ MIN_MATCHES = 5
 
 # Of a worker with 2 cores, the whole process, with room to spare (benchmarks/README.md, "Choices").
 MIN_RAM = "2GB"
-
-
-@Held
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """OpenCV and BLAS work with one thread each: verification runs inside Beam's workers, one per core, where
-    threads of its own would only fight for the cores. OpenBLAS starts a thread per core for every product, in
-    each worker; waiting for each other they take 10 times as long.
-    """
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 @dataclasses.dataclass(frozen=True)

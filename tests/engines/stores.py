@@ -2,7 +2,7 @@
 environment.
 
 python stores.py upload ROOT FOLDER    makes ROOT's bucket and copies what FOLDER's lists, tables and
-photographs are, and the model
+photographs are
 python stores.py units STORE           number of finished units
 python stores.py fetch URI FILE        copies a file from the store
 """
@@ -11,7 +11,6 @@ import pathlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from transforms.models.catalog import EMBEDDED, model_folder
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 
@@ -36,7 +35,7 @@ def make_bucket(root: str) -> None:
 
 def upload(root: str, folder: pathlib.Path) -> None:
     """ROOT then holds index/ and queries/ with photographs in folders, queries.txt with a line for each,
-    labels.csv, truth.csv and model/.
+    labels.csv and truth.csv.
     """
     copies = [(folder / name, f"{root}/{name}") for name in ("labels.csv", "truth.csv")]
     for name in ("index", "queries"):
@@ -45,12 +44,6 @@ def upload(root: str, folder: pathlib.Path) -> None:
         files.write_bytes(
             f"{root}/{name}.txt", "".join(f"{name}/{path.stem[0]}/{path.name}\n" for path in paths).encode()
         )
-    model = pathlib.Path(model_folder(EMBEDDED))
-    copies += [
-        (path, f"{root}/model/{path.relative_to(model).as_posix()}")
-        for path in model.rglob("*")
-        if path.is_file()
-    ]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda copy: files.write_bytes(copy[1], copy[0].read_bytes()), copies))
     print(f"{root}: {len(copies) + 2} files")

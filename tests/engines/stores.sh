@@ -12,14 +12,13 @@ same_submission() {
 try_store() {
   local root="$1" job queries
   local options=("${@:2}")
-  local extraction=(--images "$root/index" --labels "$root/labels.csv" --model "$root/model" "${options[@]}")
+  local extraction=(--images "$root/index" --labels "$root/labels.csv" "${options[@]}")
 
   say "the local disk"
   run_both "$work/local"
 
-  say "everything in $root: a folder, a list, tables, model, index, run"
+  say "everything in $root: a folder, a list, tables, index, run"
   tool upload "$root" "$work"
-  landmarks model inspect "$root/model" "${options[@]}" >"$work/inspect.txt"
   landmarks index "${extraction[@]}" --output "$root/out/index"
   landmarks recognize --images "@$root/queries.txt" --index "$root/out/index" --output "$root/out/run" --truth "$root/truth.csv" "${options[@]}"
   landmarks evaluate --predictions "$root/out/run" --truth "$root/truth.csv" "${options[@]}"

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from transforms.models.model_files import ModelError
+from transforms.models.model import ModelError
 
 # Name: dtype and the ranks that are allowed.
 _TENSORS = {

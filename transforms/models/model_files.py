@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 
 from transforms.models.card import CARD_NAME
+from transforms.models.model import ModelError
 from transforms.uris import is_local
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
@@ -18,10 +19,6 @@ _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 def cache_folder() -> pathlib.Path:
     """The folder that models are kept in: `$XDG_CACHE_HOME/landmarks` or `~/.cache/landmarks`."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "landmarks"
-
-
-class ModelError(ValueError):
-    """The model cannot be used: not a SavedModel, a contract that is not known, outputs that break it."""
 
 
 def fetch_model(uri: str) -> str:

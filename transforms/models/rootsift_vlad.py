@@ -1,5 +1,4 @@
-"""The model "rootsift-vlad": local and global image features in one TensorFlow graph, without a neural
-network.
+"""The model "rootsift-vlad": local and global image features without a neural network.
 
 The baseline beside the trained model. Local features are upright RootSIFT descriptors (Lowe 2004;
 Arandjelovic and Zisserman 2012) at the corners (Shi and Tomasi 1994) of an image pyramid; the global
@@ -14,25 +13,12 @@ geometry. Coordinates are (y, x).
 """
 
 import os
-from collections.abc import Callable
-from typing import Any
 
+import cv2
 import numpy as np
 
-from transforms.models import frozen_graph
 from transforms.models.card import ExtractionSettings
-
-NAME = "rootsift-vlad"
-CONSTANTS = os.path.join(os.path.dirname(__file__), "rootsift_vlad.npz")
-
-SETTINGS = ExtractionSettings(
-    image_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
-    global_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
-    max_local_features=1000,
-    score_threshold=20.0,
-    max_image_side=640,
-)
-MAX_DISTANCE = 0.9  # of putative matches
+from transforms.models.model import BuiltInModel, Extracted, ModelError, check_image
 
 BLOCK = 2  # px
 GRID = 4  # cells along a side of a descriptor
@@ -42,10 +28,75 @@ REACH = CELL_STEP * (GRID - 1)  # blocks from the first to the last cell of a de
 PATCH = REACH + 3  # blocks that a descriptor covers: a cell's window reaches one block further on each side
 MIN_SIDE = PATCH * BLOCK + 2  # px of a pyramid level; gradients need one more on each side
 CONTRAST = 1.0  # added to a descriptor's L1 norm: noise on flat areas stays short of unit length
-NOISE = (
-    1e-4  # added to squared norms, where rounding errors of a flat image must not be blown up to unit length
-)
+NOISE = 1e-4  # added to squared norms, where rounding errors of a flat image must not be blown up
 DIMENSIONS = GRID * GRID * ORIENTATIONS
+
+_OFFSET = np.arange(GRID) - (GRID - 1) / 2
+_GAUSSIAN = np.exp(-(_OFFSET**2) / (2 * (GRID / 2) ** 2))
+_WEIGHTS = np.repeat(np.outer(_GAUSSIAN, _GAUSSIAN), ORIENTATIONS).astype(np.float32)
+
+
+class RootSiftVlad(BuiltInModel):
+    """RootSIFT and VLAD at the scales of an image pyramid."""
+
+    NAME = "rootsift-vlad"
+    VERSION = 2
+    SETTINGS = ExtractionSettings(
+        image_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
+        global_scales=(0.25, 0.3536, 0.5, 0.7071, 1.0),
+        max_local_features=1000,
+        score_threshold=20.0,
+        max_image_side=640,
+    )
+    MAX_DISTANCE = 0.9
+    CONSTANTS = os.path.join(os.path.dirname(__file__), "rootsift_vlad.npz")
+
+    def __init__(self, settings: ExtractionSettings):
+        """Use `load`."""
+        self.settings = settings
+        self._constants = load_constants()
+        self.global_width, self.local_width = self._constants["centroids"].size, DIMENSIONS
+
+    @classmethod
+    def load(cls, place: str, settings: ExtractionSettings) -> "RootSiftVlad":
+        if settings.precision != "float32":
+            raise ModelError(f"{cls.NAME} has no {settings.precision}; it runs in float32")
+        return cls(settings)
+
+    def extract(self, pixels: np.ndarray) -> Extracted:
+        check_image(pixels)
+        gray = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2GRAY)
+        settings, constants = self.settings, self._constants
+        total = np.zeros(self.global_width, np.float32)
+        keypoints, descriptors, scores = [], [], []
+        for scale in settings.image_scales:
+            cells, attention, zoom = _level(gray, scale)
+            corners, strengths = _strongest_peaks(
+                attention, settings.max_local_features, settings.score_threshold
+            )
+            # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at
+            # pixel 1, as gradients do.
+            keypoints.append((corners * BLOCK + (1.0 + PATCH * BLOCK / 2)) / zoom)
+            rows = _root_sift(_patches_at(cells, corners))
+            descriptors.append((rows - constants["local_mean"]) @ constants["local_projection"])
+            scores.append(strengths)
+            if scale in settings.global_scales:
+                total += _unit(self._shrink(_vlad(_dense_root_sift(cells), constants["centroids"]))[None])[0]
+        strengths = np.concatenate(scores)
+        order = np.argsort(-strengths, kind="stable")[: settings.max_local_features]
+        return Extracted(
+            _unit(total[None])[0],
+            np.concatenate(keypoints)[order].astype(np.float32),
+            _unit(np.concatenate(descriptors)[order]),
+            strengths[order],
+        )
+
+    def _shrink(self, row: np.ndarray) -> np.ndarray:
+        """Centres a VLAD [D] and takes a share of it along each of the leading axes (soft whitening)."""
+        centred, axes = row - self._constants["global_mean"], self._constants["global_axes"]
+        # einsum adds in one order, whatever the threads of BLAS.
+        along = np.einsum("ad,d->a", axes, centred) * self._constants["global_loss"]
+        return centred - np.einsum("a,ad->d", along, axes)
 
 
 def load_constants() -> dict[str, np.ndarray]:
@@ -56,145 +107,99 @@ def load_constants() -> dict[str, np.ndarray]:
     global_mean [2048], global_axes [A, 2048]: of the VLADs; the leading principal axes, of unit length.
     global_loss [A]: how much of its axis is taken away, so that none has more variance than the last one.
     """
-    with np.load(CONSTANTS) as data:
+    with np.load(RootSiftVlad.CONSTANTS) as data:
         constants = {name: data[name].astype(np.float32) for name in data.files}
     axes = constants["global_axes"]  # stored as int8
     constants["global_axes"] = axes / np.linalg.norm(axes, axis=1, keepdims=True)
     return constants
 
 
-def saved_model_bytes() -> bytes:
-    """Returns the serialised SavedModel."""
-    constants = load_constants()
-
-    def prepare(tf: Any, image: Any) -> frozen_graph.Level:
-        gray = grayscale(tf, image)
-
-        def level(scale: Any, max_features: Any, threshold: Any) -> tuple[Any, Any, Any, Callable[[], Any]]:
-            boxes, root_sift, scores, cells = local_features(tf, gray, scale, max_features, threshold)
-            features = tf.matmul(root_sift - constants["local_mean"], constants["local_projection"])
-
-            def describe() -> Any:
-                rows = vlad(tf, dense_root_sift(tf, cells), constants["centroids"])
-                return frozen_graph.shrink_leading_axes(
-                    tf, rows, constants["global_mean"], constants["global_axes"], constants["global_loss"]
-                )
-
-            return boxes, features, scores, describe
-
-        return level
-
-    return frozen_graph.saved_model_bytes(prepare, DIMENSIONS, constants["centroids"].size)
-
-
-def grayscale(tf: Any, image: Any) -> Any:
-    """The luminance [H, W] of an image [H, W, 3], RGB (ITU-R BT.601)."""
-    return tf.tensordot(image, tf.constant([0.299, 0.587, 0.114]), 1)
-
-
-def local_features(
-    tf: Any, gray: Any, scale: Any, max_features: Any, threshold: Any
-) -> tuple[Any, Any, Any, Any]:
-    """The local features of a level.
-
-    Args:
-      tf: the module tensorflow.
-      gray: float32 [H, W], 0 to 255, of the image.
-      scale: float32 [], of the level.
-      max_features: int32 [], N at most.
-      threshold: float32 [], least attention.
+def _level(gray: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A level of the pyramid of a gray image.
 
     Returns:
-      Boxes [N, 4] in px of the image, RootSIFT descriptors [N, 128], attention [N], strongest first; and the
-      orientation histograms [R + 6, C + 6, 8] of all cells.
+      The cells [R + 6, C + 6, 8], the attention [R, C] of the R x C descriptors, and the level's sides over
+      those of the image, [2].
     """
-    cells, attention, zoom = _level(tf, gray, scale)
-    corners, scores = frozen_graph.strongest_peaks(tf, attention, max_features, threshold)
-    # A corner is the block (row, col) at the top left of its descriptor's patch; block 0 starts at pixel 1,
-    # as gradients do.
-    top_left = tf.cast(corners, tf.float32) * BLOCK + 1.0
-    boxes = tf.concat([top_left / zoom, (top_left + PATCH * BLOCK) / zoom], 1)
-    return boxes, _root_sift(tf, _patches_at(tf, cells, corners)), scores, cells
-
-
-def _level(tf: Any, gray: Any, scale: Any) -> tuple[Any, Any, Any]:
-    """Resizes, and returns cells [R + 6, C + 6, 8], the attention of the R x C descriptors, and zoom [2] of
-    the level.
-    """
-    size = tf.cast(tf.shape(gray), tf.float32)
-    new_size = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), MIN_SIDE)
-    level = tf.cond(
-        tf.reduce_all(tf.equal(new_size, tf.shape(gray))),
-        lambda: gray,  # saves a tenth of the time of all scales
-        lambda: tf.image.resize(gray[:, :, None], new_size, antialias=True)[:, :, 0],
-    )
+    sides = np.array(gray.shape)
+    height, width = np.maximum(np.round(sides * scale).astype(int), MIN_SIDE).tolist()
+    shrinks = height <= gray.shape[0] and width <= gray.shape[1]
+    level = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     dx = level[1:-1, 2:] - level[1:-1, :-2]
     dy = level[2:, 1:-1] - level[:-2, 1:-1]
 
     # relu(|g| cos(angle to the bin's centre) - |g| cos(45 degrees)): each gradient falls into its two nearest
     # bins, softly.
-    angles = np.arange(ORIENTATIONS) * (2 * np.pi / ORIENTATIONS)
-    bins = np.stack([np.cos(angles), np.sin(angles), np.full(ORIENTATIONS, -np.cos(np.pi / 4))]).astype(
-        np.float32
+    least = np.sqrt(dx * dx + dy * dy) * np.float32(np.cos(np.pi / 4))
+    histograms = []
+    for angle in np.arange(ORIENTATIONS) * (2 * np.pi / ORIENTATIONS):
+        along = dx * np.float32(np.cos(angle)) + dy * np.float32(np.sin(angle))
+        histograms.append(_pool(np.maximum(along - least, 0)))
+    xx, xy, yy = (
+        _pool(product)[REACH // 2 : -(REACH // 2), REACH // 2 : -(REACH // 2)]
+        for product in (dx * dx, dx * dy, dy * dy)
     )
-    gradient = tf.stack([dx, dy, tf.sqrt(dx * dx + dy * dy)], -1)
-    cells = _pool(tf, tf.nn.relu(tf.nn.conv2d(gradient[None], bins[None, None], 1, "VALID")))
-
-    tensor = _pool(tf, tf.stack([dx * dx, dx * dy, dy * dy], -1)[None])
-    half = REACH // 2
-    xx, xy, yy = tf.unstack(tensor[half:-half, half:-half], axis=-1)
-    attention = (xx + yy) / 2 - tf.sqrt(((xx - yy) / 2) ** 2 + xy * xy)  # the smaller eigenvalue
-    return cells, attention, tf.cast(new_size, tf.float32) / size
+    attention = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy * xy)  # the smaller eigenvalue
+    return np.stack(histograms, -1), attention, np.array([height, width]) / sides
 
 
-def _pool(tf: Any, values: Any) -> Any:
-    """Means [1, h, w, D] over a triangular window four blocks wide, at every block that has neighbours all
-    around.
+def _pool(values: np.ndarray) -> np.ndarray:
+    """Means [h, w] over a triangular window four blocks wide, at every block with neighbours all around."""
+    height, width = (side // BLOCK * BLOCK for side in values.shape)
+    blocks = values[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    blocks = (blocks[:, 0, :, 0] + blocks[:, 0, :, 1] + blocks[:, 1, :, 0] + blocks[:, 1, :, 1]) / 4
+    rows = blocks[:-2] + 2 * blocks[1:-1] + blocks[2:]
+    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
+
+
+def _strongest_peaks(
+    attention: np.ndarray, max_features: int, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest local maxima of an attention map [R, C] that are above 0 and at least the threshold:
+    (row, col) [N, 2] and scores [N], strongest first.
     """
-    blocks = tf.nn.avg_pool2d(values, BLOCK, BLOCK, "VALID")[0]
-    rows = blocks[:-2] + 2.0 * blocks[1:-1] + blocks[2:]
-    return (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 16.0
+    peak = (attention >= cv2.dilate(attention, np.ones((3, 3)))) & (attention >= threshold) & (attention > 0)
+    places = np.flatnonzero(peak)
+    scores = attention.ravel()[places]
+    order = np.argsort(-scores, kind="stable")[:max_features]
+    return np.stack(np.divmod(places[order], attention.shape[1]), 1), scores[order]
 
 
-def _patches_at(tf: Any, cells: Any, corners: Any) -> Any:
-    """Returns the cells of the descriptors whose first cells are int32 [N, 2], float32 [N, 128]."""
-    offsets = np.moveaxis(np.mgrid[:GRID, :GRID], 0, -1).reshape(-1, 2).astype(np.int32) * CELL_STEP
-    return tf.reshape(tf.gather_nd(cells, corners[:, None] + offsets), [-1, DIMENSIONS])
+def _patches_at(cells: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """The cells of the descriptors whose first cells are [N, 2], float32 [N, 128]."""
+    offsets = np.moveaxis(np.mgrid[:GRID, :GRID], 0, -1).reshape(-1, 2) * CELL_STEP
+    at = corners[:, None] + offsets
+    return cells[at[..., 0], at[..., 1]].reshape(-1, DIMENSIONS)
 
 
-def _root_sift(tf: Any, histograms: Any) -> Any:
-    """Gaussian weights of the cells (sigma: half a descriptor), L1 norm, square root; [N, 128] to [N,
-    128].
-    """
-    offset = np.arange(GRID) - (GRID - 1) / 2
-    gaussian = np.exp(-(offset**2) / (2 * (GRID / 2) ** 2))
-    weights = np.repeat(np.outer(gaussian, gaussian), ORIENTATIONS).astype(np.float32)
-    weighted = histograms * weights
-    return tf.sqrt(weighted / (tf.reduce_sum(weighted, -1, keepdims=True) + CONTRAST))
+def _root_sift(histograms: np.ndarray) -> np.ndarray:
+    """Gaussian weights of the cells (sigma: half a descriptor), L1 norm, square root; [N, 128] both."""
+    weighted = histograms * _WEIGHTS
+    return np.sqrt(weighted / (weighted.sum(1, keepdims=True) + CONTRAST))
 
 
-def dense_root_sift(tf: Any, cells: Any) -> Any:
-    """RootSIFT descriptors [N, 128], one for every fourth px of a level; about 0 where there is no
-    texture.
-    """
+def _dense_root_sift(cells: np.ndarray) -> np.ndarray:
+    """RootSIFT descriptors [N, 128], one for every fourth px of a level; about 0 without texture."""
     sparse = cells[::CELL_STEP, ::CELL_STEP]
-    height, width = (tf.shape(sparse)[axis] - GRID + 1 for axis in (0, 1))
+    height, width = (side - GRID + 1 for side in sparse.shape[:2])
     patches = [
         sparse[row : row + height, column : column + width] for row in range(GRID) for column in range(GRID)
     ]
-    return _root_sift(tf, tf.reshape(tf.concat(patches, 2), [-1, DIMENSIONS]))
+    return _root_sift(np.concatenate(patches, 2).reshape(-1, DIMENSIONS))
 
 
-def vlad(tf: Any, dense: Any, centroids: Any) -> Any:
-    """Returns the VLAD of descriptors [N, 128] over centroids [K, 128], float32 [1, 128 K]; about 0 for a
-    flat image.
-    """
-    nearest = tf.argmax(
-        tf.matmul(dense, centroids, transpose_b=True) - 0.5 * tf.reduce_sum(centroids**2, 1), 1
-    )
+def _vlad(dense: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The VLAD [128 K] of descriptors [N, 128] over centroids [K, 128]; about 0 for a flat image."""
+    nearest = (dense @ centroids.T - 0.5 * (centroids**2).sum(1)).argmax(1)
     # A descriptor counts by its squared length: that is about 1, and 0 where there is no texture.
-    votes = tf.one_hot(nearest, centroids.shape[0]) * tf.reduce_sum(dense * dense, 1, keepdims=True)
-    residuals = tf.matmul(votes, dense, transpose_a=True) - tf.reduce_sum(votes, 0)[:, None] * centroids
-    residuals /= tf.sqrt(tf.reduce_sum(residuals**2, 1, keepdims=True) + NOISE)
-    signed_roots = tf.reshape(tf.sign(residuals) * tf.sqrt(tf.abs(residuals)), [1, -1])
-    return signed_roots / tf.sqrt(tf.reduce_sum(signed_roots**2) + NOISE)
+    votes = np.eye(len(centroids), dtype=np.float32)[nearest] * (dense * dense).sum(1, keepdims=True)
+    residuals = votes.T @ dense - votes.sum(0)[:, None] * centroids
+    residuals /= np.sqrt((residuals**2).sum(1, keepdims=True) + NOISE)
+    signed_roots = (np.sign(residuals) * np.sqrt(np.abs(residuals))).ravel()
+    return signed_roots / np.sqrt((signed_roots**2).sum() + NOISE)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, D] of unit length; a row of zeros stays."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)

@@ -13,20 +13,12 @@ import numpy as np
 
 from transforms.models.card import ExtractionSettings, read_card, settings_from_card
 from transforms.models.contract import Call, Contract, bind, first_line
-from transforms.models.model_files import ModelError, check_saved_model, fetch_model, fingerprint, size_bytes
+from transforms.models.model import Extracted, ExtractionError, Model, ModelError, check_image, table
+from transforms.models.model_files import check_saved_model, fingerprint, size_bytes
 from transforms.tensorflow_runtime import import_tensorflow
 
-__all__ = [
-    "Contract",
-    "DelgModel",
-    "Extracted",
-    "ExtractionError",
-    "ModelError",
-    "ModelReport",
-    "fetch_model",
-    "fingerprint",
-    "inspect_model",
-]
+# Keep a GPU busy while others copy and postprocess; more would only take memory.
+_IN_FLIGHT_ON_GPU = 4
 
 _MIN_SCALED_SIDE = (
     5  # pixels; below, the in-graph resize and the backbone abort, or take the process down with SIGFPE
@@ -35,44 +27,11 @@ _NOT_KNOWN = -1  # a width before the model has run
 _TEST_SIDES = (128, 96)  # of the image that a model is checked with when it is loaded, pixels
 
 
-class ExtractionError(RuntimeError):
-    """One image gave no features; the next one may.
-
-    Attributes:
-      kind: "too_small" (no scale is left that the model can work on), "non_finite" (a descriptor is NaN,
-        infinite or of no length) or "model_error" (the model raised).
-    """
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclasses.dataclass(frozen=True)
-class Extracted:
-    """The features of one image, local ones with the strongest attention first.
-
-    Attributes:
-      global_descriptor: float32 [D], unit length; [0] for a local-only model.
-      keypoints: float32 [N, 2], (y, x) in pixels of the image fed; centres of the boxes.
-      descriptors: float32 [N, D'], rows of unit length.
-      scores: float32 [N], attention.
-    """
-
-    global_descriptor: np.ndarray
-    keypoints: np.ndarray
-    descriptors: np.ndarray
-    scores: np.ndarray
-
-
-class DelgModel:
-    """A loaded model with the settings it is used with. Threads may share one.
+class DelgModel(Model):
+    """A SavedModel.
 
     Attributes:
       contract: what it offers.
-      settings: how it is used.
-      global_width: D of the global descriptor; 0 for a local-only model.
-      local_width: D' of the local descriptors; 0 for a global-only model.
     """
 
     def __init__(self, contract: Contract, call: Call, settings: ExtractionSettings):
@@ -83,6 +42,13 @@ class DelgModel:
         self._inputs = {name for name, _, _ in contract.inputs}
         self._call_options = _mixed_precision if settings.precision == "bfloat16" else contextlib.nullcontext
         self.global_width = self.local_width = _NOT_KNOWN
+
+    card = staticmethod(read_card)
+    fingerprint = staticmethod(fingerprint)
+
+    @classmethod
+    def inspect(cls, place: str) -> str:
+        return str(inspect_model(place))
 
     @classmethod
     def load(cls, model_dir: str, settings: ExtractionSettings) -> "DelgModel":
@@ -113,6 +79,8 @@ class DelgModel:
             raise ModelError(f"{model_dir} fails on a test image: {error}") from error
         except ModelError as error:
             raise ModelError(f"{model_dir}: {error}") from error
+        if tf.config.list_physical_devices("GPU"):
+            model.images_in_flight = _IN_FLIGHT_ON_GPU
         model.global_width = extracted.global_descriptor.shape[0]
         model.local_width = extracted.descriptors.shape[1]
         return model
@@ -160,8 +128,7 @@ class DelgModel:
 
     def _scales_for(self, pixels: np.ndarray) -> tuple[list[float], list[int]]:
         """The scales that this image is large enough for, and which of them make the global descriptor."""
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(f"an image must be uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+        check_image(pixels)
         # Without local features the other scales would be computed for nothing.
         wanted = self.settings.image_scales if self.contract.has_local else self.settings.global_scales
         scales = [scale for scale in wanted if np.round(min(pixels.shape[:2]) * scale) >= _MIN_SCALED_SIDE]
@@ -243,7 +210,7 @@ class ModelReport:
     """What `landmarks model inspect` shows; str() is the text for a person.
 
     Attributes:
-      model: path or URI that was asked for.
+      model: its folder.
       contract: what the model offers.
       outputs: (name, shape) on the test image.
       test_image: its sides (height, width) in pixels.
@@ -274,17 +241,17 @@ class ModelReport:
                 f"model        {self.model}",
                 f"gives        {gives[self.contract.has_global, self.contract.has_local]}",
                 f"called by    {self.contract.kind}",
-                *_table(
+                *table(
                     "inputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.inputs]
                 ),
-                *_table(
+                *table(
                     "outputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.outputs]
                 ),
                 f"on a test image of {height} x {width} px, with the settings below:",
-                *_table("", [(name, "", _shape(shape)) for name, shape in self.outputs]),
+                *table("", [(name, "", _shape(shape)) for name, shape in self.outputs]),
                 "card         "
                 f"{'none, official DELG settings' if self.card is None else self.card.get('name', 'yes')}",
-                *_table(
+                *table(
                     "settings",
                     [(name, "", str(value)) for name, value in dataclasses.asdict(self.settings).items()],
                 ),
@@ -294,20 +261,19 @@ class ModelReport:
         )
 
 
-def inspect_model(uri: str) -> ModelReport:
-    """Loads the model at a path or URI, runs it on a seeded test image of 256 x 192 px, and reports.
+def inspect_model(model_dir: str) -> ModelReport:
+    """Loads the model in a folder, runs it on a seeded test image of 256 x 192 px, and reports.
 
     Raises:
       ModelError: it cannot be used.
       ValueError: its card is malformed.
     """
-    model_dir = fetch_model(uri)
     card = read_card(model_dir)
     model = DelgModel.load(model_dir, settings_from_card(card))
     image = _test_image(256, 192)
     shapes = tuple((name, tuple(values.shape)) for name, values in model.outputs(image).items())
     return ModelReport(
-        uri,
+        model_dir,
         model.contract,
         shapes,
         image.shape[:2],
@@ -360,13 +326,6 @@ def _test_image(height: int, width: int) -> np.ndarray:
     """A seeded image of blocks of 8 px, uint8 [height, width, 3]; corners enough for local features."""
     blocks = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
     return blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
-
-
-def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:
-    return [
-        f"{title if not index else '':<13}{name:<25}{dtype:<9}{text}"
-        for index, (name, dtype, text) in enumerate(rows)
-    ]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

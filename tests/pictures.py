@@ -1,0 +1,13 @@
+"""Pictures made of random numbers."""
+
+import numpy as np
+
+
+def textured(height, width, seed=0):
+    """An image uint8 [height, width, 3] of random patches, with corners at several scales."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3))
+    for size in (4, 16):
+        coarse = rng.integers(0, 128, (-(-height // size), -(-width // size), 3))
+        image += np.kron(coarse, np.ones((size, size, 1)))[:height, :width]
+    return image.astype(np.uint8)
