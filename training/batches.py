@@ -13,11 +13,11 @@ from training import augment
 from training.correspondences import Correspondences
 from training.split import Photograph
 
-VERIFIED_PARTNER, LABEL_PARTNER = (
-    0.45,
-    0.15,
-)  # shares of second views that show another photograph, where there is one
+# Shares of second views that show another photograph, where there is one.
+VERIFIED_PARTNER, LABEL_PARTNER = 0.45, 0.15
 FLIPPED = 0.3  # of the pairs; a mirrored landmark is another landmark
+GROUP = 5  # pairs that follow each other in a batch look alike, as seen by the network before it was tuned
+ALIKE = 40  # the most similar photographs of other places that a group is drawn from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +28,25 @@ class Batch:
       views: uint8 [2 B, side, side, 3]; views b and B + b are a pair.
       classes: int32 [2 B]; views of one class show the same thing.
       places: int32 [2 B]; views of one place but different classes say nothing of each other.
-      points: float32 [B, POINTS, 4], (y, x) in the first view and (y, x) in the second, in px.
-      valid: bool [B, POINTS].
     """
 
     views: np.ndarray
     classes: np.ndarray
     places: np.ndarray
-    points: np.ndarray
-    valid: np.ndarray
 
 
 class Batches:
     """Draws batches from decoded photographs."""
 
     def __init__(
-        self, photographs: list[Photograph], pixels: list[np.ndarray], found: list[Correspondences], seed: int
+        self,
+        photographs: list[Photograph],
+        pixels: list[np.ndarray],
+        found: list[Correspondences],
+        descriptors: np.ndarray,
+        seed: int,
     ):
+        """Takes P photographs, their pixels, verified pairs, and global descriptors [P, D] of unit length."""
         self._pixels, self._seed = pixels, seed
         self._partners = collections.defaultdict(list)
         for pair in found:
@@ -57,6 +59,11 @@ class Batches:
         self._members = collections.defaultdict(list)
         for number, label in enumerate(self._classes):
             self._members[label].append(number)
+        # Facades without a label may be of one building, so none serves as a near miss of another.
+        similarity = descriptors @ descriptors.T
+        similarity[self._places[:, None] == self._places[None]] = -np.inf
+        similarity[:, [p.kind == "unlabelled" for p in photographs]] = -np.inf
+        self._alike = np.argsort(-similarity, kind="stable")[:, :ALIKE]
 
     def stream(self, start: int, stop: int, pairs: int, side: int) -> Iterator[Batch]:
         """Batches number `start` to `stop` - 1, made a few ahead in the background."""
@@ -70,63 +77,46 @@ class Batches:
                     waiting.append(pool.submit(self.make, number, pairs, side))
 
     def make(self, number: int, pairs: int, side: int) -> Batch:
-        """Batch `number`. Photographs come in a new order in every pass over them."""
-        chosen = [self._photograph(number * pairs + slot) for slot in range(pairs)]
+        """Batch `number`. The first photographs of its groups come in a new order in every pass over them."""
+        groups = -(-pairs // GROUP)
+        chosen = []
+        for group in range(groups):
+            first = self._photograph(number * groups + group)
+            rng = np.random.default_rng((self._seed, number, pairs + group))
+            alike = self._alike[first]
+            chosen += [first, *rng.choice(alike, min(GROUP - 1, len(alike)), replace=False).tolist()]
         views = np.empty((2 * pairs, side, side, 3), np.uint8)
-        points = np.zeros((pairs, augment.POINTS, 4), np.float32)
-        valid = np.zeros((pairs, augment.POINTS), bool)
-        classes, places = np.zeros((2, pairs), np.int32), np.zeros((2, pairs), np.int32)
-        for slot, first in enumerate(chosen):
+        classes, places = np.zeros((2, pairs), np.int64), np.zeros((2, pairs), np.int64)
+        for slot, first in enumerate(chosen[:pairs]):
             rng = np.random.default_rng((self._seed, number, slot))
-            _, both, shared = self._pair(first, side, rng)
+            both = self._pair(first, side, rng)
             flipped = rng.random() < FLIPPED
             for half, view in enumerate(both):
                 views[half * pairs + slot] = view[:, ::-1] if flipped else view
-            if flipped:
-                shared = shared.copy()
-                shared[:, [1, 3]] = side - shared[:, [1, 3]]
-            points[slot, : len(shared)], valid[slot, : len(shared)] = shared, True
             classes[:, slot] = 2 * self._classes[first] + flipped  # also of a verified partner in an area
             places[:, slot] = self._places[first]
-        return Batch(views, classes.ravel(), places.ravel(), points, valid)
+        return Batch(views, classes.ravel(), places.ravel())
 
     def _photograph(self, drawn: int) -> int:
         count = len(self._pixels)
         return int(np.random.default_rng((self._seed, drawn // count)).permutation(count)[drawn % count])
 
-    def _pair(self, first: int, side: int, rng: np.random.Generator):
+    def _pair(self, first: int, side: int, rng: np.random.Generator) -> list[np.ndarray]:
         draw = rng.random()
         partners, members = self._partners[first], self._members[self._classes[first]]
         size = self._pixels[first].shape[:2]
         if partners and draw < VERIFIED_PARTNER:
             second, agreed = partners[rng.integers(len(partners))]
             middle = agreed[rng.integers(len(agreed))]
-            size2 = self._pixels[second].shape[:2]
-            warps = [
-                augment.warp(s, side, m * s + rng.normal(0, 0.06, 2) * s, rng)
-                for s, m in ((size, middle[:2]), (size2, middle[2:]))
-            ]
-            shared = augment.inside(
-                *(
-                    augment.project(w, m * s)
-                    for w, m, s in zip(warps, (agreed[:, :2], agreed[:, 2:]), (size, size2))
-                ),
-                side,
-            )
+            centres = [m * self._pixels[n].shape[:2] for n, m in ((first, middle[:2]), (second, middle[2:]))]
         elif len(members) > 1 and draw > 1 - LABEL_PARTNER:
             second = members[rng.integers(len(members))]
-            warps = [
-                augment.warp(s, side, augment.centre_of(s, rng), rng)
-                for s in (size, self._pixels[second].shape[:2])
-            ]
-            shared = np.zeros((0, 4))
+            centres = [augment.centre_of(self._pixels[n].shape[:2], rng) for n in (first, second)]
         else:
-            second = first
-            centre = augment.centre_of(size, rng)
-            warps = [augment.warp(size, side, centre + rng.normal(0, 0.06, 2) * size, rng) for _ in range(2)]
-            shared = augment.shared_points(*warps, side, rng)
-        views = [
-            augment.render(self._pixels[number], warp, side, rng)
-            for number, warp in zip((first, second), warps)
-        ]
-        return second, views, shared.astype(np.float32)
+            second, centres = first, [augment.centre_of(size, rng)] * 2
+        views = []
+        for number, centre in zip((first, second), centres):
+            size = self._pixels[number].shape[:2]
+            warp = augment.warp(size, side, centre + rng.normal(0, 0.06, 2) * size, rng)
+            views.append(augment.render(self._pixels[number], warp, side, rng))
+        return views

