@@ -14,7 +14,7 @@ from beam_pipeline.main import main
 from tests import tiny_models
 from transforms import features, images, machine
 from transforms.machine import MachineError
-from transforms.models.saved_model import ExtractionError
+from transforms.models.model import ExtractionError
 from transforms.storage import files
 from transforms.storage.object_stores import StoreError
 from transforms.types import DecodedImage, Failure, ImageRef
