@@ -27,8 +27,7 @@ from transforms.types import DecodedImage, Failure, ImageFeatures, ImageRef, Ima
 
 ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]
 
-# Of a worker with 2 cores. Measured, the whole process, two photographs of 640 pixels in flight: 0.4 GB with
-# the embedded model, 1.4 GB with a ResNet-50 at three scales up to 1.4142, 1.8 GB at seven up to 2.
+# Of a worker with 2 cores, the whole process, with room for a SavedModel (benchmarks/README.md, "Choices").
 MIN_RAM = "4GB"
 
 # Bytes enough to decode and extract a photograph on its own.
