@@ -191,6 +191,7 @@ def test_workers_get_the_whole_package(jobs, command):
             "setup.py",
             "README.md",
             "LICENSE",
+            "NOTICE",
         } <= names
 
 

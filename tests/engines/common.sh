@@ -53,7 +53,7 @@ make_environment() {
   local wanted stamp="$venv/.installed-${1:-}" source="$work/source"
   [ -x "$venv/bin/python" ] || "${PYTHON:-python3.11}" -m venv "$venv"
   mkdir "$source" # a build leaves its own files where it works
-  cp -r "$checkout"/{setup.py,pyproject.toml,README.md,LICENSE,beam_pipeline,transforms} "$source"
+  cp -r "$checkout"/{setup.py,pyproject.toml,README.md,LICENSE,NOTICE,beam_pipeline,transforms} "$source"
   wanted="$(cat "$checkout/setup.py" "$checkout/pyproject.toml" | cksum)"
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     say "installing into $venv (a minute or two, once)"
