@@ -3,6 +3,7 @@
 from setuptools import setup
 
 setup(
+    license="Apache-2.0",  # not in pyproject.toml: setuptools before and after 77 want it in other ways there
     install_requires=[
         "apache-beam>=2.76,<3",
         "numpy>=2.0,<3",

@@ -420,7 +420,7 @@ def test_an_engine_that_loses_photographs_of_an_index(data):
     "step, name, message",
     [
         ("ReadUnit", "000001", "1 of 2 units of photographs were not extracted, and no deadline had passed"),
-        ("WritePredictions", "", "12 of 12 queries were not predicted, and no deadline had passed"),
+        ("WriteShard", "", "12 of 12 queries were not predicted, and no deadline had passed"),
     ],
 )
 def test_an_engine_that_loses_queries(data, step, name, message):

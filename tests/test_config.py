@@ -9,6 +9,7 @@ from beam_pipeline import config, flags, main, outputs, recipe, recognize
 from tests import tiny_models
 from tests.manifests import index_manifest
 from transforms.models import card
+from transforms.storage.feature_store import ShardSummary
 from transforms.types import ReadingConfig
 
 INDEX = ["index", "--images", "x", "--labels", "y", "--output", "z"]
@@ -85,7 +86,9 @@ def test_how_near_descriptors_must_be_is_the_models_business(model, tmp_path, gi
     if of_card:
         card.write_card(str(tmp_path / "model"), card.OFFICIAL_DELG, max_distance=of_card)
     made = recipe.choose(str(tmp_path / "model"), config.ExtractionOverrides(), ReadingConfig())
-    outputs.finish(str(tmp_path / "index"), index_manifest(recipe=made))
+    outputs.finish(
+        str(tmp_path / "index"), index_manifest(recipe=made, shards=(ShardSummary("unit", 1, {}),))
+    )
     (tmp_path / "query.png").write_bytes(b"")
     paths = ["--images", str(tmp_path), "--index", str(tmp_path / "index"), "--output", str(tmp_path / "run")]
     args = main.build_parser().parse_args(["recognize", *paths, *given])

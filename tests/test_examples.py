@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -46,8 +47,8 @@ def test_the_jobs_from_python(folder, capsys):
 
 def test_a_job_with_too_many_failures_is_an_error(folder, tmp_path):
     (tmp_path / "photographs").mkdir()
-    for name in ("one.png", "two.png"):
-        (tmp_path / "photographs" / name).write_bytes(b"no picture")
+    shutil.copy(next((folder / "photographs").iterdir()), tmp_path / "photographs" / "one.png")
+    (tmp_path / "photographs" / "two.png").write_bytes(b"no picture")
     (tmp_path / "labels.csv").write_text("id,landmark_id\none,1\ntwo,2\n")
     arguments = [str(tmp_path / name) for name in ("labels.csv", "index")]
     config = IndexConfig((str(tmp_path / "photographs"),), *arguments, str(folder / "model"))
