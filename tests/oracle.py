@@ -53,13 +53,12 @@ class OracleParameters(NamedTuple):
 def nearest_images(
     query: OracleImage, index: list[OracleImage], count: int
 ) -> list[tuple[OracleImage, float]]:
-    """The `count` index images of the highest cosine similarity, never the query itself; ties by id."""
-    others = [image for image in index if image.image_id != query.image_id]
-    if not others:
+    """The `count` index images of the highest cosine similarity; ties by id."""
+    if not index:
         return []
-    matrix = np.array([image.global_descriptor for image in others], np.float64)
+    matrix = np.array([image.global_descriptor for image in index], np.float64)
     similarities = 1 - cdist(np.array([query.global_descriptor], np.float64), matrix, "cosine")[0]
-    best = sorted(zip(others, similarities), key=lambda pair: (-pair[1], pair[0].image_id))[:count]
+    best = sorted(zip(index, similarities), key=lambda pair: (-pair[1], pair[0].image_id))[:count]
     return [(image, float(similarity)) for image, similarity in best]
 
 

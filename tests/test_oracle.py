@@ -122,7 +122,7 @@ def product_recognize(index, queries, settings, num_to_rerank, top_k) -> dict[st
 def test_same_nearest_images(data):
     index, queries = data
     ours = product_nearest(index, queries + index[:3], 5)
-    for query in queries + index[:3]:  # images of the index, too: none finds itself
+    for query in queries + index[:3]:  # images of the index, too: each finds itself
         expected = [
             (image.image_id, pytest.approx(similarity, abs=1e-6))
             for image, similarity in oracle.nearest_images(query, index, 5)
