@@ -369,10 +369,11 @@ def test_beams_options_reach_the_client_before_there_is_a_pipeline(server, monke
         "AWS_SECRET_ACCESS_KEY": "--s3_secret_access_key",
     }
     flags = [f"{option}={os.environ[variable]}" for variable, option in names.items()]
-    for variable in names:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert main.main(["verify", files.join(server, "none"), *flags]) == 2
+    with monkeypatch.context() as patch:  # what deletes the folder afterwards needs them again
+        for variable in names:
+            patch.delenv(variable)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        assert main.main(["verify", files.join(server, "none"), *flags]) == 2
     assert "is no output of `landmarks index`" in capsys.readouterr().err
 
 
