@@ -37,7 +37,7 @@ try_store() {
   if landmarks verify "$root/resumed/index" "${options[@]}"; then echo "it was finished before it could be killed" >&2; return 1; fi
   landmarks index "${extraction[@]}" --output "$root/resumed/index" --direct_num_workers=2 --direct_running_mode=multi_processing
   landmarks verify "$root/resumed/index" "${options[@]}"
-  landmarks recognize --images "$root/queries/**.jpg" --index "$root/resumed/index" --output "$root/resumed/run" "${options[@]}"
+  landmarks recognize --images "$root/queries/**/*.jpg" --index "$root/resumed/index" --output "$root/resumed/run" "${options[@]}"
   same_submission "$root/resumed/run"
 
   say "recognize within 1 second, within ${BUDGET:-60s}, and without a limit"
