@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.PngImagePlugin
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +28,8 @@ from transforms.storage.feature_store import FeatureStore, ShardSummary
 from transforms.types import Failure, FeatureLocation, ImageRef
 
 MAX_LINES = 60  # more hide the photographs
+
+_MADE_BY = "landmarks matches"  # in the files of pictures
 
 # Layout, in pixels.
 _BOX_WIDTH, _BOX_HEIGHT = 480, 360  # an image is fitted into this
@@ -250,6 +253,8 @@ def write_match_picture(
     for read in (query, *found.values()):
         if files.same_file(read.ref.uri, output):
             raise ConfigError(f"{output} is one of the photographs to draw; name another file")
+    if files.exists(output) and not _made_here(output):
+        raise ConfigError(f"{output} is there and was not made by `landmarks matches`; name another file")
     settings = manifest.verification
     query_local = query_store.read_local(query.location)
     panels = []
@@ -269,8 +274,25 @@ def write_match_picture(
         )
     drawn = draw_matches(_read_pixels(query.ref, manifest.recipe), panels, _title(prediction, right))
     encoded = io.BytesIO()
-    PIL.Image.fromarray(drawn).save(encoded, "PNG" if output.lower().endswith(".png") else "JPEG", quality=92)
+    picture, texts = PIL.Image.fromarray(drawn), PIL.PngImagePlugin.PngInfo()
+    texts.add_text("Software", _MADE_BY)
+    if output.lower().endswith(".png"):
+        picture.save(encoded, "PNG", pnginfo=texts)
+    else:
+        picture.save(encoded, "JPEG", quality=92, comment=_MADE_BY)
     files.write_bytes(output, encoded.getvalue())
+
+
+def _made_here(output: str) -> bool:
+    """Whether a file is a picture that this module wrote: no other is written over."""
+    try:
+        with PIL.Image.open(io.BytesIO(files.read_bytes(output))) as picture:
+            return _MADE_BY in (
+                picture.info.get("Software"),
+                picture.info.get("comment", b"").decode("latin-1"),
+            )
+    except PIL.UnidentifiedImageError:
+        return False
 
 
 def _title(prediction: Mapping[str, Any], right: Collection[str] | None) -> str:

@@ -274,6 +274,19 @@ def test_what_cannot_be_drawn_is_wrong_usage(run, image_id, output, message):
         matches.write_match_picture(run, image_id, output)
 
 
+@pytest.mark.parametrize("name", ["out.png", "out.jpg"])
+def test_only_its_own_pictures_are_written_over(run, tmp_path, name):
+    strange = PIL.Image.new("RGB", (8, 6))
+    strange.save(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ConfigError, match="is there and was not made by `landmarks matches`"):
+        matches.write_match_picture(run, "q", str(tmp_path / name))
+    assert (tmp_path / name).read_bytes() == before
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        matches.write_match_picture(run, "q", str(tmp_path / name))
+
+
 def test_a_photograph_that_is_gone_is_named(run, tmp_path):
     (tmp_path / "b.png").unlink()
 
