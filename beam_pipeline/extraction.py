@@ -18,7 +18,7 @@ from transforms.extraction import ExtractFeatures
 from transforms.patterns import MatchError, Matches, match_images
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, failure_table
-from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, write_plan
+from transforms.storage.worklist import ListedUnit, ReadUnits, make_units, write_worklist
 from transforms.types import Failure, ImageRef, ImageUnit
 
 
@@ -59,7 +59,7 @@ class ExtractionTask:
       recipe: how photographs become features.
       units: of photographs, named by all that their features depend on.
       store: where the features go.
-      root: the plan lies below it.
+      root: the work list lies below it.
     """
 
     recipe: Recipe
@@ -75,8 +75,8 @@ class ExtractionTask:
         )
 
     @functools.cached_property
-    def planned(self) -> tuple[PlannedUnit, ...]:
-        """The units by their places in the plan."""
+    def listed(self) -> tuple[ListedUnit, ...]:
+        """The units by their places in the work list."""
         return tuple(worklist.places(self.units))
 
     @property
@@ -113,13 +113,13 @@ class ExtractionTask:
         for line in integrity.discard_damaged(self.store, self.names):
             print(f"{line}: its unit is extracted again", file=sys.stderr)
 
-    def write_plan(self) -> None:
-        """Writes the plan, from which workers read their units."""
-        write_plan(self.root, self.units)
+    def write_worklist(self) -> None:
+        """Writes the work list, from which workers read their units."""
+        write_worklist(self.root, self.units)
 
     def transform(self, deadline: float = math.inf) -> "ExtractMissing":
         """The beginning of a pipeline that does it."""
-        return ExtractMissing(self.recipe, self.store.root, self.root, self.planned, deadline)
+        return ExtractMissing(self.recipe, self.store.root, self.root, self.listed, deadline)
 
     def phase(self) -> runner.Phase:
         """Progress in photographs."""
@@ -169,21 +169,21 @@ def lost_work(what: str) -> PipelineError:
 
 @dataclasses.dataclass
 class ExtractMissing(beam.PTransform):
-    """Begins a pipeline: extracts the planned units that a feature store lacks; gives the names of all that
+    """Begins a pipeline: extracts the listed units that a feature store lacks; gives the names of all that
     it then has.
 
     Attributes:
       recipe: the model, its settings, and how photographs are read.
       store_root: the feature store.
-      plan_root: where the plan lies.
-      planned: units of the plan.
+      worklist_root: where the work list lies.
+      listed: units of the list.
       deadline: as time.time() tells it; units that are not done by then are left out.
     """
 
     recipe: Recipe
     store_root: str
-    plan_root: str
-    planned: tuple[PlannedUnit, ...]
+    worklist_root: str
+    listed: tuple[ListedUnit, ...]
     deadline: float = math.inf
 
     def __post_init__(self) -> None:
@@ -192,8 +192,8 @@ class ExtractMissing(beam.PTransform):
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
         options, store = begin.pipeline.options, FeatureStore(self.store_root)
         there = set(store.units())
-        done = [unit.name for unit in self.planned if unit.name in there]
-        missing = [unit for unit in self.planned if unit.name not in there]
+        done = [unit.name for unit in self.listed if unit.name in there]
+        missing = [unit for unit in self.listed if unit.name not in there]
         parts = [begin | "DoneBefore" >> beam.Create(done, reshuffle=False).with_output_types(str)]
         if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
             recipe, in_flight = self.recipe, runner.images_in_flight(options)
@@ -202,8 +202,8 @@ class ExtractMissing(beam.PTransform):
             )
             parts.append(
                 begin
-                | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(PlannedUnit)
-                | ReadUnits(self.plan_root)
+                | "Missing" >> beam.Create(missing, reshuffle=False).with_output_types(ListedUnit)
+                | ReadUnits(self.worklist_root)
                 | extract
             )
         return parts | beam.Flatten()

@@ -243,7 +243,7 @@ def _retry(
     """
     root, recipe = prepared.config.output, prepared.task.recipe
     base = outputs.read_manifest(root, IndexManifest)
-    before = worklist.read_plan(parts.folder(root, part))
+    before = worklist.read_worklist(parts.folder(root, part))
     old = ExtractionTask.of(before, recipe, root, "")
     task = ExtractionTask.of([mended.get(ref.image_id, ref) for ref in before], recipe, root, "")
     rest = parts.without(root, base, part, old)
@@ -264,7 +264,7 @@ def _retry(
     outputs.finish(root, manifest)
     if not part:
         first = dataclasses.replace(task, root=root)
-        first.write_plan()
+        first.write_worklist()
         settings = dataclasses.replace(prepared, task=first).settings
         files.write_json(files.join(root, "settings.json"), settings)
     layout.delete(root, "index", below=f"appended/{part or task.digest}/")
@@ -275,7 +275,7 @@ def _retry(
 def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunner | None) -> IndexManifest:
     """Extracts what the index lacks; returns a manifest of that alone."""
     task, time_budget = prepared.task, prepared.config.budget
-    task.write_plan()
+    task.write_worklist()
     _record_unlabelled(prepared)
     task.discard_damaged()
     schedule = pilot.schedule(time_budget, lambda: pilot.sample_of(task.recipe, task.missing(), options))

@@ -130,7 +130,7 @@ def _is_finished(
     differing += [text for k, text in _DIGESTS.items() if found.get(k) != settings.get(k)]
     problem = f"was made with other settings ({'; '.join(differing)})" if differing else ""
     if photographs and found.get(key) != settings[key]:
-        changes = Changes.between(worklist.read_plan(root), photographs.refs)
+        changes = Changes.between(worklist.read_worklist(root), photographs.refs)
         if not differing and changes and changes.only_of(failed(root, photographs.store)):
             return False
         if changes:
@@ -167,7 +167,7 @@ def _take_up(root: str, settings: dict[str, Any], photographs: Photographs | Non
     found, uri = _read_settings(root), files.join(root, MANIFEST)
     if found is None or found["command"] == _CLEARING or photographs is None or found == settings:
         return False
-    before = worklist.read_plan(root)
+    before = worklist.read_worklist(root)
     changes = Changes.between(before, photographs.refs)
     print(f"{root}: {changes or 'its photographs are known better now'}; what failed is tried again")
     if files.exists(uri):  # readers go on with what there is

@@ -95,7 +95,7 @@ def known(index: str, manifest: IndexManifest, task: ExtractionTask) -> dict[str
     return {
         ref.image_id: (part, ref)
         for part in ("", *sorted(manifest.appended))
-        for ref in worklist.read_plan(folder(index, part))
+        for ref in worklist.read_worklist(folder(index, part))
         if ref.image_id in wanted
     }
 

@@ -84,7 +84,7 @@ def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam
     blocks = (
         pipeline
         | "Extract" >> extract.with_resource_hints(**hints(features.MIN_RAM))
-        | "Blocks" >> GroupIntoBlocks(plan_blocks((unit.name, unit.images) for unit in prepared.task.planned))
+        | "Blocks" >> GroupIntoBlocks(plan_blocks((unit.name, unit.images) for unit in prepared.task.listed))
     )
     units = (
         blocks
@@ -214,7 +214,7 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
 def _forget(task: ExtractionTask, before: Sequence[ImageRef]) -> None:
     """Deletes what the run has of the blocks whose photographs were others `before`."""
     old = ExtractionTask.of(before, task.recipe, task.store.root, task.root).names
-    blocks = list(plan_blocks((unit.name, unit.images) for unit in task.planned).items())
+    blocks = list(plan_blocks((unit.name, unit.images) for unit in task.listed).items())
     same = len(old) == len(blocks)
     run_store.delete_blocks(
         task.root, {block for at, (name, block) in enumerate(blocks) if not same or old[at] != name}
@@ -239,7 +239,7 @@ def _recognize(
     pipeline's metrics.
     """
     config, task, index = prepared.config, prepared.task, prepared.index
-    task.write_plan()
+    task.write_worklist()
     if config.budget is not None and not files.exists(files.join(config.output, SUBMISSION)):
         write_submission(config.output)  # whatever happens from now on, there is a complete one
     schedule = pilot.schedule(config.budget, lambda: _sample(prepared, options))

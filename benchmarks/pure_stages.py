@@ -19,7 +19,7 @@ from transforms.patterns import match_images
 from transforms.retrieval import read_index_block, read_query_block
 from transforms.storage import run_store
 from transforms.storage.feature_store import FeatureStore
-from transforms.storage.worklist import make_units, write_plan
+from transforms.storage.worklist import make_units, write_worklist
 from transforms.submission import write_submission
 from transforms.types import (
     FeatureLocation,
@@ -39,7 +39,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
     recipe = choose_as_indexed(None, ExtractionOverrides(), ReadingConfig(), manifest.recipe)
     index, queries = FeatureStore(index_root), FeatureStore(os.path.join(output, "queries"))
     units = make_units(match_images([images]).images, "pure")
-    write_plan(output, units)
+    write_worklist(output, units)
     with ThreadPoolExecutor(cores) as pool:
         model = LoadedModel(catalog.load(recipe.model, recipe.settings), pool, cores)
         for unit in units:

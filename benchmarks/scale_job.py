@@ -135,7 +135,7 @@ def launch(names: str, labels: str, output: str) -> dict[str, Any]:
     labelled = index.labelled(match((f"@{names}",)), table)[0]
     done("match")
     task = ExtractionTask.of(labelled, made, output, output)
-    task.write_plan()
+    task.write_worklist()
     done("plan")
     pipeline = beam.Pipeline()
     index.build(pipeline, task)

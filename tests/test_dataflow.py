@@ -272,7 +272,7 @@ LOCATION = types.FeatureLocation("unit", 0, 7)
 CANDIDATE = types.Candidate("b", "landmark", 0.5, LOCATION, 7, 0.75)
 IDS = np.array([[b"b", b""]])
 RECORDS = [
-    worklist.PlannedUnit("unit", 1, 0, 0),
+    worklist.ListedUnit("unit", 1, 0, 0),
     types.ImageUnit("unit", (REF,)),
     retrieval.QueryBlock("block", ("unit",)),
     retrieval.IndexGroup("group", ("unit",)),

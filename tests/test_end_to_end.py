@@ -200,9 +200,7 @@ def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(
 
     def in_random_order(self, begin):
         return expand(
-            dataclasses.replace(
-                self, planned=tuple(random.Random(1).sample(self.planned, len(self.planned)))
-            ),
+            dataclasses.replace(self, listed=tuple(random.Random(1).sample(self.listed, len(self.listed)))),
             begin,
         )
 

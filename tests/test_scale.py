@@ -26,7 +26,7 @@ from transforms.models.card import ExtractionSettings
 from transforms.patterns import match_images
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import worklist
-from transforms.storage.worklist import PlannedUnit, ReadUnits, make_units, write_plan
+from transforms.storage.worklist import ListedUnit, ReadUnits, make_units, write_worklist
 from transforms.types import VerificationSettings
 from transforms.verification import VerifyCandidates
 
@@ -50,7 +50,7 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
     for n in range(photographs):
         Image.fromarray(tiny_models.textured(96, 96, n)).save(folder / f"{photographs}-{n:03d}.png")
     images = match_images([str(folder)]).images
-    planned = write_plan(
+    listed = write_worklist(
         str(folder),
         [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)],
     )
@@ -58,7 +58,7 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
     found = measured(
         lambda pipeline: (
             pipeline
-            | beam.Create(planned).with_output_types(PlannedUnit)
+            | beam.Create(listed).with_output_types(ListedUnit)
             | ReadUnits(str(folder))
             | ExtractFeatures(model, str(folder / "store"), settings)
         )
@@ -135,13 +135,13 @@ def test_the_graph_holds_places_in_the_plan_not_photographs(tmp_path):
     sizes = {}
     for count in (4096, 16_384):
         (tmp_path / "list.txt").write_text("".join(f"/somewhere/{n:016x}.jpg\n" for n in range(count)))
-        planned = write_plan(
+        listed = write_worklist(
             str(tmp_path), make_units(match_images([f"@{tmp_path}/list.txt"]).images, "settings")
         )
         pipeline = beam.Pipeline()
         (
             pipeline
-            | beam.Create(planned, reshuffle=False).with_output_types(PlannedUnit)
+            | beam.Create(listed, reshuffle=False).with_output_types(ListedUnit)
             | ReadUnits(str(tmp_path))
         )
         sizes[count] = pipeline.to_runner_api().ByteSize()

@@ -39,17 +39,17 @@ def test_names_change_with_settings_and_images():
 
 def test_a_plan_reads_back_unit_by_unit(tmp_path):
     made = worklist.make_units(refs(5000), [])
-    planned = worklist.write_plan(str(tmp_path), made)
-    assert len(planned) == len(made) and max(p.part for p in planned) == 1
-    assert [worklist.read_unit(str(tmp_path), p) for p in planned] == made
-    assert list(worklist.planned_image_ids(str(tmp_path))) == [f"{i:05d}" for i in range(5000)]
+    listed = worklist.write_worklist(str(tmp_path), made)
+    assert len(listed) == len(made) and max(p.part for p in listed) == 1
+    assert [worklist.read_unit(str(tmp_path), p) for p in listed] == made
+    assert list(worklist.listed_image_ids(str(tmp_path))) == [f"{i:05d}" for i in range(5000)]
 
 
 def test_units_are_read_by_workers(tmp_path):
     made = worklist.make_units(refs(50), [])
-    planned = worklist.write_plan(str(tmp_path), made)
+    listed = worklist.write_worklist(str(tmp_path), made)
     with TestPipeline() as pipeline:
-        read = pipeline | beam.Create(planned) | worklist.ReadUnits(str(tmp_path))
+        read = pipeline | beam.Create(listed) | worklist.ReadUnits(str(tmp_path))
         assert_that(
             read | beam.Map(lambda u: (u.name, len(u.images))),
             equal_to([(u.name, len(u.images)) for u in made]),

@@ -13,7 +13,7 @@ from transforms.storage.run_store import (
     read_predictions,
     write_predictions,
 )
-from transforms.storage.worklist import planned_image_ids
+from transforms.storage.worklist import listed_image_ids
 from transforms.types import Prediction, PredictionUnit
 
 SUBMISSION = "submission.csv"
@@ -34,7 +34,7 @@ def write_submission(run: str) -> int:
     schema = pa.schema([PREDICTION_SCHEMA.field(c) for c in columns])
     predicted = pa.concat_tables([schema.empty_table(), *read_predictions(run, columns)])
     known = set(predicted.column("image_id").to_pylist())
-    missing = [image_id for image_id in planned_image_ids(run) if image_id not in known]
+    missing = [image_id for image_id in listed_image_ids(run) if image_id not in known]
     if missing:
         table = prediction_table(Prediction(image_id, None, None) for image_id in missing)
         files.write_parquet(unpredicted, table)

@@ -1,6 +1,6 @@
-"""The plan of a job: which images make which unit of work, written once and read unit by unit.
+"""The work list of a job: which images make which unit of work, written once and read unit by unit.
 
-A plan lies on disk, since the pipeline's graph has no room for a million paths: workers get (part, row group)
+It lies on disk, since the pipeline's graph has no room for a million paths: workers get (part, row group)
 and read their unit's images themselves. Layout: <root>/plan/<part>.parquet, a row group per unit.
 """
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from transforms.storage import files
 from transforms.types import ImageRef, ImageUnit
 
-PLAN_SCHEMA = pa.schema(
+WORKLIST_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
@@ -36,13 +36,13 @@ _UNITS_PER_PART = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedUnit:
-    """A unit by name and place in the plan.
+class ListedUnit:
+    """A unit by name and place in the work list.
 
     Attributes:
       name: of the unit, in the order of the image ids.
       images: how many it has.
-      part: number of the plan's file.
+      part: number of the file of the list.
       row_group: of that file.
     """
 
@@ -78,35 +78,37 @@ def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
     return units
 
 
-def places(units: Sequence[ImageUnit]) -> list[PlannedUnit]:
-    """Where each of `units` stands in their plan."""
+def places(units: Sequence[ImageUnit]) -> list[ListedUnit]:
+    """Where each of `units` stands in their list."""
     return [
-        PlannedUnit(unit.name, len(unit.images), *divmod(position, _UNITS_PER_PART))
+        ListedUnit(unit.name, len(unit.images), *divmod(position, _UNITS_PER_PART))
         for position, unit in enumerate(units)
     ]
 
 
-def write_plan(root: str, units: Sequence[ImageUnit]) -> list[PlannedUnit]:
-    """Writes the plan of `units` below `root` and returns where each stands in it."""
+def write_worklist(root: str, units: Sequence[ImageUnit]) -> list[ListedUnit]:
+    """Writes the work list of `units` below `root` and returns where each stands in it."""
     for part, start in enumerate(range(0, len(units), _UNITS_PER_PART)):
         buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, PLAN_SCHEMA) as writer:
+        with pq.ParquetWriter(buffer, WORKLIST_SCHEMA) as writer:
             for unit in units[start : start + _UNITS_PER_PART]:
                 rows = [dataclasses.asdict(ref) for ref in unit.images]
-                writer.write_table(pa.Table.from_pylist(rows, PLAN_SCHEMA), row_group_size=max(1, len(rows)))
+                writer.write_table(
+                    pa.Table.from_pylist(rows, WORKLIST_SCHEMA), row_group_size=max(1, len(rows))
+                )
         files.write_bytes(_part_uri(root, part), buffer.getvalue())
     return places(units)
 
 
-def read_unit(root: str, planned: PlannedUnit) -> ImageUnit:
-    """Reads one unit from the plan below `root`."""
-    parquet = pq.ParquetFile(io.BytesIO(files.read_bytes(_part_uri(root, planned.part))))
-    rows = parquet.read_row_group(planned.row_group, use_threads=False).to_pylist()
-    return ImageUnit(planned.name, tuple(ImageRef(**row) for row in rows))
+def read_unit(root: str, listed: ListedUnit) -> ImageUnit:
+    """Reads one unit from the list below `root`."""
+    parquet = pq.ParquetFile(io.BytesIO(files.read_bytes(_part_uri(root, listed.part))))
+    rows = parquet.read_row_group(listed.row_group, use_threads=False).to_pylist()
+    return ImageUnit(listed.name, tuple(ImageRef(**row) for row in rows))
 
 
-def read_plan(root: str) -> list[ImageRef]:
-    """The photographs of the plan below `root`, in its order; none where there is no plan. Earlier plans know
+def read_worklist(root: str) -> list[ImageRef]:
+    """The photographs of the list below `root`, in its order; none where there is no list. Earlier lists know
     no versions: those are NO_VERSION.
     """
     refs = []
@@ -116,13 +118,13 @@ def read_plan(root: str) -> list[ImageRef]:
 
 
 def unit_count(root: str) -> int:
-    """The number of units of the plan below `root`."""
+    """The number of units of the list below `root`."""
     uris = files.list_files(files.join(root, "plan"), ".parquet")
     return sum(pq.ParquetFile(io.BytesIO(files.read_bytes(uri))).num_row_groups for uri in uris)
 
 
-def planned_image_ids(root: str) -> Iterator[str]:
-    """The ids of all images of the plan below `root`, ascending."""
+def listed_image_ids(root: str) -> Iterator[str]:
+    """The ids of all images of the list below `root`, ascending."""
     for uri in files.list_files(files.join(root, "plan"), ".parquet"):
         yield from files.read_parquet(uri, ["image_id"]).column("image_id").to_pylist()
 
@@ -133,23 +135,23 @@ def _part_uri(root: str, part: int) -> str:
 
 @dataclasses.dataclass
 class ReadUnits(beam.PTransform):
-    """PlannedUnits -> ImageUnits, each read from the plan below `root`."""
+    """ListedUnits -> ImageUnits, each read from the list below `root`."""
 
     root: str
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, planned: beam.PCollection[PlannedUnit]) -> beam.PCollection[ImageUnit]:
-        # Spread the few bytes of a PlannedUnit, not the unit: references too are many in a unit.
-        return planned | "Spread" >> beam.Reshuffle() | "ReadUnit" >> beam.ParDo(_ReadUnit(self.root))
+    def expand(self, listed: beam.PCollection[ListedUnit]) -> beam.PCollection[ImageUnit]:
+        # Spread the few bytes of a ListedUnit, not the unit: references too are many in a unit.
+        return listed | "Spread" >> beam.Reshuffle() | "ReadUnit" >> beam.ParDo(_ReadUnit(self.root))
 
 
-@beam.typehints.with_input_types(PlannedUnit)
+@beam.typehints.with_input_types(ListedUnit)
 @beam.typehints.with_output_types(ImageUnit)
 class _ReadUnit(beam.DoFn):
     def __init__(self, root: str):
         self._root = root
 
-    def process(self, planned: PlannedUnit) -> Iterable[ImageUnit]:
-        yield read_unit(self._root, planned)
+    def process(self, listed: ListedUnit) -> Iterable[ImageUnit]:
+        yield read_unit(self._root, listed)
