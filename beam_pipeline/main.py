@@ -229,9 +229,9 @@ def _verify(args: argparse.Namespace, options: Any) -> int:
 
 
 def _inspect(args: argparse.Namespace, options: Any) -> int:
-    from beam_pipeline import recipe
+    from transforms.models import catalog
 
-    print(recipe.inspect(args.model))
+    print(catalog.inspect(args.model))
     return EXIT_DONE
 
 

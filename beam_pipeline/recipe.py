@@ -139,8 +139,3 @@ def choose_as_indexed(
 def card_distance(recipe: Recipe) -> float | None:
     """The greatest distance of matching descriptors by the card of the model; None where it does not say."""
     return (catalog.card(recipe.model) or {}).get("max_distance")
-
-
-def inspect(model: str) -> str:
-    """What `landmarks model inspect` prints."""
-    return catalog.inspect(model)

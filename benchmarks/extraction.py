@@ -199,9 +199,8 @@ def _way_process(argv: list[str]) -> None:
     parser.add_argument("--max_image_side", type=int)
     args = parser.parse_args(argv)
     from transforms.models import catalog
-    from transforms.models.card import settings_from_card
 
-    settings = settings_from_card(catalog.card(args.model))
+    settings = catalog.settings(args.model)
     settings = dataclasses.replace(settings, max_image_side=args.max_image_side or settings.max_image_side)
     paths = (pathlib.Path(args.folder) / "all.txt").read_text().splitlines()
     seconds, features = WAYS[args.way](args.model, paths, settings)

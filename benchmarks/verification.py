@@ -101,9 +101,8 @@ def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> di
     from PIL import Image
 
     from transforms.models import catalog
-    from transforms.models.card import settings_from_card
 
-    settings = settings_from_card(catalog.card(catalog.EMBEDDED))
+    settings = catalog.settings(catalog.EMBEDDED)
     model = catalog.load(catalog.EMBEDDED, settings)
     features = {}
     for image in sorted(images):

@@ -15,7 +15,6 @@ from training.features import Features
 from transforms import gap
 from transforms.aggregation import aggregate
 from transforms.models import catalog
-from transforms.models.card import settings_from_card
 from transforms.quantization import quantized
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 from transforms.verification import ranked, verify_pair
@@ -32,7 +31,7 @@ RUNS = {
 
 def saved_model_features(model: str, folder: str, chosen: list[split.Photograph]) -> Iterator[Features]:
     """Features of photographs by a SavedModel that the product knows by that name, folder or URI."""
-    settings = settings_from_card(catalog.card(model))
+    settings = catalog.settings(model)
     loaded = catalog.load(model, settings)
     for photograph in chosen:
         (pixels,) = photographs.load(folder, [photograph], settings.max_image_side)

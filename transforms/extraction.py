@@ -14,20 +14,10 @@ from apache_beam.ml.inference.base import RunInference
 from transforms.features import ReadImages, UnitModelHandler
 from transforms.images import read_images
 from transforms.models import catalog
-from transforms.models.card import ExtractionSettings, settings_from_card
+from transforms.models.card import ExtractionSettings
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.worklist import make_units
 from transforms.types import ImageRef, ImageUnit, ReadingConfig
-
-
-def card_settings(model: str) -> ExtractionSettings:
-    """The settings that a model's card states, the official DELG ones where it states none.
-
-    Raises:
-      ModelError: there is no such model.
-      ValueError: its card is malformed.
-    """
-    return settings_from_card(catalog.card(model))
 
 
 def photograph_reader(settings: ExtractionSettings, reading: ReadingConfig) -> ReadImages:
@@ -60,7 +50,7 @@ def image_units(
     Raises:
       ModelError: there is no such model.
     """
-    settings = settings or card_settings(model)
+    settings = settings or catalog.settings(model)
     made_with = identity(settings, catalog.fingerprint(model), reading)
     return make_units(images, list(made_with.values()))
 
@@ -96,7 +86,7 @@ class ExtractFeatures(beam.PTransform):
         super().__init__()
 
     def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
-        settings = self.settings or card_settings(self.model)
+        settings = self.settings or catalog.settings(self.model)
         handler = UnitModelHandler(
             self.model,
             settings,

@@ -4,7 +4,7 @@ import functools
 import os
 from typing import Any
 
-from transforms.models.card import ExtractionSettings
+from transforms.models.card import ExtractionSettings, settings_from_card
 from transforms.models.embedded import EmbeddedModel
 from transforms.models.model import BuiltInModel, Model, ModelError
 from transforms.models.model_files import fetch_model
@@ -31,6 +31,13 @@ def card(model: str) -> dict[str, Any] | None:
     """The card of a model; raises ModelError where there is no model, ValueError where the card is wrong."""
     adapter, place = find(model)
     return adapter.card(place)
+
+
+def settings(model: str) -> ExtractionSettings:
+    """The settings that a model's card states, the official DELG ones where it states none; raises as `card`
+    does.
+    """
+    return settings_from_card(card(model))
 
 
 def fingerprint(model: str) -> str:
