@@ -7,8 +7,8 @@ import dataclasses
 import os
 from typing import Any
 
+from transforms.storage.uris import is_local
 from transforms.types import ReadingConfig, VerificationSettings
-from transforms.uris import is_local
 
 
 @dataclasses.dataclass(frozen=True)

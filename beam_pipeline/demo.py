@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from transforms.uris import is_local
+from transforms.storage.uris import is_local
 
 INDEX_VIEWS = 6
 QUERY_VIEWS = 6

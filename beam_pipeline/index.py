@@ -18,9 +18,9 @@ from beam_pipeline import budget, layout, left_out, lock, outputs, parts, pilot,
 from beam_pipeline.config import ConfigError, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest
-from transforms import features, spelling
+from transforms import features
 from transforms.models import catalog
-from transforms.storage import files, tables, worklist
+from transforms.storage import files, spelling, tables, worklist
 from transforms.storage.feature_store import failure_table
 from transforms.types import Failure, ImageRef
 

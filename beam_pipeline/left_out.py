@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline.manifest import IndexManifest
-from transforms import spelling
 from transforms.patterns import described
+from transforms.storage import spelling
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import ImageRef

@@ -26,11 +26,11 @@ from beam_pipeline import budget, quiet, runner
 from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
 from beam_pipeline.recipe import Recipe
-from transforms.dot_products import NumpyProduct, fastest_product
+from transforms.arrays.dot_products import NumpyProduct, fastest_product
+from transforms.arrays.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
+from transforms.arrays.quantization import quantized
 from transforms.features import UnitFeatures, extract_unit
 from transforms.models import catalog
-from transforms.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
-from transforms.quantization import quantized
 from transforms.retrieval import UNIT_QUERIES, read_index_block
 from transforms.storage import feature_store, files, object_stores, run_store
 from transforms.storage.feature_store import FeatureStore

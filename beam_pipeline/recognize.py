@@ -18,10 +18,10 @@ from beam_pipeline.budget import Deadlines
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest
-from transforms import features, retrieval, spelling, verification
+from transforms import features, retrieval, verification
 from transforms.aggregation import AggregatePredictions
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
-from transforms.storage import files, run_store, tables
+from transforms.storage import files, run_store, spelling, tables
 from transforms.submission import SUBMISSION, WritePredictions, WriteSubmission, write_submission
 from transforms.types import ImageRef
 from transforms.verification import VerifyCandidates

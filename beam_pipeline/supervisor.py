@@ -1,10 +1,11 @@
 """Keeps a job going when native code takes its process down, on the local runner.
 
 A decoder or a model can die of SIGSEGV, SIGFPE or an abort, and no exception tells of which photograph. So
-the job runs in a child process that leaves a note of each photograph at work (transforms/crash_notes.py).
-When it dies so, it is started again with the same arguments and goes on where it stopped, since units are
-written once. Photographs noted at the death are first tried alone, one after the other; one that kills the
-process again becomes a failure row of kind "crashed", and the rest of its unit goes on.
+the job runs in a child process that leaves a note of each photograph at work
+(transforms/processes/crash_notes.py). When it dies so, it is started again with the same arguments and goes
+on where it stopped, since units are written once. Photographs noted at the death are first tried alone, one
+after the other; one that kills the process again becomes a failure row of kind "crashed", and the rest of its
+unit goes on.
 
 The supervisor loads neither Beam nor TensorFlow before it forks. Other engines start a dead worker again by
 themselves.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from beam_pipeline import terminal
-from transforms.crash_notes import IN_FLIGHT
+from transforms.processes.crash_notes import IN_FLIGHT
 
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL})
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from transforms.uris import is_local
+from transforms.storage.uris import is_local
 
 _PATHS = (
     "images",

@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks import jobs, resnet_delg
 from benchmarks.goals import Goals
-from transforms.process_settings import one_thread
-from transforms.quantization import dequantized
+from transforms.arrays.quantization import dequantized
+from transforms.processes.settings import one_thread
 from transforms.storage.feature_store import decode_local_features, encode_local_features
 from transforms.types import LocalFeatures
 
@@ -108,7 +108,7 @@ def notebook_passes(model: str, paths: list[str], settings) -> tuple[float, list
 
 def stored(root: pathlib.Path, ids: list[str]) -> list[Features]:
     """Features of some photographs in an index."""
-    from transforms.quantization import dequantized
+    from transforms.arrays.quantization import dequantized
     from transforms.storage.feature_store import FeatureStore, descriptors_of
     from transforms.types import FeatureLocation
 

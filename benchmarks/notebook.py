@@ -21,7 +21,7 @@ import PIL.ImageOps
 from scipy.spatial import cKDTree, distance
 
 from transforms.models.card import ExtractionSettings, read_card, settings_from_card
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 from transforms.types import VerificationSettings
 
 MIN_MATCHES = 5

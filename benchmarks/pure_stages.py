@@ -12,9 +12,9 @@ from beam_pipeline.manifest import IndexManifest
 from beam_pipeline.outputs import read_manifest
 from beam_pipeline.recipe import choose_as_indexed
 from transforms.aggregation import aggregate
+from transforms.arrays.nearest import nearest
 from transforms.features import LoadedModel, extract_unit
 from transforms.models import catalog
-from transforms.nearest import nearest
 from transforms.patterns import match_images
 from transforms.retrieval import read_index_block, read_query_block
 from transforms.storage import run_store

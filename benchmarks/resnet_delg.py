@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from transforms.models.card import ExtractionSettings, write_card
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 
 LOCAL_WIDTH, GLOBAL_WIDTH, ATTENTION_WIDTH, GEM_POWER = 128, 2048, 512, 3.0
 STRIDE, BOX_SIDE = 16, 291  # of conv4's grid and of its receptive field, pixels

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.goals import Goals
-from transforms.dot_products import TensorFlowProduct, fastest_product
-from transforms.nearest import DescriptorBlock, IndexBlock, nearest
+from transforms.arrays.dot_products import TensorFlowProduct, fastest_product
+from transforms.arrays.nearest import DescriptorBlock, IndexBlock, nearest
 
 # Google Landmarks v2 clean: images, landmarks, images of the largest landmark; of the smallest, 2.
 GLDV2_IMAGES, GLDV2_LANDMARKS, GLDV2_LARGEST = 1_580_470, 81_313, 6_272

@@ -24,10 +24,10 @@ from beam_pipeline import runner
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
-from transforms.dot_products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
+from transforms.arrays.dot_products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
+from transforms.processes.tensorflow_runtime import import_tensorflow
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups, read_query_block
 from transforms.storage.feature_store import FeatureStore
-from transforms.tensorflow_runtime import import_tensorflow
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
 
 _NO_LOCAL = LocalFeatures(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32))

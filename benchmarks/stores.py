@@ -26,9 +26,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_pipeline import runner
 from benchmarks import jobs
 from benchmarks.goals import Goals
+from transforms.processes.threads import map_ahead
 from transforms.storage import files
 from transforms.storage.object_stores import READS_IN_FLIGHT, store_of, using
-from transforms.threads import map_ahead
 
 Reader = Callable[[], Iterator[tuple[str, int]]]  # gives name and size of each file read
 

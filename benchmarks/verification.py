@@ -29,7 +29,7 @@ from scipy.spatial import cKDTree
 
 from benchmarks import jobs
 from benchmarks.goals import Goals
-from transforms.quantization import dequantized
+from transforms.arrays.quantization import dequantized
 from transforms.storage.feature_store import decode_local_features, encode_local_features
 from transforms.types import LocalFeatures, QuantizedFeatures
 from transforms.verification import MIN_MATCHES, VerificationSettings, pair_seed, verify_pair

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from transforms.nearest import DescriptorBlock, IndexBlock
+from transforms.arrays.nearest import DescriptorBlock, IndexBlock
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -97,10 +97,18 @@ def test_no_step_is_imported_by_another_nor_by_what_steps_use(graph):
     assert {name: modules & STEPS for name, modules in below.items() if modules & STEPS} == {}
 
 
+def test_computing_on_arrays_knows_no_beam_and_no_disk(graph):
+    allowed = {"transforms.types", "transforms.processes.tensorflow_runtime"}
+    for name, modules in within(graph, "transforms.arrays").items():
+        ours = {m for m in modules if m.startswith("transforms.") and not m.startswith("transforms.arrays")}
+        assert ours <= allowed, name
+        assert not {m for m in modules if m.split(".")[0] == "apache_beam"}, name
+
+
 def test_what_all_use_imports_next_to_nothing(graph):
     def ours(name):
         return {module for module in graph[name] if module.split(".")[0] in PRODUCT}
 
-    leaves = {"transforms.types", "transforms.uris", "beam_pipeline.quiet"}
+    leaves = {"transforms.types", "transforms.storage.uris", "beam_pipeline.quiet"}
     assert all(not ours(name) for name in leaves)
     assert ours("beam_pipeline.config") <= leaves

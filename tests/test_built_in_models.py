@@ -94,7 +94,7 @@ class TestSameBytes:
     def test_processes_with_other_numbers_of_threads(self, name, tmp_path, threads):
         code = (
             "import sys; import cv2; import numpy as np; from tests.pictures import textured; "
-            "from transforms.models import catalog; from transforms.process_settings import one_thread\n"
+            "from transforms.models import catalog; from transforms.processes.settings import one_thread\n"
             f"cv2.setNumThreads({threads}); adapter = catalog.BUILT_IN[sys.argv[1]]\n"
             "m = adapter.load(adapter.CONSTANTS, adapter.SETTINGS)\n"
             "with one_thread: found = m.extract(textured(480, 640))\n"
@@ -104,7 +104,7 @@ class TestSameBytes:
         counts = {f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL")}
         subprocess.run([sys.executable, "-c", code, name, path], check=True, env={**os.environ, **counts})
         model = catalog.load(name, catalog.BUILT_IN[name].SETTINGS)
-        from transforms.process_settings import one_thread
+        from transforms.processes.settings import one_thread
 
         with one_thread:
             expected = model.extract(textured(480, 640))

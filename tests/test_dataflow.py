@@ -28,8 +28,8 @@ from beam_pipeline import runner
 from beam_pipeline.main import beam_options, build_parser, main
 from tests import tiny_models
 from transforms import features, retrieval, types, verification
+from transforms.processes.tensorflow_runtime import import_tensorflow
 from transforms.storage import worklist
-from transforms.tensorflow_runtime import import_tensorflow
 
 ROOT = pathlib.Path(__file__).parent.parent
 DATAFLOW = [

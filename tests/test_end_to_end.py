@@ -15,7 +15,7 @@ from beam_pipeline import demo
 from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
-from transforms.quantization import dequantized
+from transforms.arrays.quantization import dequantized
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import FeatureLocation
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.quantization import dequantized
+from transforms.arrays.quantization import dequantized
 from transforms.storage import feature_store, files, run_store
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (

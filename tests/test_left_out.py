@@ -9,8 +9,8 @@ import pytest
 from beam_pipeline import config, flags, index, left_out, main, recognize
 from beam_pipeline.manifest import IndexCounts
 from tests.manifests import index_manifest
-from transforms import gap, spelling
-from transforms.storage import tables
+from transforms import gap
+from transforms.storage import spelling, tables
 from transforms.storage.feature_store import FeatureStore
 
 

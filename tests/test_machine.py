@@ -12,9 +12,10 @@ from PIL import Image
 
 from beam_pipeline.main import main
 from tests import tiny_models
-from transforms import features, images, machine
-from transforms.machine import MachineError
+from transforms import features, images
 from transforms.models.model import ExtractionError
+from transforms.processes import machine
+from transforms.processes.machine import MachineError
 from transforms.storage import files
 from transforms.storage.object_stores import StoreError
 from transforms.types import DecodedImage, Failure, ImageRef
@@ -130,7 +131,8 @@ def test_a_photograph_that_makes_a_decoder_ask_for_more_than_it_takes_is_a_row(p
 LITTLE_MEMORY = """
 import io, resource, sys
 from PIL import Image
-from transforms import images, machine
+from transforms import images
+from transforms.processes import machine
 from transforms.types import ImageRef, ReadingConfig
 
 ref = ImageRef("photo", sys.argv[1], 1)

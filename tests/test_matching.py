@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.local_features import features
-from transforms import integer_product
-from transforms.matching import putative_matches
-from transforms.quantization import dequantized, quantized, with_lengths
+from transforms.arrays import integer_product
+from transforms.arrays.matching import putative_matches
+from transforms.arrays.quantization import dequantized, quantized, with_lengths
 from transforms.types import QuantizedFeatures, VerificationSettings
 
 DEFAULT = VerificationSettings()

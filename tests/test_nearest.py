@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.descriptors import brute_force, ids, index_of, near_ties, queries_of, unit_rows
-from transforms import dot_products
-from transforms import nearest as nearest_module
-from transforms.dot_products import (
+from transforms.arrays import dot_products
+from transforms.arrays import nearest as nearest_module
+from transforms.arrays.dot_products import (
     Bfloat16Product,
     NumpyProduct,
     Product,
@@ -20,7 +20,7 @@ from transforms.dot_products import (
     error_bound,
     exact_scores,
 )
-from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
+from transforms.arrays.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 

@@ -15,9 +15,9 @@ from skimage.transform import ProjectiveTransform, resize, warp
 
 from tests import oracle
 from transforms.aggregation import aggregate
-from transforms.matching import putative_matches
-from transforms.nearest import DescriptorBlock, IndexBlock, nearest
-from transforms.quantization import dequantized, quantized
+from transforms.arrays.matching import putative_matches
+from transforms.arrays.nearest import DescriptorBlock, IndexBlock, nearest
+from transforms.arrays.quantization import dequantized, quantized
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QuantizedFeatures, QueryCandidates
 from transforms.verification import VerificationSettings, ranked, verify_pair
 

@@ -18,7 +18,7 @@ from transforms.models import card, model_files, saved_model
 from transforms.models.card import ExtractionSettings
 from transforms.models.model import ExtractionError, ModelError
 from transforms.models.saved_model import DelgModel
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 
 SETTINGS = ExtractionSettings(
     image_scales=(0.5, 0.7071, 1.0, 1.4142),

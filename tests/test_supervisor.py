@@ -14,16 +14,16 @@ from PIL import Image
 
 from beam_pipeline.main import main
 from tests import tiny_models
-from transforms import crash_notes
 from transforms.features import extract_unit
 from transforms.models.model import ExtractionError
+from transforms.processes import crash_notes
 from transforms.types import DecodedImage, ImageRef, ImageUnit
 
 # A job of ten photographs, without Beam.
 JOB = """
 import ctypes, os, sys, time
 from beam_pipeline import supervisor
-from transforms import crash_notes
+from transforms.processes import crash_notes
 from transforms.types import ImageRef
 
 REFS = [ImageRef(f"i{n}", "", 0) for n in range(10)]

@@ -9,7 +9,7 @@ import pytest
 # TensorFlow's own kernels and oneDNN's give other bits for it, as do other numbers of threads.
 _CONVOLUTION = """
 import hashlib, numpy as np
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 tf = import_tensorflow()
 rng = np.random.default_rng(0)
 image, kernel = (rng.standard_normal(shape, np.float32) for shape in ((1, 60, 80, 32), (3, 3, 32, 64)))

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from transforms.threads import map_ahead
+from transforms.processes.threads import map_ahead
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ class TestReport:
     def test_a_perfect_model_has_a_gap_of_1_and_a_distractor_on_top_lowers_it(self):
         from training import report
         from training.features import Features
-        from transforms.quantization import quantized
+        from transforms.arrays.quantization import quantized
         from transforms.types import LocalFeatures, VerificationSettings
 
         def features(photo_id, label, descriptor):

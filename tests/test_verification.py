@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.local_features import features
-from transforms.quantization import quantized
+from transforms.arrays.quantization import quantized
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,

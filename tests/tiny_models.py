@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 
 KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "local_only", "global_only")
 RETRIEVAL_KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "global_only")

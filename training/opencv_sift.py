@@ -7,7 +7,7 @@ import numpy as np
 
 from training import photographs, split
 from training.features import Features
-from transforms.quantization import quantized
+from transforms.arrays.quantization import quantized
 from transforms.types import LocalFeatures
 
 NAME = "opencv-sift"

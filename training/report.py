@@ -14,8 +14,8 @@ from training import opencv_sift, photographs, split
 from training.features import Features
 from transforms import gap
 from transforms.aggregation import aggregate
+from transforms.arrays.quantization import quantized
 from transforms.models import catalog
-from transforms.quantization import quantized
 from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
 from transforms.verification import ranked, verify_pair
 

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms import spelling
-from transforms.storage import tables
+from transforms.storage import spelling, tables
 from transforms.types import landmark_order
 
 Metrics = dict[str, dict[str, Any]]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from transforms import crash_notes
 from transforms.file_formats import (
     MAX_PARTS,
     UNDECODED,
@@ -21,11 +20,12 @@ from transforms.file_formats import (
     picture_file,
     xmp_orientation,
 )
-from transforms.machine import MachineError, has_memory, is_of_machine
-from transforms.process_settings import Held
+from transforms.processes import crash_notes
+from transforms.processes.machine import MachineError, has_memory, is_of_machine
+from transforms.processes.settings import Held
+from transforms.processes.threads import map_ahead
 from transforms.storage import files
 from transforms.storage.object_stores import READS_IN_FLIGHT
-from transforms.threads import map_ahead
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
 # What a file may hold, whatever its suffix says.

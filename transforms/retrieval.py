@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from transforms.nearest import DescriptorBlock, IndexBlock, Searcher, merge
+from transforms.arrays.nearest import DescriptorBlock, IndexBlock, Searcher, merge
 from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore, descriptors_of
 from transforms.storage.run_store import PROVISIONAL

@@ -139,8 +139,8 @@ class LocalFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedFeatures:
-    """Local features as they are stored and matched, see `transforms.quantization`; of a descriptor only the
-    direction matters.
+    """Local features as they are stored and matched, see `transforms.arrays.quantization`; of a descriptor
+    only the direction matters.
 
     Attributes:
       keypoints: float32 [N, 2], (y, x) in pixels of the image fed.

@@ -20,12 +20,12 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.matching import putative_matches
-from transforms.process_settings import one_thread
+from transforms.arrays.matching import putative_matches
+from transforms.processes.settings import one_thread
+from transforms.processes.threads import map_ahead
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
-from transforms.threads import map_ahead
 from transforms.types import (
     Candidate,
     CandidateUnit,

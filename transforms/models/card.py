@@ -13,7 +13,7 @@ import math
 import os
 from typing import Any
 
-from transforms.uris import is_local
+from transforms.storage.uris import is_local
 
 CARD_NAME = "landmarks_card.json"
 PRECISIONS = ("float32", "bfloat16")

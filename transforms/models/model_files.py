@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from transforms.models.card import CARD_NAME
 from transforms.models.model import ModelError
-from transforms.uris import is_local
+from transforms.storage.uris import is_local
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 

@@ -15,7 +15,7 @@ from transforms.models.card import ExtractionSettings, read_card, settings_from_
 from transforms.models.contract import Call, Contract, bind, first_line
 from transforms.models.model import Extracted, ExtractionError, Model, ModelError, check_image, table
 from transforms.models.model_files import check_saved_model, fingerprint, size_bytes
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 
 # Keep a GPU busy while others copy and postprocess; more would only take memory.
 _IN_FLIGHT_ON_GPU = 4

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.quantization import quantized, with_lengths
+from transforms.arrays.quantization import quantized, with_lengths
 from transforms.storage import files
 from transforms.storage.files import FileRecord
 from transforms.storage.worklist import UNIT_NAME

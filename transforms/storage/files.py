@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.storage.object_stores import Entry, store_of
-from transforms.uris import is_local, join
+from transforms.storage.uris import is_local, join
 
 _TEMPORARY = ".tmp"
 

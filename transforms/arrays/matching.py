@@ -8,14 +8,14 @@ distance of rows of unit length is sqrt(2 - 2 cos).
 Few features have a near one, and the product itself says which: a cosine of at least t means that q.c is at
 least t |q| |c|, so at least t |q| times the length of the candidate's shortest descriptor. In the same way
 few can be the nearest: of two dot products the higher one belongs to the nearer descriptor unless that is
-longer. `transforms.quantization` makes all of an image about equally long.
+longer. `transforms.arrays.quantization` makes all of an image about equally long.
 """
 
 import math
 
 import numpy as np
 
-from transforms.integer_product import integer_product
+from transforms.arrays.integer_product import integer_product
 from transforms.types import QuantizedFeatures, VerificationSettings
 
 

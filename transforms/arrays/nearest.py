@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from transforms.dot_products import (
+from transforms.arrays.dot_products import (
     UNIT_TOLERANCE,
     NumpyProduct,
     Product,

@@ -11,8 +11,8 @@ def quantized(local: LocalFeatures) -> QuantizedFeatures:
     """Local features with each descriptor x as round(127 x / m), m the largest component of all of the
     image's.
 
-    So all descriptors of an image stay about equally long, which is what lets `transforms.matching` tell near
-    ones quickly.
+    So all descriptors of an image stay about equally long, which is what lets `transforms.arrays.matching`
+    tell near ones quickly.
     """
     peak = np.abs(local.descriptors).max(initial=1e-30)
     return with_lengths(local.keypoints, np.rint(local.descriptors * (127.0 / peak)).astype(np.int8))

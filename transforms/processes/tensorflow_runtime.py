@@ -45,8 +45,8 @@ def import_tensorflow() -> types.ModuleType:
         if imported and not _computes_with_onednn():
             raise TensorFlowSettingsError(
                 "TensorFlow was imported with its oneDNN kernels off, whose results differ: import "
-                "landmarks' model first (transforms.tensorflow_runtime.import_tensorflow), or start "
-                "the program with TF_ENABLE_ONEDNN_OPTS=1 in its environment"
+                "landmarks' model first (transforms.processes.tensorflow_runtime.import_tensorflow), or "
+                "start the program with TF_ENABLE_ONEDNN_OPTS=1 in its environment"
             )
         try:
             tensorflow.config.threading.set_intra_op_parallelism_threads(1)

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from transforms.tensorflow_runtime import import_tensorflow
+from transforms.processes.tensorflow_runtime import import_tensorflow
 
 UNIT_TOLERANCE = 1e-3
 

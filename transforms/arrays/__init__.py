@@ -1,0 +1,1 @@
+"""Functions over NumPy arrays alone: nearest neighbours, matching, exact products, quantization."""

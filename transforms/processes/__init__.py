@@ -1,0 +1,1 @@
+"""What a worker process needs around the steps: settings, threads, notes of a crash."""
