@@ -274,3 +274,25 @@ def test_transform_gives_the_same_for_any_bundling(tmp_path, pieces):
 def test_transform_checks_its_parameters():
     with pytest.raises(ValueError, match="truth_uri is empty"):
         gap.EvaluatePredictions("")
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12).filter(
+        lambda queries: any(landmark for landmark, _ in queries)
+    ),
+    st.integers(0, 12),
+)
+def test_costs_add_up_to_what_is_missing_from_the_gap(queries, answered):
+    landmark = np.array([has_landmark for has_landmark, _ in queries])
+    correct = np.array([has_landmark and right for has_landmark, right in queries[:answered]], bool)
+    taken = gap.costs(correct, np.arange(len(correct)), landmark)
+    assert taken.sum() == pytest.approx(1 - gap.average_precision(correct, int(landmark.sum())))
+    assert (taken >= 0).all() and not taken[: len(correct)][correct].any()
+
+
+def test_a_confident_mistake_costs_more_than_the_same_one_behind_the_right_answers():
+    landmark = np.array([False, True, True, False])
+    taken = gap.costs(np.array([False, True, True, False]), np.arange(4), landmark)
+    assert taken.tolist() == [pytest.approx((1 / 2 + 1 / 3) / 2), 0, 0, 0]
+    nobody = gap.costs(np.zeros(0, bool), np.zeros(0, int), landmark)
+    assert nobody.tolist() == [0, 0.5, 0.5, 0]

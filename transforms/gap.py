@@ -118,6 +118,67 @@ def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
     return rows
 
 
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Predictions beside the truth.
+
+    Attributes:
+      rows: int64 [N], see `truth_rows`.
+      order: int64 [R], positions of the predictions that name a landmark for an image of the truth, in the
+        official order.
+      correct: bool [R], whether prediction order[r] names one of its query's true classes.
+    """
+
+    rows: np.ndarray
+    order: np.ndarray
+    correct: np.ndarray
+
+
+def rank(predictions: pa.Table, truth: pa.Table) -> Ranking:
+    """Ranks predictions and compares them with the truth; arguments as `evaluate_predictions`.
+
+    Raises:
+      ValueError: see `truth_rows`; or a score is missing or not finite.
+    """
+    rows = truth_rows(predictions, truth)
+    given = _numpy(pc.is_valid(predictions["landmark_id"]))
+    scores = predictions["score"].to_numpy()
+    bad = np.flatnonzero(given & ~np.isfinite(scores))
+    if len(bad):
+        raise ValueError(
+            f"score {scores[bad[0]]} of image {predictions['image_id'][int(bad[0])]} is not finite"
+        )
+    ranked = np.flatnonzero(given & (rows >= 0))
+    answers = predictions.take(pa.array(ranked))
+    order = ranked[prediction_order(answers["image_id"], answers["landmark_id"], scores[ranked])]
+    landmarks = predictions["landmark_id"].take(pa.array(order))
+    return Ranking(rows, order, is_correct(landmarks, rows[order], truth["landmark_ids"]))
+
+
+def costs(correct: np.ndarray, rows: np.ndarray, landmark_queries: np.ndarray) -> np.ndarray:
+    """What each query takes from a GAP of 1; all together take 1 - GAP.
+
+    With C right predictions GAP is (C - sum over right i of W(i)/i) / M, where W(i) wrong ones stand before
+    i: so a wrong prediction takes 1/(i M) for every right one at a rank i behind it, and a landmark query
+    without a right prediction takes 1/M.
+
+    Args:
+      correct: bool [N], the first prediction first.
+      rows: int64 [N], their queries, as rows of the truth; no row twice.
+      landmark_queries: bool [T], whether the query of a row counts and has a landmark; M of them, not 0.
+
+    Returns:
+      float64 [T].
+    """
+    queries = landmark_queries.sum()
+    shares = np.where(correct, 1 / np.arange(1, len(correct) + 1), 0.0) / queries
+    behind = shares[::-1].cumsum()[::-1]  # a wrong one has no share of its own
+    taken = landmark_queries / queries
+    taken[rows[correct]] = 0.0
+    taken[rows[~correct]] += behind[~correct]
+    return taken
+
+
 def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
     """Scores predictions against the truth. The order of rows in either table makes no difference.
 
@@ -136,22 +197,11 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
     Raises:
       ValueError: see `truth_rows`; or a score is missing or not finite.
     """
-    rows = truth_rows(predictions, truth)
-    given = _numpy(pc.is_valid(predictions["landmark_id"]))
-    scores = predictions["score"].to_numpy()
-    bad = np.flatnonzero(given & ~np.isfinite(scores))
-    if len(bad):
-        raise ValueError(
-            f"score {scores[bad[0]]} of image {predictions['image_id'][int(bad[0])]} is not finite"
-        )
+    ranking = rank(predictions, truth)
+    rows, correct = ranking.rows, ranking.correct
+    ranked_rows = rows[ranking.order]
     usage = truth["usage"]
     has_landmark = _numpy(pc.greater(pc.list_value_length(truth["landmark_ids"]), 0))
-
-    ranked = np.flatnonzero(given & (rows >= 0))
-    answers = predictions.take(pa.array(ranked))
-    order = prediction_order(answers["image_id"], answers["landmark_id"], scores[ranked])
-    answers, ranked_rows = answers.take(pa.array(order)), rows[ranked][order]
-    correct = _is_correct(answers["landmark_id"], ranked_rows, truth["landmark_ids"])
 
     metrics: Metrics = {}
     for split, usages in SPLITS.items():
@@ -219,8 +269,8 @@ class EvaluatePredictions(beam.PTransform):
         )
 
 
-def _is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.ChunkedArray) -> np.ndarray:
-    """Whether class i is among the true classes of truth row rows[i]; bool [N]."""
+def is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.ChunkedArray) -> np.ndarray:
+    """Whether class i is among the true classes of the row rows[i] of `truth` (lists of strings); bool [N]."""
     lists = truth.combine_chunks()
     classes = pc.utf8_normalize(lists.flatten(), "NFC").dictionary_encode()
     # A (row, class) pair is one integer, so that membership in a list is membership in a set.
