@@ -14,6 +14,7 @@ from beam_pipeline import __version__, config, flags, quiet, terminal
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
+_NAMES = "landmark_id,name (or GLDv2's label_to_category): names beside the ids"
 _PATTERNS = "a folder (searched recursively), a glob, or @list.txt"
 
 
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     matches.add_argument("--image_id", required=True, metavar="ID", help="the query")
     matches.add_argument("--output", required=True, metavar="PNG", help="picture to write")
     matches.add_argument("--truth", metavar="CSV", help="frame right candidates green and wrong ones red")
+    matches.add_argument("--names", metavar="CSV", help=_NAMES)
     matches.add_argument(
         "--max_candidates",
         type=flags.number(int, 1),
@@ -249,7 +251,9 @@ def _demo(args: argparse.Namespace, options: Any) -> int:
 def _matches(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import matches
 
-    matches.write_match_picture(args.run, args.image_id, args.output, args.max_candidates, args.truth)
+    matches.write_match_picture(
+        args.run, args.image_id, args.output, args.max_candidates, args.truth, args.names
+    )
     return EXIT_DONE
 
 

@@ -25,7 +25,7 @@ from beam_pipeline.recipe import Recipe
 from transforms import images, verification
 from transforms.storage import files, run_store, tables
 from transforms.storage.feature_store import FeatureStore, ShardSummary
-from transforms.types import Failure, FeatureLocation, ImageRef
+from transforms.types import Failure, FeatureLocation, ImageRef, QuantizedFeatures, VerificationSettings
 
 MAX_LINES = 60  # more hide the photographs
 
@@ -117,11 +117,10 @@ def _draw_row(query_pixels: np.ndarray, panel: Panel) -> np.ndarray:
     candidate_corner = _paste(
         row, candidate, image_height, _MARGIN + _BOX_WIDTH + _GAP, _FRAME_COLOURS[panel.correct]
     )
-    chosen = _choose(len(panel.query_points))
+    chosen, looseness = choose_lines(panel.query_points, panel.candidate_points, max(panel.pixels.shape[:2]))
     starts = _on_canvas(panel.query_points[chosen], query_pixels, query_scale, query_corner)
     ends = _on_canvas(panel.candidate_points[chosen], panel.pixels, candidate_scale, candidate_corner)
-    residuals = _residuals(panel.query_points, panel.candidate_points)[chosen]
-    _draw_lines(row, starts, ends, _colours(residuals, _LOOSE * max(panel.pixels.shape[:2])))
+    _draw_lines(row, starts, ends, colours(looseness))
     return _write(row, lines, top=image_height + 4)
 
 
@@ -142,6 +141,23 @@ def _paste(
     row[y - _FRAME : bottom + _FRAME, x - _FRAME : right + _FRAME] = colour
     row[y:bottom, x:right] = image
     return y, x
+
+
+def choose_lines(
+    query_points: np.ndarray, candidate_points: np.ndarray, longest_side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which matches of a pair are drawn, and how loosely each fits the homography of all.
+
+    Args:
+      query_points, candidate_points: float32 [M, 2], (y, x) in pixels of the images fed.
+      longest_side: of the candidate's image, pixels.
+
+    Returns:
+      int [L], at most MAX_LINES of the M matches; float64 [L], from 0 for a perfect fit to 1, see `colours`.
+    """
+    chosen = _choose(len(query_points))
+    residuals = _residuals(query_points, candidate_points)[chosen]
+    return chosen, np.clip(residuals / (_LOOSE * longest_side), 0, 1)
 
 
 def _choose(count: int) -> np.ndarray:
@@ -167,12 +183,10 @@ def _residuals(query_points: np.ndarray, candidate_points: np.ndarray) -> np.nda
     return np.linalg.norm(cv2.perspectiveTransform(source, homography) - target, axis=2)[:, 0]
 
 
-def _colours(residuals: np.ndarray, loose: float) -> list[tuple[int, int, int]]:
-    """Green at a residual of 0, orange from `loose` on."""
-    part = np.clip(residuals / loose, 0, 1)[:, None]
-    return [
-        tuple(colour) for colour in (_CONSISTENT + part * (_INCONSISTENT - _CONSISTENT)).astype(int).tolist()
-    ]
+def colours(looseness: np.ndarray) -> list[tuple[int, int, int]]:
+    """RGB of lines, green at a looseness of 0, orange at 1; `looseness` is float64 [L]."""
+    mixed = _CONSISTENT + looseness[:, None] * (_INCONSISTENT - _CONSISTENT)
+    return [tuple(colour) for colour in mixed.astype(int).tolist()]
 
 
 def _draw_lines(
@@ -209,15 +223,30 @@ def _write(row: np.ndarray, lines: Sequence[str], top: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _StoredImage:
-    """An image of a feature store: the photograph and where its local features lie."""
+class StoredImage:
+    """An image of a feature store: the photograph and where its local features lie.
+
+    Attributes:
+      ref: the photograph, with its label.
+      location: of its local features.
+      width, height: of the upright original, in pixels.
+      image_scale: side of the image fed to the model divided by the side of the original.
+    """
 
     ref: ImageRef
     location: FeatureLocation
+    width: int
+    height: int
+    image_scale: float
 
 
 def write_match_picture(
-    run: str, image_id: str, output: str, max_candidates: int = 3, truth: str | None = None
+    run: str,
+    image_id: str,
+    output: str,
+    max_candidates: int = 3,
+    truth: str | None = None,
+    names: str | None = None,
 ) -> None:
     """Draws a query of a finished run with its best candidates and writes the picture.
 
@@ -229,6 +258,7 @@ def write_match_picture(
       output: file or URI to write; .png, .jpg or .jpeg.
       max_candidates: how many of the prediction's candidates to draw, best first.
       truth: CSV of the queries' landmarks; frames the right candidates green and the others red.
+      names: CSV of the landmarks' names, see `tables.read_names`; they stand beside the ids.
 
     Raises:
       ConfigError: no such run, query or kind of picture, or there is no candidate to draw.
@@ -247,9 +277,10 @@ def write_match_picture(
     if not candidates:
         raise ConfigError(f"{run} has no candidates for the query {image_id!r}")
     right = _read_landmarks(truth, image_id) if truth else None
+    called = tables.read_names(names) if names else {}
     query_store, index_store = FeatureStore(manifest.query_store), FeatureStore(manifest.index)
-    query = _find_images(query_store, manifest.shards, {image_id})[image_id]
-    found = _find_images(index_store, index.shards, {c["image_id"] for c in candidates})
+    query = _found(query_store, manifest.shards, {image_id})[image_id]
+    found = _found(index_store, index.shards, {c["image_id"] for c in candidates})
     for read in (query, *found.values()):
         if files.same_file(read.ref.uri, output):
             raise ConfigError(f"{output} is one of the photographs to draw; name another file")
@@ -261,18 +292,16 @@ def write_match_picture(
     for rank, candidate in enumerate(candidates, 1):
         stored = found[candidate["image_id"]]
         local = index_store.read_local(stored.location)
-        verified = verification.verify_pair(image_id, query_local, candidate["image_id"], local, settings)
-        agreeing = verified.matches[verified.inlier_mask]
+        points = agreeing_points(image_id, query_local, candidate["image_id"], local, settings)
         panels.append(
             Panel(
                 _read_pixels(stored.ref, index.recipe),
-                query_local.keypoints[agreeing[:, 0]],
-                local.keypoints[agreeing[:, 1]],
-                _candidate_caption(rank, candidate),
+                *points,
+                _candidate_caption(rank, candidate, called),
                 None if right is None else candidate["landmark_id"] in right,
             )
         )
-    drawn = draw_matches(_read_pixels(query.ref, manifest.recipe), panels, _title(prediction, right))
+    drawn = draw_matches(_read_pixels(query.ref, manifest.recipe), panels, _title(prediction, right, called))
     encoded = io.BytesIO()
     picture, texts = PIL.Image.fromarray(drawn), PIL.PngImagePlugin.PngInfo()
     texts.add_text("Software", _MADE_BY)
@@ -295,20 +324,26 @@ def _made_here(output: str) -> bool:
         return False
 
 
-def _title(prediction: Mapping[str, Any], right: Collection[str] | None) -> str:
+def with_name(landmark_id: str, names: Mapping[str, str]) -> str:
+    """A landmark as people read it: its name and id, or its id where it has no name."""
+    return f"{names[landmark_id]} ({landmark_id})" if landmark_id in names else landmark_id
+
+
+def _title(prediction: Mapping[str, Any], right: Collection[str] | None, names: Mapping[str, str]) -> str:
     predicted = (
         "nothing"
         if prediction["landmark_id"] is None
-        else f"{prediction['landmark_id']} (score {prediction['score']:.3f})"
+        else f"{with_name(prediction['landmark_id'], names)} (score {prediction['score']:.3f})"
     )
-    truth = "" if right is None else f", shows {' or '.join(right) or 'no landmark'}"
+    shown = " or ".join(with_name(landmark_id, names) for landmark_id in right or ())
+    truth = "" if right is None else f", shows {shown or 'no landmark'}"
     return f"Query {prediction['image_id']}: predicted {predicted}{truth}"
 
 
-def _candidate_caption(rank: int, candidate: Mapping[str, Any]) -> str:
+def _candidate_caption(rank: int, candidate: Mapping[str, Any], names: Mapping[str, str]) -> str:
     inliers = "not verified" if candidate["inliers"] is None else f"{candidate['inliers']} inliers"
     return (
-        f"{rank}. {candidate['landmark_id']}, image {candidate['image_id']}: similarity "
+        f"{rank}. {with_name(candidate['landmark_id'], names)}, image {candidate['image_id']}: similarity "
         f"{candidate['similarity']:.3f}, {inliers}, "
         f"score {candidate['score']:.3f}"
     )
@@ -330,19 +365,71 @@ def _read_landmarks(truth: str, image_id: str) -> list[str] | None:
     return rows[0]["landmark_ids"] if rows else None
 
 
-def _find_images(
-    store: FeatureStore, shards: Iterable[ShardSummary], image_ids: set[str]
-) -> dict[str, _StoredImage]:
-    """Looks images up in shards of a store, until all are found."""
-    wanted, found, there = pa.array(sorted(image_ids), pa.string()), {}, {*store.units()}
+STORED_COLUMNS = (
+    "image_id",
+    "landmark_id",
+    "uri",
+    "width",
+    "height",
+    "image_scale",
+    "local_offset",
+    "local_size",
+)
+
+
+def stored_images(unit: str, table: pa.Table) -> list[StoredImage]:
+    """Rows of a shard's image table, with STORED_COLUMNS, as records."""
+    return [
+        StoredImage(
+            ImageRef(row["image_id"], row["uri"], 0, row["landmark_id"]),
+            FeatureLocation(unit, row["local_offset"], row["local_size"]),
+            row["width"],
+            row["height"],
+            row["image_scale"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def find_images(
+    store: FeatureStore, shards: Iterable[ShardSummary], image_ids: Collection[str]
+) -> dict[str, StoredImage]:
+    """Looks images up in shards of a store, until all are found; those that are not there are left out."""
+    wanted, there = pa.array(sorted(image_ids), pa.string()), {*store.units()}
+    found: dict[str, StoredImage] = {}
     for unit in (shard.unit for shard in shards if shard.unit in there):
-        table = store.read_images(unit, ["image_id", "uri", "local_offset", "local_size"])
-        for row in table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist():
-            location = FeatureLocation(unit, row["local_offset"], row["local_size"])
-            found[row["image_id"]] = _StoredImage(ImageRef(row["image_id"], row["uri"], 0), location)
-        if len(found) == len(image_ids):
-            return found
-    raise ValueError(f"{store.root} has no features of {', '.join(sorted(image_ids - found.keys()))}")
+        if len(found) == len(wanted):
+            break
+        table = store.read_images(unit, STORED_COLUMNS)
+        for image in stored_images(unit, table.filter(pc.is_in(table["image_id"], value_set=wanted))):
+            found[image.ref.image_id] = image
+    return found
+
+
+def agreeing_points(
+    query_id: str,
+    query: QuantizedFeatures,
+    candidate_id: str,
+    candidate: QuantizedFeatures,
+    settings: VerificationSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a pair that agree with its homography, verified again by the run's settings and seeds.
+
+    Returns:
+      float32 [M, 2] each, (y, x) in pixels of the images fed; row m of both is a match.
+    """
+    verified = verification.verify_pair(query_id, query, candidate_id, candidate, settings)
+    agreeing = verified.matches[verified.inlier_mask]
+    return query.keypoints[agreeing[:, 0]], candidate.keypoints[agreeing[:, 1]]
+
+
+def _found(
+    store: FeatureStore, shards: Iterable[ShardSummary], image_ids: set[str]
+) -> dict[str, StoredImage]:
+    found = find_images(store, shards, image_ids)
+    if len(found) < len(image_ids):
+        raise ValueError(f"{store.root} has no features of {', '.join(sorted(image_ids - found.keys()))}")
+    return found
 
 
 def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:

@@ -27,6 +27,8 @@ _PATHS = (
     "predictions",
     "store",
     "run",
+    "names",
+    "against",
 )
 
 INTERRUPTED = 130  # exit code of a process that SIGINT ended, as shells have it

@@ -94,10 +94,11 @@ def test_residuals_tell_a_wrong_match_from_those_that_agree():
     np.testing.assert_allclose(matches._residuals(points, moved), 0, atol=1e-3)
 
     moved[7] += 60
-    residuals = matches._residuals(points, moved)
-    assert residuals.argmax() == 7
-    colours = matches._colours(residuals, loose=10)
-    assert colours[7] == tuple(matches._INCONSISTENT.tolist())
+    assert matches._residuals(points, moved).argmax() == 7
+    chosen, looseness = matches.choose_lines(points, moved, longest_side=300)
+    assert chosen.tolist() == [*range(30)]
+    assert matches.colours(looseness)[7] == tuple(matches._INCONSISTENT.tolist())
+    assert matches.colours(np.zeros(1)) == [tuple(matches._CONSISTENT.tolist())]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10])
@@ -237,6 +238,25 @@ def test_a_run_is_drawn_into_a_file(run, tmp_path, monkeypatch, name):
         "3. tower, image c: similarity 0.400, not verified, score 0.400",
     ]
     assert [panel.correct for panel in panels] == [None] * 3
+
+
+def test_names_stand_beside_the_ids(run, tmp_path, monkeypatch):
+    (tmp_path / "truth.csv").write_text("id,landmarks,Usage\nq,bridge,Public\n")
+    (tmp_path / "names.csv").write_text("landmark_id,name\ntower,Tour Eiffel\nbridge,\n")
+    calls = _drawn(monkeypatch)
+
+    matches.write_match_picture(
+        run,
+        "q",
+        str(tmp_path / "out.png"),
+        2,
+        truth=str(tmp_path / "truth.csv"),
+        names=str(tmp_path / "names.csv"),
+    )
+
+    [(_, panels, title)] = calls
+    assert title == "Query q: predicted Tour Eiffel (tower) (score 2.200), shows bridge"
+    assert [panel.caption.partition(",")[0] for panel in panels] == ["1. Tour Eiffel (tower)", "2. bridge"]
 
 
 @pytest.mark.parametrize(

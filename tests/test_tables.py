@@ -378,3 +378,26 @@ def test_image_in_two_shards(tmp_path):
 def test_folder_without_predictions(tmp_path):
     with pytest.raises(TableError, match="neither a run with predictions/.*.parquet nor a .csv file"):
         tables.read_answers(str(tmp_path))
+
+
+def test_names_of_landmarks(tmp_path):
+    data = 'landmark_id,name\n7,"Rialto, Venice"\n007, \n8,<b>\u001b[31mred\u202e\n'.encode()
+    assert tables.read_names(write(tmp_path, data)) == {"7": "Rialto, Venice", "8": "<b>[31mred"}
+
+
+def test_names_from_the_categories_of_google_landmarks(tmp_path):
+    data = (
+        b"landmark_id,category\n"
+        b'0,"http://commons.wikimedia.org/wiki/Category:Happy_Valley_Racecourse,_Shatin"\n'
+        b"1,//commons.wikimedia.org/wiki/Category:Caf%C3%A9_A/B\n2,Tower\n"
+    )
+    assert tables.read_names(write(tmp_path, data)) == {
+        "0": "Happy Valley Racecourse, Shatin",
+        "1": "Café A/B",
+        "2": "Tower",
+    }
+
+
+def test_doubled_names_are_refused(tmp_path):
+    with pytest.raises(TableError, match=r"line 3: id '7' stands in line 2 already"):
+        tables.read_names(write(tmp_path, b"landmark_id,name\n7,a\n7,b\n"))

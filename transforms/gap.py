@@ -270,7 +270,7 @@ class EvaluatePredictions(beam.PTransform):
 
 
 def is_correct(landmark_ids: pa.ChunkedArray, rows: np.ndarray, truth: pa.ChunkedArray) -> np.ndarray:
-    """Whether class i is among the true classes of the row rows[i] of `truth` (lists of strings); bool [N]."""
+    """Whether class i is among the true classes in row rows[i] of `truth`, lists of strings; bool [N]."""
     lists = truth.combine_chunks()
     classes = pc.utf8_normalize(lists.flatten(), "NFC").dictionary_encode()
     # A (row, class) pair is one integer, so that membership in a list is membership in a set.

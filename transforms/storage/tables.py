@@ -21,6 +21,7 @@ import itertools
 import lzma
 import os
 import re
+import urllib.parse
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NoReturn, TypeAlias
@@ -143,6 +144,27 @@ def read_truth(uri: str) -> pa.Table:
     else:
         table.refuse(pc.invert(pc.is_in(usage, pa.array(USAGES))), "usage", f"is none of {', '.join(USAGES)}")
     return pa.Table.from_arrays([ids, landmarks, usage], schema=TRUTH_SCHEMA)
+
+
+def read_names(uri: str) -> dict[str, str]:
+    """Reads what landmarks are called: `landmark_id,name`, or `landmark_id,category` (GLDv2's
+    train_label_to_category.csv, whose category is an address of Wikimedia Commons).
+
+    Names are for people: characters that show nothing, such as a terminal's control codes, are dropped, and a
+    landmark with an empty name has none.
+
+    Raises:
+      TableError: a column is missing or doubled, an id is empty or doubled, or the file is no UTF-8 CSV.
+      OSError: the file cannot be read.
+    """
+    table = _Csv(uri, [("landmark_id", "name"), ("landmark_id", "category")])
+    ids = table.filled("landmark_id")
+    table.refuse_duplicates(ids)
+    names = table.columns["name" if "name" in table.columns else "category"].to_pylist()
+    if "name" not in table.columns:
+        names = [urllib.parse.unquote(name.rpartition("/Category:")[2]).replace("_", " ") for name in names]
+    shown = ("".join(filter(str.isprintable, name)).strip() for name in names)
+    return {landmark_id: name for landmark_id, name in zip(ids.to_pylist(), shown) if name}
 
 
 def read_submission(uri: str) -> pa.Table:
