@@ -15,6 +15,7 @@ from beam_pipeline import __version__, config, flags, quiet, terminal
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 _NAMES = "landmark_id,name (or GLDv2's label_to_category): names beside the ids"
+_MODELS = "the folder or URI of a DELG SavedModel or an ONNX model"
 _PATTERNS = "a folder (searched recursively), a glob, or @list.txt"
 
 
@@ -72,11 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, help="what to look at"
     )
     inspect = _add_command(
-        model, "inspect", _inspect, "what contract a SavedModel offers, and its outputs on a test image"
+        model, "inspect", _inspect, "what a model offers, its outputs on a test image, and a card to edit"
     )
-    inspect.add_argument(
-        "model", metavar="MODEL", help="embedded, rootsift-vlad, or the folder or URI of a SavedModel"
-    )
+    inspect.add_argument("model", metavar="MODEL", help=f"embedded, rootsift-vlad, or {_MODELS}")
 
     demo = _add_command(
         commands, "demo", _demo, "make a small data set to try everything on", beam_options=False
@@ -114,8 +113,7 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
     index.add_argument(
         "--model",
         metavar="MODEL",
-        help="embedded, rootsift-vlad, or the folder or URI of a DELG SavedModel (default: embedded; with "
-        "--append the index's)",
+        help=f"embedded, rootsift-vlad, or {_MODELS} (default: embedded; with --append the index's)",
     )
     index.add_argument(
         "--append",

@@ -3,6 +3,7 @@ should be.
 """
 
 import dataclasses
+import sys
 from typing import Any
 
 from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
@@ -96,6 +97,8 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
     name = card.get("name") or model.rstrip("/").rsplit("/", 1)[-1]
     if overrides.exif_orientation is not None:
         reading = dataclasses.replace(reading, exif_orientation=overrides.exif_orientation)
+    for line in catalog.remarks(model):
+        print(line, file=sys.stderr)
     return Recipe(model, name, catalog.fingerprint(model), settings, reading)
 
 

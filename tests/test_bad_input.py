@@ -171,7 +171,7 @@ class TestModels:
     @pytest.mark.parametrize(
         "kind, message",
         [
-            (None, "no SavedModel"),
+            (None, "holds no model"),
             ("foreign", "contract"),
             ("nan", "fails on a test image"),
             ("five_corners", r"boxes \[\d+, 5\]"),

@@ -377,7 +377,9 @@ def test_remote_folder_without_a_model_is_refused(shelf):
     (shelf / "photos").mkdir()
     (shelf / "photos/a.jpg").write_bytes(b"a")
     with pytest.raises(
-        ModelError, match=r"folder://photos is no SavedModel: no saved_model.pb among \['a.jpg'\]"
+        ModelError,
+        match=r"folder://photos holds no model: neither a SavedModel's saved_model.pb nor an .onnx file "
+        r"among \['a.jpg'\]",
     ):
         model_files.fetch_model("folder://photos")
 
@@ -413,6 +415,15 @@ def test_inspection_tells_what_a_model_offers(models, kind, lines):
         assert line in str(report)
     assert report.fingerprint in str(report)
     assert report.size_bytes > 1e6 and report.settings == card.OFFICIAL_DELG
+
+
+def test_inspection_without_a_card_prints_one(models, tmp_path):
+    shutil.copytree(models / "delg_tf1", tmp_path / "model")
+    text = str(saved_model.inspect_model(str(tmp_path / "model")))
+    assert f"card to edit, as {tmp_path}/model/{card.CARD_NAME}:" in text
+    (tmp_path / "model" / card.CARD_NAME).write_text(text[text.index("{") :])
+    assert card.settings_from_card(card.read_card(str(tmp_path / "model"))) == card.OFFICIAL_DELG
+    assert "card to edit" not in str(saved_model.inspect_model(str(tmp_path / "model")))
 
 
 def test_inspection_runs_with_the_settings_of_the_card(models, tmp_path):

@@ -93,7 +93,8 @@ def read_card(model_dir: str) -> dict[str, Any] | None:
 
     Returns:
       None where there is no card. Keys are fields of ExtractionSettings (image_scales and global_scales come
-      together), "max_distance" of putative matches, "name" and "description".
+      together), "max_distance" of putative matches, "name" and "description", and "onnx", an object that the
+      adapter of ONNX models checks.
 
     Raises:
       ValueError: the card is no JSON object, has an unknown key, or a value that makes no sense.
@@ -108,6 +109,20 @@ def read_card(model_dir: str) -> dict[str, Any] | None:
         return _check_card(card)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def card_text(settings: ExtractionSettings, **extra: Any) -> str:
+    """The JSON text of a card, a key in a line; arguments and errors as `write_card`."""
+    return _lines(_check_card({**extra, **dataclasses.asdict(settings)}), "\n")
+
+
+def _lines(value: Any, start: str) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    inner = start + "  "
+    return (
+        "{" + ",".join(f"{inner}{json.dumps(k)}: {_lines(v, inner)}" for k, v in value.items()) + start + "}"
+    )
 
 
 def settings_from_card(card: dict[str, Any] | None) -> ExtractionSettings:
@@ -129,10 +144,8 @@ def write_card(model_dir: str, settings: ExtractionSettings, **extra: Any) -> No
     Raises:
       ValueError: a key or value of `extra` that read_card would refuse.
     """
-    card = _check_card({**extra, **dataclasses.asdict(settings)})
     with open(os.path.join(model_dir, CARD_NAME), "w", encoding="utf-8") as file:
-        json.dump(card, file, indent=2)
-        file.write("\n")
+        file.write(card_text(settings, **extra) + "\n")
 
 
 def _read_card(model_dir: str) -> tuple[str, bytes | None]:
@@ -152,13 +165,15 @@ def _read_card(model_dir: str) -> tuple[str, bytes | None]:
 
 def _check_card(card: dict[str, Any]) -> dict[str, Any]:
     fields = [field.name for field in dataclasses.fields(ExtractionSettings)]
-    known = [*fields, "max_distance", "name", "description"]
+    known = [*fields, "max_distance", "name", "description", "onnx"]
     unknown = sorted(set(card) - set(known))
     if unknown:
         raise ValueError(f"unknown keys {unknown}; known are {known}")
     for key in ("name", "description"):
         if not isinstance(card.get(key, ""), str):
             raise ValueError(f"{key} must be a text, not {card[key]!r}")
+    if not isinstance(card.get("onnx", {}), dict):
+        raise ValueError(f"onnx must be an object, not {card['onnx']!r}")
     if "max_distance" in card and not 0 < _check_number("max_distance", card["max_distance"]) <= 2:
         raise ValueError(f"max_distance must be in (0, 2], not {card['max_distance']!r}")
     if ("image_scales" in card) != ("global_scales" in card):

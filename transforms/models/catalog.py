@@ -1,4 +1,4 @@
-"""Models by what users call them: built-in ones by their names, others by their folder or URI."""
+"""Models by what users call them: built-in ones by their names, others by their file, folder or URI."""
 
 import functools
 import os
@@ -7,7 +7,8 @@ from typing import Any
 from transforms.models.card import ExtractionSettings, settings_from_card
 from transforms.models.embedded import EmbeddedModel
 from transforms.models.model import BuiltInModel, Model, ModelError
-from transforms.models.model_files import fetch_model
+from transforms.models.model_files import ONNX, fetch_model
+from transforms.models.onnx_model import OnnxModel
 from transforms.models.rootsift_vlad import RootSiftVlad
 from transforms.models.saved_model import DelgModel
 
@@ -17,14 +18,15 @@ BUILT_IN: dict[str, type[BuiltInModel]] = {EMBEDDED: EmbeddedModel, ROOTSIFT_VLA
 
 
 def find(model: str) -> tuple[type[Model], str]:
-    """The adapter of a model and the place it takes: for a URI the local folder that it is copied to, once.
+    """The adapter of a model and the place it takes: of a URI that of a local copy, made once.
 
     Raises:
       ModelError: there is no model.
     """
     if model in BUILT_IN:
         return BUILT_IN[model], BUILT_IN[model].CONSTANTS
-    return DelgModel, fetch_model(model)
+    place = fetch_model(model)
+    return OnnxModel if place.endswith(ONNX) else DelgModel, place
 
 
 def card(model: str) -> dict[str, Any] | None:
@@ -44,6 +46,12 @@ def fingerprint(model: str) -> str:
     """What identifies a model's content; raises ModelError where there is no model."""
     adapter, place = find(model)
     return adapter.fingerprint(place)
+
+
+def remarks(model: str) -> list[str]:
+    """What a user should know who begins to use a model; raises as `card` does."""
+    adapter, place = find(model)
+    return adapter.remarks(place)
 
 
 def inspect(model: str) -> str:

@@ -12,7 +12,15 @@ import numpy as np
 import onnxruntime
 
 from transforms.models.card import ExtractionSettings
-from transforms.models.model import BuiltInModel, Extracted, ExtractionError, ModelError, check_image
+from transforms.models.model import (
+    BuiltInModel,
+    Extracted,
+    ExtractionError,
+    ModelError,
+    check_image,
+    resized,
+    sides,
+)
 
 LONGEST_SIDE = 384  # px, of what the network sees
 SIDE_MULTIPLE = 32
@@ -57,8 +65,7 @@ class EmbeddedModel(BuiltInModel):
     def extract(self, pixels: np.ndarray) -> Extracted:
         check_image(pixels)
         if min(pixels.shape[:2]) < MIN_SIDE:
-            sides = "{} x {} px".format(*pixels.shape[:2])
-            raise ExtractionError("too_small", f"an image of {sides} is smaller than {MIN_SIDE} px")
+            raise ExtractionError("too_small", f"an image of {sides(pixels)} is smaller than {MIN_SIDE} px")
         seen = fitted(pixels)
         corners, scores = strongest_corners(
             seen, self.settings.max_local_features, self.settings.score_threshold
@@ -72,8 +79,7 @@ def fitted(pixels: np.ndarray) -> np.ndarray:
     """What the network sees: the longest side at LONGEST_SIDE, both sides multiples of SIDE_MULTIPLE."""
     factor = LONGEST_SIDE / max(pixels.shape[:2]) / SIDE_MULTIPLE
     height, width = (max(1, round(side * factor)) * SIDE_MULTIPLE for side in pixels.shape[:2])
-    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized(pixels, height, width)
 
 
 def strongest_corners(seen: np.ndarray, count: int, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 
 from transforms.models.card import ExtractionSettings
@@ -75,6 +76,11 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def fingerprint(cls, place: str, /) -> str:
         """What identifies the content of the model at a place: a SHA-256 in hex."""
+
+    @classmethod
+    def remarks(cls, place: str, /) -> list[str]:
+        """What a user should know who begins to use the model at a place, lines; raises as `card` does."""
+        return []
 
     @classmethod
     @abc.abstractmethod
@@ -149,6 +155,62 @@ def check_image(pixels: np.ndarray) -> None:
     """Raises ValueError where `pixels` is no image uint8 [H, W, 3]."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"an image must be uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+
+
+def sides(pixels: np.ndarray) -> str:
+    """The sides of an image, for messages."""
+    return f"{pixels.shape[0]} x {pixels.shape[1]} px"
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image of other sides, averaged where it shrinks."""
+    shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, D] divided by their Euclidean length, float64; a row of zeros stays."""
+    rows = rows.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
+
+
+def summed(rows: np.ndarray) -> np.ndarray:
+    """The global descriptor float32 [D] of the rows [S, D] of an image's scales: the normalised sum of the
+    normalised rows (Cao et al., Unifying deep local and global features for image search, ECCV 2020).
+
+    Raises:
+      ExtractionError: it has no length.
+    """
+    total = unit_rows(unit_rows(rows).sum(axis=0, keepdims=True))[0]
+    if not total.any():
+        raise ExtractionError("non_finite", "the global descriptor has no length")
+    return total.astype(np.float32)
+
+
+def strongest(
+    keypoints: np.ndarray, features: np.ndarray, scores: np.ndarray, settings: ExtractionSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keypoints [N, 2], descriptors of unit length [N, D] and scores [N], float32, strongest first, as the
+    settings ask; features without length are left out.
+    """
+    features = unit_rows(features)
+    usable = (scores >= np.float32(settings.score_threshold)) & features.any(axis=1)
+    order = np.argsort(-scores, kind="stable")
+    order = order[usable[order]][: settings.max_local_features]
+    chosen = keypoints[order], features[order], scores[order]
+    return chosen[0].astype(np.float32), chosen[1].astype(np.float32), chosen[2].astype(np.float32)
+
+
+def probe_image(height: int, width: int) -> np.ndarray:
+    """A seeded image of blocks of 8 px, uint8 [height, width, 3]; corners enough for local features."""
+    blocks = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape for messages; -1 is any length."""
+    return f"[{', '.join('?' if side < 0 else str(side) for side in shape)}]"
 
 
 def table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from transforms.models.card import ExtractionSettings
-from transforms.models.model import BuiltInModel, Extracted, ModelError, check_image
+from transforms.models.model import BuiltInModel, Extracted, ModelError, check_image, resized
 
 BLOCK = 2  # px
 GRID = 4  # cells along a side of a descriptor
@@ -123,8 +123,7 @@ def _level(gray: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.n
     """
     sides = np.array(gray.shape)
     height, width = np.maximum(np.round(sides * scale).astype(int), MIN_SIDE).tolist()
-    shrinks = height <= gray.shape[0] and width <= gray.shape[1]
-    level = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    level = resized(gray, height, width)
     dx = level[1:-1, 2:] - level[1:-1, :-2]
     dy = level[2:, 1:-1] - level[:-2, 1:-1]
 

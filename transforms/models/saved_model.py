@@ -6,14 +6,27 @@ a signature, local-only and global-only ones.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from transforms.models.card import ExtractionSettings, read_card, settings_from_card
+from transforms.models.card import CARD_NAME, ExtractionSettings, card_text, read_card, settings_from_card
 from transforms.models.contract import Call, Contract, bind, first_line
-from transforms.models.model import Extracted, ExtractionError, Model, ModelError, check_image, table
+from transforms.models.model import (
+    Extracted,
+    ExtractionError,
+    Model,
+    ModelError,
+    check_image,
+    probe_image,
+    shape_text,
+    sides,
+    strongest,
+    summed,
+    table,
+)
 from transforms.models.model_files import check_saved_model, fingerprint, size_bytes
 from transforms.processes.tensorflow_runtime import import_tensorflow
 
@@ -74,7 +87,7 @@ class DelgModel(Model):
         contract, call = bind(loaded, model_dir, constant_weights=settings.precision == "bfloat16")
         model = cls(contract, call, settings)
         try:
-            extracted = model.extract(_test_image(*_TEST_SIDES))
+            extracted = model.extract(probe_image(*_TEST_SIDES))
         except ExtractionError as error:
             raise ModelError(f"{model_dir} fails on a test image: {error}") from error
         except ModelError as error:
@@ -87,10 +100,6 @@ class DelgModel(Model):
 
     def extract(self, pixels: np.ndarray) -> Extracted:
         """Global descriptor and local features of one image, in one pass of the model.
-
-        The global descriptor is the normalised sum of the normalised rows of the global scales (Cao et al.,
-        Unifying deep local and global features for image search, ECCV 2020). Local features without length
-        are left out.
 
         Args:
           pixels: uint8 [H, W, 3], RGB.
@@ -106,7 +115,7 @@ class DelgModel(Model):
         for name, values in outputs.items():
             if not np.isfinite(values).all():
                 raise ExtractionError(
-                    "non_finite", f"{name} of an image of {_sides(pixels)} holds NaN or infinite values"
+                    "non_finite", f"{name} of an image of {sides(pixels)} holds NaN or infinite values"
                 )
         descriptor = np.zeros(0, np.float32)
         if self.contract.has_global:
@@ -137,7 +146,7 @@ class DelgModel(Model):
             needed = self.settings.global_scales if self.contract.has_global else wanted
             raise ExtractionError(
                 "too_small",
-                f"an image of {_sides(pixels)} is smaller than {_MIN_SCALED_SIDE} px "
+                f"an image of {sides(pixels)} is smaller than {_MIN_SCALED_SIDE} px "
                 f"at every scale of {list(needed)}",
             )
         return scales, global_indices
@@ -162,7 +171,7 @@ class DelgModel(Model):
         except tf.errors.OpError as error:
             raise ExtractionError(
                 "model_error",
-                f"the model raised on an image of {_sides(pixels)}: "
+                f"the model raised on an image of {sides(pixels)}: "
                 f"{type(error).__name__}: {first_line(error)}",
             ) from error
 
@@ -178,10 +187,7 @@ class DelgModel(Model):
             )
         _check_width("global_descriptors", rows, self.global_width)
         rows = rows if takes_indices else rows[global_indices]
-        total = _unit_rows(_unit_rows(rows).sum(axis=0, keepdims=True))[0]
-        if not total.any():
-            raise ExtractionError("non_finite", "the global descriptor has no length")
-        return total.astype(np.float32)
+        return summed(rows)
 
     def _local(
         self, boxes: np.ndarray, features: np.ndarray, scores: np.ndarray
@@ -195,14 +201,9 @@ class DelgModel(Model):
                 f"boxes {list(boxes.shape)}, features {list(features.shape)} and {len(scores)} scores do not "
                 f"fit together, expected [N, 4], [N, D] and N"
             )
-        features = _unit_rows(features)
         _check_width("features", features, self.local_width)
-        # Exports without the inputs for them do not apply these limits themselves.
-        usable = (scores >= np.float32(self.settings.score_threshold)) & features.any(axis=1)
-        order = np.argsort(-scores, kind="stable")
-        order = order[usable[order]][: self.settings.max_local_features]
-        keypoints = (boxes[:, :2] + boxes[:, 2:]) / 2
-        return keypoints[order], features[order].astype(np.float32), scores[order]
+        # Exports without the inputs for them do not apply the limits themselves.
+        return strongest((boxes[:, :2] + boxes[:, 2:]) / 2, features, scores, self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,13 +243,15 @@ class ModelReport:
                 f"gives        {gives[self.contract.has_global, self.contract.has_local]}",
                 f"called by    {self.contract.kind}",
                 *table(
-                    "inputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.inputs]
+                    "inputs",
+                    [(name, dtype, shape_text(shape)) for name, dtype, shape in self.contract.inputs],
                 ),
                 *table(
-                    "outputs", [(name, dtype, _shape(shape)) for name, dtype, shape in self.contract.outputs]
+                    "outputs",
+                    [(name, dtype, shape_text(shape)) for name, dtype, shape in self.contract.outputs],
                 ),
                 f"on a test image of {height} x {width} px, with the settings below:",
-                *table("", [(name, "", _shape(shape)) for name, shape in self.outputs]),
+                *table("", [(name, "", shape_text(shape)) for name, shape in self.outputs]),
                 "card         "
                 f"{'none, official DELG settings' if self.card is None else self.card.get('name', 'yes')}",
                 *table(
@@ -257,8 +260,16 @@ class ModelReport:
                 ),
                 f"fingerprint  {self.fingerprint}",
                 f"size         {self.size_bytes / 1e6:.1f} MB",
+                *(self._card_to_edit() if self.card is None else []),
             ]
         )
+
+    def _card_to_edit(self) -> list[str]:
+        name = os.path.basename(os.path.abspath(self.model))
+        return [
+            f"card to edit, as {os.path.join(self.model, CARD_NAME)}:",
+            card_text(self.settings, name=name),
+        ]
 
 
 def inspect_model(model_dir: str) -> ModelReport:
@@ -270,7 +281,7 @@ def inspect_model(model_dir: str) -> ModelReport:
     """
     card = read_card(model_dir)
     model = DelgModel.load(model_dir, settings_from_card(card))
-    image = _test_image(256, 192)
+    image = probe_image(256, 192)
     shapes = tuple((name, tuple(values.shape)) for name, values in model.outputs(image).items())
     return ModelReport(
         model_dir,
@@ -310,27 +321,6 @@ def _mixed_precision() -> Iterator[None]:
         eager.function_call_options = before
 
 
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows [N, D] divided by their Euclidean length, float64; a row of zeros stays."""
-    rows = rows.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1)
-
-
 def _check_width(name: str, rows: np.ndarray, expected: int) -> None:
     if expected != _NOT_KNOWN and rows.shape[1] != expected:
         raise ModelError(f"{name} are {rows.shape[1]} wide, but were {expected} before")
-
-
-def _test_image(height: int, width: int) -> np.ndarray:
-    """A seeded image of blocks of 8 px, uint8 [height, width, 3]; corners enough for local features."""
-    blocks = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-    return blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join('?' if side < 0 else str(side) for side in shape)}]"
-
-
-def _sides(pixels: np.ndarray) -> str:
-    return f"{pixels.shape[0]} x {pixels.shape[1]} px"
