@@ -12,6 +12,7 @@ setup(
         "pandas>=2.2,<4",
         "pillow>=11.3,<14",
         "pyarrow>=18,<27",
+        "requests>=2.32,<3",
         "scikit-image>=0.24,<0.28",
         "tensorflow>=2.20,<2.23",
         "threadpoolctl>=3.5,<4",

@@ -12,6 +12,7 @@ from beam_pipeline.config import (
     EXTRACTION_PRESETS,
     MAX_FAILURE_RATE,
     PRESETS,
+    DownloadConfig,
     ExtractionOverrides,
     IndexConfig,
     Preset,
@@ -61,6 +62,18 @@ def duration(text: str) -> float:
     if not (total := 3600 * hours + 60 * minutes + seconds):
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 12h, 90m, 2h30m or 45s")
     return float(total)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 0-9,12, ascending; an argparse type."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0-9,12")
+        found |= {*range(first, last + 1)}
+    return tuple(sorted(found))
 
 
 def _scales(text: str) -> tuple[float, ...]:
@@ -224,13 +237,26 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
         "images": tuple(args.images),
         # The limits alone: the orientation is a setting of the extraction.
         "reading": _record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation),
-        "budget": None if args.time_budget is None else TimeBudget(args.time_budget, args.started),
+        "budget": _budget(args),
     }
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:
     """Parsed flags of `landmarks index` as a configuration; a time budget counts from `args.started`."""
     return _record(IndexConfig, args, overrides=_record(ExtractionOverrides, args), **_common(args))
+
+
+def download_config(args: argparse.Namespace) -> DownloadConfig:
+    """Parsed flags of `landmarks gldv2 download` as a configuration; see `index_config`.
+
+    Raises:
+      ConfigError: a flag makes no sense.
+    """
+    return _record(DownloadConfig, args, budget=_budget(args))
+
+
+def _budget(args: argparse.Namespace) -> TimeBudget | None:
+    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
 
 
 def recognize_config(args: argparse.Namespace) -> RecognizeConfig:

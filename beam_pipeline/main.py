@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from beam_pipeline import __version__, config, flags, quiet, terminal
+from beam_pipeline.gldv2 import published
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -82,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", required=True, metavar="DIR", help="folder to make")
 
+    _add_gldv2(commands)
+
     matches = _add_command(
         commands, "matches", _matches, "draw a query, its best candidates and their inliers"
     )
@@ -98,6 +101,43 @@ def build_parser() -> argparse.ArgumentParser:
         help="candidates drawn (default: %(default)s)",
     )
     return parser
+
+
+def _add_gldv2(commands: Any) -> None:
+    gldv2 = commands.add_parser(
+        "gldv2", help="Google Landmarks v2: download it", allow_abbrev=False
+    ).add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to do with it")
+    download = _add_command(
+        gldv2, "download", _download, "fetch a part of the data set, or what of it is missing", False
+    )
+    download.add_argument("--part", required=True, choices=list(published.PARTS), help="what to fetch")
+    download.add_argument("--output", required=True, metavar="DATA", help="folder for all parts")
+    download.add_argument(
+        "--base_url",
+        default=published.BASE_URL,
+        metavar="URL",
+        help="where it is published (default: %(default)s)",
+    )
+    download.add_argument(
+        "--archives", type=flags.numbers, metavar="N-N,N", help="some of the part, such as 0-9 (default: all)"
+    )
+    download.add_argument(
+        "--keep",
+        choices=("tar", "files"),
+        default="tar",
+        help="archives as they are, whose photographs are read by range, or photographs as files (default: "
+        "%(default)s)",
+    )
+    download.add_argument(
+        "--parallel",
+        type=flags.number(int, 1, 64),
+        default=4,
+        metavar="N",
+        help="archives at a time (default: %(default)s)",
+    )
+    download.add_argument(
+        "--time_budget", type=flags.duration, metavar="TIME", help="stop after this time, such as 8h"
+    )
 
 
 def _add_index(commands: Any, run: Any, text: str) -> None:
@@ -244,6 +284,12 @@ def _demo(args: argparse.Namespace, options: Any) -> int:
         f"{paths.truth}"
     )
     return EXIT_DONE
+
+
+def _download(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline.gldv2 import download
+
+    return download.run(flags.download_config(args))
 
 
 def _matches(args: argparse.Namespace, options: Any) -> int:

@@ -36,11 +36,13 @@ class Phase:
       label: such as "extract".
       total: how many there are to do.
       done: how many are done.
+      unit: follows the numbers, such as " MB".
     """
 
     label: str
     total: int
     done: Callable[[], int]
+    unit: str = ""
 
 
 def row_counter(folder: str) -> Callable[[], int]:
@@ -133,7 +135,7 @@ def run_pipeline(
         setup.save_main_session = False  # all that workers run they import from the installed packages
     pipeline = beam.Pipeline(runner=engine, options=options)
     build(pipeline)
-    with _Progress([] if not_awaited else phases):
+    with Progress([] if not_awaited else phases):
         try:
             result = pipeline.run()
             if not not_awaited:
@@ -187,7 +189,7 @@ def seconds(started: float, metrics: dict[str, int]) -> dict[str, float]:
     return {"total": round(time.monotonic() - started, 1), **steps}
 
 
-class _Progress:
+class Progress:
     """Prints done, rate and time left of the phase at work, until the block ends."""
 
     def __init__(self, phases: Sequence[Phase]):
@@ -196,7 +198,7 @@ class _Progress:
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._terminal = sys.stderr.isatty()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         self._thread.start()
         return self
 
@@ -226,7 +228,7 @@ class _Progress:
     def _show(self, phase: Phase, done: int, first: int, seconds: float, end: str) -> None:
         rate = (done - first) / seconds if seconds > 0 else 0.0
         left = f", {time_text((phase.total - done) / rate)} left" if rate and done < phase.total else ""
-        line = f"{phase.label:<8} {done:>8,} of {phase.total:,}  {rate:,.1f}/s{left}"
+        line = f"{phase.label:<8} {done:>8,} of {phase.total:,}{phase.unit}  {rate:,.1f}{phase.unit}/s{left}"
         print(
             f"\r\033[K{line}" if self._terminal else line,
             end=end if self._terminal else "\n",

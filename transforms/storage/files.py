@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.storage.object_stores import Entry, store_of
-from transforms.storage.uris import is_local, join
+from transforms.storage.uris import is_local, join, member_of
 
 _TEMPORARY = ".tmp"
 
@@ -183,13 +183,15 @@ def _write_local(uri: str, data: bytes) -> None:
 
 
 def read_bytes(uri: str, offset: int = 0, size: int | None = None) -> bytes:
-    """`size` bytes of a file from `offset`; all from there when size is None.
+    """`size` bytes of a file, or of a member of a tar file, from `offset`; all from there when size is None.
 
     Raises:
       OSError: the file cannot be read, or is none (a pipe or a device may never end).
       EOFError: it ends before `size` bytes.
     """
-
+    if member := member_of(uri):
+        size = max(0, member.size - offset) if size is None else size
+        return read_bytes(member.archive, member.offset + offset, size)
     data = retried(
         lambda: _read_local(uri, offset, size) if is_local(uri) else store_of(uri).read(uri, offset, size)
     )

@@ -1,6 +1,26 @@
-"""Names of files and folders: paths on this machine, and addresses such as gs://bucket/file."""
+"""Names of files and folders: paths on this machine, addresses such as gs://bucket/file, and members of tar
+files such as photos.tar#1536+48211/a/b.jpg: a name that says from which byte on, and how many, they lie.
+"""
 
 import os
+import re
+from typing import NamedTuple
+
+_MEMBER = re.compile(r"(.+\.tar)#([0-9]{1,18})\+([0-9]{1,18})/(.+)", re.IGNORECASE | re.DOTALL)
+
+
+class Member(NamedTuple):
+    """A file in an archive: its name there, its first byte in the archive, and how many it has."""
+
+    archive: str
+    offset: int
+    size: int
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """What `member_of` reads."""
+        return f"{self.archive}#{self.offset}+{self.size}/{self.name}"
 
 
 def is_local(uri: str) -> bool:
@@ -11,3 +31,9 @@ def is_local(uri: str) -> bool:
 def join(root: str, *names: str) -> str:
     """`root` and `names` joined by the rules of root's file system."""
     return os.path.join(root, *names) if is_local(root) else "/".join([root.rstrip("/"), *names])
+
+
+def member_of(uri: str) -> Member | None:
+    """The member of a tar file that `uri` names; None for a file of its own."""
+    match = _MEMBER.fullmatch(uri) if "#" in uri else None
+    return Member(match[1], int(match[2]), int(match[3]), match[4]) if match else None

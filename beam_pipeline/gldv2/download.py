@@ -1,0 +1,296 @@
+"""`landmarks gldv2 download`: the archives of a part, whole and checked, and the tables beside them.
+
+    DATA/<part>/images_000.tar               as published; with --keep files a/b/c/<id>.jpg in its place
+    DATA/<part>/images_000.tar.members.parquet   which of its photographs are used, and where they lie
+    DATA/*.csv                               tables
+    DATA/.gldv2/<part>/                      what is under way, and a word of each finished archive
+
+What stands under its own name is whole: archives arrive in .gldv2 and are renamed.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_pipeline import lock, runner
+from beam_pipeline.config import ConfigError, DownloadConfig
+from beam_pipeline.gldv2 import fetch, published
+from beam_pipeline.gldv2.fetch import Fetcher, FetchError, Patience, StoppedError
+from beam_pipeline.gldv2.published import Part
+from transforms.patterns import image_id_of
+from transforms.storage import files, tables, tar_files
+from transforms.storage.tar_files import Contents
+
+_ATTEMPTS = 3  # at an archive whose checksum is wrong
+_MAX_PHOTOGRAPH = 100_000_000  # bytes; the largest published ones have some MB
+_SPARE = 1_000_000_000  # bytes left free on the disk
+
+
+def run(config: DownloadConfig, patience: Patience | None = None) -> int:
+    """Fetches what is missing of a part; returns the exit code.
+
+    Args:
+      config: what is asked for.
+      patience: with the server; None for the usual one.
+
+    Raises:
+      ConfigError: another download is at work on it, or the disk has no room.
+      FetchError, TableError, OSError: a table cannot be had or read, or the disk cannot be written to.
+    """
+    with lock.held(os.path.join(config.output, ".gldv2", config.part)):
+        fetcher = Fetcher(patience or Patience(), config.budget.ends if config.budget else float("inf"))
+        return _Download(config, fetcher).run()
+
+
+class _Download:
+    """A download at work.
+
+    Args:
+      config: what is asked for.
+      fetcher: how.
+    """
+
+    def __init__(self, config: DownloadConfig, fetcher: Fetcher):
+        self._config, self._fetcher = config, fetcher
+        self._part: Part = published.PARTS[config.part]
+        self._folder = os.path.join(config.output, config.part)
+        self._under_way = os.path.join(config.output, ".gldv2", config.part)
+        self._listed: pa.Array | None = None  # ids of what is used; None for all
+        self._said = threading.Lock()
+
+    def run(self) -> int:
+        try:
+            for table in self._part.tables:
+                self._fetch_table(table)
+            if not self._part.archives:
+                return 0
+            if self._config.part == "train_clean":
+                self._listed = tables.read_labels(self._table(published.CLEAN_LABELS))[
+                    "image_id"
+                ].combine_chunks()
+            return self._fetch_archives()
+        except StoppedError:
+            print(f"{self._config.output}: out of time; the same command goes on from here")
+            return 0
+
+    def _fetch_archives(self) -> int:
+        numbers = self._config.numbers
+        missing = [number for number in numbers if not self._is_finished(number)]
+        print(f"{self._folder}: {len(numbers) - len(missing):,} of {len(numbers):,} archives are there")
+        if not missing:
+            return 0
+        os.makedirs(self._folder, exist_ok=True)
+        sizes = self._sizes(missing)
+        self._check_room(sizes)
+        problems, stopped = [], False
+        done = functools.partial(self._megabytes, sizes)
+        phase = runner.Phase("download", sum(sizes.values()) // 1_000_000, done, " MB")
+        with runner.Progress([phase]), ThreadPoolExecutor(self._config.parallel, "download") as pool:
+            waiting = {pool.submit(self._take, number): number for number in missing}
+            try:
+                for future in as_completed(waiting):
+                    try:
+                        future.result()
+                    except StoppedError:
+                        stopped = True
+                    except (FetchError, tar_files.TarError) as e:
+                        problems.append(published.archive_name(waiting[future]))
+                        self._say(str(e))
+            except BaseException:  # the disk: no other archive will do better
+                self._fetcher.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return self._conclude(numbers, problems, stopped)
+
+    def _conclude(self, numbers: Sequence[int], problems: Sequence[str], stopped: bool) -> int:
+        there = sum(map(self._is_finished, numbers))
+        why = "out of time; " if stopped else ""
+        rest = f"; {why}the same command goes on from here" if there < len(numbers) else ""
+        print(
+            f"{self._folder}: {there:,} of {len(numbers):,} archives are there, "
+            f"{self._photographs(numbers):,} photographs{rest}"
+        )
+        if problems:
+            print(
+                f"landmarks: error: {len(problems):,} archives could not be had: "
+                f"{', '.join(sorted(problems))}",
+                file=sys.stderr,
+            )
+        return 1 if problems else 0
+
+    def _take(self, number: int) -> None:
+        """Fetches an archive, checks it, and puts it in its place."""
+        url = published.archive_url(self._config.base_url, self._part.split, number)
+        path = self._path(number)
+        if os.path.exists(path):  # by other means; it is never deleted
+            if self._checksum(number) != _md5(path):
+                raise FetchError(
+                    f"{path} is not the published archive, its MD5 says: move it away, or delete it"
+                )
+            self._finish(number, path)
+            return
+        part = os.path.join(self._under_way, f"{published.archive_name(number)}.part")
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._fetcher.fetch(url, part)
+            found, wanted = _md5(part), self._checksum(number)
+            if found == wanted:
+                self._finish(number, part)
+                return
+            fetch.forget(part)
+            again = "; fetched again" if attempt < _ATTEMPTS else f", {attempt} times in a row"
+            self._say(f"{url}: its MD5 is {found}, {wanted} is published{again}")
+        raise FetchError(f"{url}: the checksum is wrong each time")
+
+    def _checksum(self, number: int) -> str:
+        url = published.checksum_url(self._config.base_url, self._part.split, number)
+        return self._fetcher.read(url, published.checksum)
+
+    def _finish(self, number: int, path: str) -> None:
+        """Puts a checked archive, or its photographs, in their place."""
+        size = os.path.getsize(path)
+        found = self._used(tar_files.scan(path, size), path, self._path(number))
+        for line in found.refused:
+            self._say(line)
+        if self._config.keep == "tar":
+            tar_files.write_list(self._path(number), size, found)  # before anybody sees the archive
+            if path != self._path(number):
+                fetch.put(path, self._path(number))
+        else:
+            self._unpack(path, found)
+            os.sync()
+        word = {"bytes": size, "photographs": len(found.members), "refused": len(found.refused)}
+        files.write_json(self._word(number), {"keep": self._config.keep, **word})
+        if self._config.keep == "files" and path != self._path(number):
+            fetch.forget(path)
+
+    def _used(self, found: Contents, path: str, name: str) -> Contents:
+        """Of an archive's members the photographs that are used, and a line for each that is odd."""
+        refused = [line.replace(path, name, 1) for line in found.refused]
+        names = found.members["name"].to_pylist()
+        keep, known = [], set()
+        listed = self._is_listed(names)
+        for row, (member, size) in enumerate(zip(names, found.members["size"].to_pylist())):
+            image_id = image_id_of(member)
+            problem = ""
+            if not published.IMAGE_ID.fullmatch(image_id) or not member.endswith(".jpg"):
+                problem = "is no <16 hex digits>.jpg"
+            elif image_id in known:
+                problem = "has an id that another member has; the first is used"
+            elif size > _MAX_PHOTOGRAPH:
+                problem = f"has {size:,} bytes, more than any photograph"
+            if problem:
+                refused.append(f"{name}: {member!r} {problem}")
+            elif listed[row]:
+                keep.append(row)
+            known.add(image_id)
+        return Contents(found.members.take(pa.array(keep, pa.int64())), tuple(refused))
+
+    def _is_listed(self, names: Sequence[str]) -> list[bool]:
+        if self._listed is None:
+            return [True] * len(names)
+        ids = pa.array([image_id_of(name) for name in names], pa.string())
+        return pc.is_in(ids, value_set=self._listed).to_pylist()
+
+    def _unpack(self, archive: str, found: Contents) -> None:
+        """Writes photographs, each whole, to a/b/c/<id>.jpg, places that are made of their ids alone."""
+        scratch = archive + ".photograph"
+        with open(archive, "rb") as f:
+            for row in found.members.to_pylist():
+                image_id = image_id_of(row["name"])
+                folder = os.path.join(self._folder, *image_id[:3])
+                os.makedirs(folder, exist_ok=True)
+                f.seek(row["offset"])
+                with open(scratch, "wb") as out:
+                    out.write(f.read(row["size"]))
+                os.replace(scratch, os.path.join(folder, f"{image_id}.jpg"))
+
+    def _fetch_table(self, name: str) -> None:
+        path = self._table(name)
+        if os.path.exists(path):
+            return
+        part = os.path.join(self._under_way, os.path.basename(name) + ".part")
+        self._fetcher.fetch(f"{self._config.base_url}/{name}", part)
+        fetch.put(part, path)
+        print(f"{path}: {os.path.getsize(path):,} bytes")
+
+    def _sizes(self, missing: Sequence[int]) -> dict[int, int]:
+        """Bytes of archives, as the server says, or about."""
+
+        def ask(number: int) -> int:
+            try:
+                size = self._fetcher.size(
+                    published.archive_url(self._config.base_url, self._part.split, number)
+                )
+            except FetchError:  # it is met again, and named, when the archive is fetched
+                size = None
+            return self._part.archive_bytes if size is None else size
+
+        with ThreadPoolExecutor(self._config.parallel, "sizes") as pool:
+            return dict(zip(missing, pool.map(ask, missing)))
+
+    def _check_room(self, sizes: dict[int, int]) -> None:
+        needed = sum(sizes.values())
+        if self._config.keep == "files":  # what is used of them, and those under way
+            under_way = sum(sorted(sizes.values())[-self._config.parallel :])
+            needed = min(needed, needed * self._part.kept // self._part.images) + under_way
+        needed -= sum(map(self._arrived, sizes))
+        free = shutil.disk_usage(self._config.output).free
+        if needed + _SPARE > free:
+            hint = "--keep files keeps only what train_clean.csv lists; " if self._listed is not None else ""
+            raise ConfigError(
+                f"{self._config.output}: {len(sizes):,} archives need {needed / 1e9:,.1f} GB more, and "
+                f"{free / 1e9:,.1f} GB are free: {hint}--archives 0-9 takes some of them"
+            )
+
+    def _megabytes(self, sizes: dict[int, int]) -> int:
+        """What has arrived of archives."""
+        arrived = (
+            size if self._is_finished(number) else self._arrived(number) for number, size in sizes.items()
+        )
+        return sum(arrived) // 1_000_000
+
+    def _arrived(self, number: int) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.getsize(os.path.join(self._under_way, f"{published.archive_name(number)}.part"))
+        return 0
+
+    def _is_finished(self, number: int) -> bool:
+        return os.path.exists(self._word(number)) and (
+            self._read_word(number)["keep"] == "files" or os.path.exists(self._path(number))
+        )
+
+    def _photographs(self, numbers: Sequence[int]) -> int:
+        return sum(self._read_word(number)["photographs"] for number in numbers if self._is_finished(number))
+
+    def _read_word(self, number: int) -> dict[str, Any]:
+        with open(self._word(number), encoding="utf-8") as f:
+            return json.load(f)
+
+    def _path(self, number: int) -> str:
+        return os.path.join(self._folder, published.archive_name(number))
+
+    def _word(self, number: int) -> str:
+        return os.path.join(self._under_way, f"{published.archive_name(number)}.json")
+
+    def _table(self, name: str) -> str:
+        return os.path.join(self._config.output, os.path.basename(name))
+
+    def _say(self, line: str) -> None:
+        with self._said:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _md5(path: str) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,364 @@
+"""Downloads from a server that misbehaves on purpose."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from beam_pipeline.config import ConfigError, DownloadConfig, TimeBudget
+from beam_pipeline.gldv2 import download, fetch, published
+from beam_pipeline.gldv2.fetch import Patience
+from beam_pipeline.main import main
+from tests import gldv2_layout
+from tests.web_server import Fault, serving
+
+HASTY = Patience(attempts=4, first_wait=0.001, longest_wait=0.01, silence=5.0, pace=0.2, slow_bytes=300_000)
+
+NAMES = [gldv2_layout.image_id(str(i)) for i in range(36)]
+PHOTOGRAPHS = {name: np.random.default_rng(i).bytes(9_000 + 100 * i) for i, name in enumerate(NAMES)}
+LISTED = sorted(NAMES)[::2]
+CLEAN = "landmark_id,images\n7," + " ".join(LISTED[:10]) + "\n11," + " ".join(LISTED[10:]) + "\n"
+SITE = {
+    **gldv2_layout.archives("train", PHOTOGRAPHS, 3),
+    **gldv2_layout.archives("test", PHOTOGRAPHS, 2),
+    "/metadata/train_clean.csv": CLEAN.encode(),
+    "/ground_truth/recognition_solution_v2.1.csv": b"id,landmarks,Usage\n",
+    "/ground_truth/retrieval_solution_v2.1.csv": b"id,images,Usage\n",
+}
+ONE = published.archive_url("", "train", 1)
+MD5 = published.checksum_url("", "train", 1)
+
+
+@pytest.fixture
+def server():
+    with serving(SITE) as server:
+        yield server
+
+
+def fetched(server, output, part="train_clean", patience=HASTY, **changes):
+    settings = {"archives": (0, 1, 2), **changes}
+    return download.run(DownloadConfig(part, str(output), server.url, **settings), patience)
+
+
+def archive(output, number=1, part="train_clean"):
+    return (output / part / published.archive_name(number)).read_bytes()
+
+
+def members(output, number, part="train_clean"):
+    return pq.read_table(output / part / f"{published.archive_name(number)}.members.parquet").to_pylist()
+
+
+def test_a_part_arrives_whole_with_its_tables_and_the_places_of_its_photographs(server, tmp_path, capsys):
+    assert fetched(server, tmp_path) == 0
+    assert (tmp_path / "train_clean.csv").read_text() == CLEAN
+    used = []
+    for number in range(3):
+        content = archive(tmp_path, number)
+        assert content == SITE[published.archive_url("", "train", number)]
+        for row in members(tmp_path, number):
+            image_id = row["name"][-20:-4]
+            assert content[row["offset"] : row["offset"] + row["size"]] == PHOTOGRAPHS[image_id]
+            used.append(image_id)
+    assert sorted(used) == LISTED
+    assert f"3 of 3 archives are there, {len(LISTED)} photographs" in capsys.readouterr().out
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Faults of the answers to GET an archive, or its checksum, and the bytes that are sent in vain."""
+
+    faults: tuple[Fault, ...]
+    path: str = ONE
+    in_vain: int = 0
+
+
+SIZE = len(SITE[ONE])
+OTHER = gldv2_layout.tar_of((gldv2_layout.member_name(n), PHOTOGRAPHS[n]) for n in NAMES[:7])
+CASES = {
+    "short bodies": Case((Fault(cut=10_000), Fault(cut=50_000), Fault(cut=1))),
+    "no bodies": Case((Fault(cut=0), Fault(cut=0))),
+    "ranges ignored": Case(
+        (Fault(cut=10_000), Fault(ignores_range=True, cut=30_000), Fault(ignores_range=True)), in_vain=40_000
+    ),
+    "503": Case((Fault(503), Fault(cut=10_000), Fault(503), Fault(500))),
+    "429 with Retry-After": Case((Fault(429, (("Retry-After", "0"),)),)),
+    "503 with a date": Case((Fault(503, (("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),)),)),
+    "a wrong checksum once": Case((Fault(content=bytes(SIZE)),), in_vain=SIZE),
+    "a short checksum file": Case((Fault(content=b"0123456789"), Fault(content=b"")), MD5),
+    "416": Case((Fault(cut=10_000), Fault(416)), in_vain=10_000),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_after_a_fault_the_archive_is_whole_and_what_had_arrived_was_not_asked_for_again(
+    case, server, tmp_path
+):
+    server.faults[case.path] = list(case.faults)
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE]
+    assert not server.faults[case.path]
+    assert server.sent[ONE] - SIZE == case.in_vain
+    assert all(server.sent[path] == len(SITE[path]) for path in SITE if "train/i" in path and path != ONE)
+
+
+def test_a_slow_trickle_is_given_up_and_gone_on_from(server, tmp_path):
+    server.faults[ONE] = [Fault(pause=0.005)]
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE]
+    first, second = server.gets(ONE)
+    assert first is None and 0 < int(second.removeprefix("bytes=").rstrip("-")) < SIZE
+    assert server.sent[ONE] - SIZE < 1_000  # on their way as the connection was given up
+
+
+def test_a_redirect_is_followed_with_its_range(server, tmp_path):
+    server.files["/elsewhere.tar"] = SITE[ONE]
+    server.always[ONE] = Fault(302, (("Location", "/elsewhere.tar"),))
+    server.faults["/elsewhere.tar"] = [Fault(cut=10_000)]
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE]
+    assert server.gets("/elsewhere.tar") == [None, "bytes=10000-"]
+
+
+def test_an_archive_that_changes_between_two_requests_is_started_anew(server, tmp_path):
+    server.faults[ONE] = [Fault(cut=10_000), Fault(becomes=OTHER)]
+    server.files.update({MD5: gldv2_layout.archive("train", 1, OTHER)[MD5]})
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == OTHER
+    assert server.sent[ONE] == 10_000 + len(OTHER)
+
+
+def test_a_changed_archive_behind_a_server_without_if_range_is_started_anew(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch.Entity, "validator", property(lambda self: ""))
+    server.faults[ONE] = [Fault(cut=10_000), Fault(becomes=OTHER, cut=0)]
+    server.files.update({MD5: gldv2_layout.archive("train", 1, OTHER)[MD5]})
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == OTHER
+
+
+@pytest.mark.parametrize(
+    ("path", "fault", "said"),
+    [
+        (ONE, Fault(content=bytes(SIZE)), "the checksum is wrong each time"),
+        (ONE, Fault(503), "HTTP 503"),
+        (ONE, Fault(404), "HTTP 404"),
+        (ONE, Fault(cut=10_000, ignores_range=True), "IncompleteRead"),
+        (MD5, Fault(content=b"0123456789"), "cut short"),
+        (MD5, Fault(404), "HTTP 404"),
+    ],
+)
+def test_a_fault_that_stays_is_named_and_the_others_are_there(path, fault, said, server, tmp_path, capsys):
+    server.always[path] = fault
+    assert fetched(server, tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "error: 1 archives could not be had: images_001.tar" in captured.err and said in captured.err
+    assert "2 of 3 archives are there" in captured.out
+    assert not (tmp_path / "train_clean" / "images_001.tar").exists()
+    del server.always[path]
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE]
+
+
+def test_a_wrong_checksum_is_fetched_again_three_times(server, tmp_path):
+    server.always[ONE] = Fault(content=bytes(SIZE))
+    assert fetched(server, tmp_path) == 1
+    assert len(server.gets(ONE)) == 3
+
+
+def test_what_is_finished_is_not_asked_for_again(server, tmp_path):
+    assert fetched(server, tmp_path) == 0
+    before = list(server.asked)
+    assert fetched(server, tmp_path) == 0
+    assert server.asked == before
+    (tmp_path / "train_clean" / "images_001.tar").unlink()
+    assert fetched(server, tmp_path) == 0
+    assert {path for _, path, _ in server.asked[len(before) :]} == {ONE, MD5}
+
+
+def test_an_archive_that_came_by_other_means_is_checked_and_taken(server, tmp_path, capsys):
+    (tmp_path / "train_clean").mkdir()
+    (tmp_path / "train_clean" / "images_001.tar").write_bytes(SITE[ONE])
+    (tmp_path / "train_clean" / "images_000.tar").write_bytes(b"half of it")
+    assert fetched(server, tmp_path) == 1
+    assert server.gets(ONE) == [] and len(members(tmp_path, 1)) == 6
+    assert archive(tmp_path, 0) == b"half of it"
+    assert "images_000.tar is not the published archive" in capsys.readouterr().err
+
+
+def test_a_killed_download_goes_on_from_the_bytes_that_it_had(server, tmp_path):
+    server.faults[ONE] = [Fault(pause=0.01)]
+    command = [sys.executable, "-m", "beam_pipeline", "gldv2", "download", "--part", "train_clean"]
+    command += ["--output", str(tmp_path), "--base_url", server.url, "--archives", "0-2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = tmp_path / ".gldv2" / "train_clean" / "images_001.tar.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size > 5_000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    had = part.stat().st_size
+    assert 5_000 < had < SIZE
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE]
+    assert server.gets(ONE)[-1] == f"bytes={had}-"
+
+
+def test_a_part_without_a_whole_word_of_its_server_is_started_anew(server, tmp_path):
+    under_way = tmp_path / ".gldv2" / "train_clean"
+    under_way.mkdir(parents=True)
+    (under_way / "images_001.tar.part").write_bytes(b"x" * 1000)
+    (under_way / "images_001.tar.part.json").write_text('{"size": 12')
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE] and server.gets(ONE) == [None]
+
+
+def test_out_of_time_it_stops_and_a_later_start_goes_on(server, tmp_path, capsys):
+    server.always[ONE] = Fault(pause=0.05)
+    patience = dataclasses.replace(HASTY, pace=60.0)
+    assert fetched(server, tmp_path, patience=patience, budget=TimeBudget(1.5, time.time())) == 0
+    assert "out of time; the same command goes on from here" in capsys.readouterr().out
+    had = (tmp_path / ".gldv2" / "train_clean" / "images_001.tar.part").stat().st_size
+    del server.always[ONE]
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE] and server.gets(ONE)[-1] == f"bytes={had}-"
+
+
+def test_photographs_as_files_and_only_those_listed(server, tmp_path):
+    assert fetched(server, tmp_path, keep="files") == 0
+    files = {path.stem: path for path in (tmp_path / "train_clean").rglob("*") if path.is_file()}
+    assert sorted(files) == LISTED
+    for name, path in files.items():
+        assert path.read_bytes() == PHOTOGRAPHS[name]
+        assert path == tmp_path / "train_clean" / name[0] / name[1] / name[2] / f"{name}.jpg"
+    before = list(server.asked)
+    assert fetched(server, tmp_path, keep="files") == 0 and server.asked == before
+    assert not list((tmp_path / ".gldv2").rglob("*.part*"))
+
+
+def test_queries_come_with_their_truth(server, tmp_path):
+    assert fetched(server, tmp_path, "test", archives=(0, 1)) == 0
+    assert (tmp_path / "recognition_solution_v2.1.csv").exists()
+    assert sum(len(members(tmp_path, number, "test")) for number in (0, 1)) == len(NAMES)
+
+
+def hostile():
+    """An archive of which only two members are photographs."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as tar:
+
+        def add(name, data=b"photograph", **fields):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            tar.addfile(info, io.BytesIO(data))
+
+        good = gldv2_layout.member_name(LISTED[0])
+        add(good)
+        add(f"../../{LISTED[1]}.jpg")
+        add(f"/tmp/{LISTED[1]}.jpg")
+        add(f"a/../../{LISTED[1]}.jpg")
+        add("C:\\0123456789abcdef.jpg")
+        add(f"{LISTED[2]}.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(f"{LISTED[3]}.jpg", b"", type=tarfile.LNKTYPE, linkname=good)
+        add(f"{LISTED[4]}.jpg", b"", type=tarfile.CHRTYPE)
+        add(f"{LISTED[5]}.jpg", b"", type=tarfile.FIFOTYPE)
+        add(good)
+        add(f"elsewhere/{LISTED[0]}.jpg")
+        add("readme.txt")
+        add("0123456789ABCDEF.jpg")
+        add(f"{LISTED[6]}.jpg")
+        info = tarfile.TarInfo(f"{LISTED[7]}.jpg")
+        info.size = 1 << 40
+        content.write(info.tobuf(tarfile.GNU_FORMAT))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("keep", ["tar", "files"])
+def test_of_a_hostile_archive_only_photographs_are_used_and_nothing_lies_outside(
+    keep, server, tmp_path, capsys
+):
+    server.files.update(gldv2_layout.archive("train", 1, hostile()))
+    output = tmp_path / "inner" / "data"
+    assert fetched(server, output, keep=keep, archives=(1,)) == 0
+    if keep == "tar":
+        assert [row["name"][-20:-4] for row in members(output, 1)] == [LISTED[0], LISTED[6]]
+    else:
+        found = [path.stem for path in (output / "train_clean").rglob("*.jpg")]
+        assert sorted(found) == sorted([LISTED[0], LISTED[6]])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "images_001.tar: " in line]
+    assert len(lines) == 14
+    for problem in (
+        "leads out of the archive",
+        "is a link",
+        "is no plain file",
+        "stands there twice",
+        "has an id that another member has",
+        "is no <16 hex digits>.jpg",
+        "beyond the archive's end",
+        "damaged, or cut short",
+    ):
+        assert any(problem in line for line in lines), problem
+    assert {path.name for path in tmp_path.iterdir()} == {"inner"}
+    assert {path.name for path in (tmp_path / "inner").iterdir()} == {"data"}
+
+
+def test_a_disk_without_room_is_found_before_the_first_byte(server, tmp_path, monkeypatch):
+    full = type("Usage", (), {"free": 1_000_000_000 + 50_000})()
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(ConfigError, match=r"3 archives need 0\.\d GB more, and 1\.0 GB are free"):
+        fetched(server, tmp_path)
+    assert all(server.gets(path) == [] for path in SITE if path.startswith("/train/"))
+
+
+def test_a_disk_that_fills_stops_the_download_and_keeps_what_has_arrived(server, tmp_path, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("images_001.tar"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetched(server, tmp_path)
+    monkeypatch.undo()
+    assert fetched(server, tmp_path) == 0
+    assert server.sent[ONE] == SIZE
+
+
+def test_two_downloads_of_a_part_are_not_at_work_at_once(server, tmp_path):
+    with download.lock.held(str(tmp_path / ".gldv2" / "train_clean")):
+        with pytest.raises(ConfigError, match="is being written by process"):
+            fetched(server, tmp_path)
+        assert fetched(server, tmp_path, "test", archives=(0,)) == 0
+
+
+def test_options_that_make_no_sense(tmp_path, capsys):
+    def run(*flags):
+        code = main(["gldv2", "download", "--output", str(tmp_path), *flags])
+        return code, capsys.readouterr().err
+
+    assert run("--part", "test", "--archives", "18-21") == (
+        2,
+        "landmarks: error: --archives: test has archives 0 to 19, not 20\n",
+    )
+    assert "has no archives" in run("--part", "metadata", "--archives", "0")[1]
+    assert "no list of numbers" in run("--part", "test", "--archives", "3-1")[1]
+    assert "no http:// or https:// address" in run("--part", "test", "--base_url", "ftp://x")[1]
+    assert "unknown option '--runner'" in run("--part", "test", "--runner", "x")[1]
+
+
+def test_checksums_are_the_first_word_of_their_file():
+    digest = hashlib.md5(b"").hexdigest()
+    assert published.checksum(f"{digest}  images_000.tar\n".encode()) == digest
+    assert published.checksum(f"{digest.upper()} *images_000.tar".encode()) == digest
+    assert published.checksum(digest[:-1].encode()) is None
+    assert published.checksum(b"") is None and published.checksum(b"<html>") is None
