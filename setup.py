@@ -18,12 +18,14 @@ setup(
         "threadpoolctl>=3.5,<4",
     ],
     extras_require={
-        "aws": ["apache-beam[aws]>=2.76,<3", "boto3>=1.36,<2"],
-        "gcp": ["apache-beam[gcp]>=2.76,<3"],
+        "aws": ["boto3>=1.36,<2", "obstore>=0.12,<0.13"],
+        "gcp": ["apache-beam[gcp]>=2.76,<3", "obstore>=0.12,<0.13"],
         "test": [
+            "boto3>=1.36,<2",
             "duckdb>=1.2,<3",
             "hypothesis>=6.100,<7",
             "mypy>=2.4,<3",
+            "obstore>=0.12,<0.13",
             "onnx>=1.17,<2",
             "pytest>=8,<10",
             "ruff>=0.17.6,<0.18",  # another version formats in another way

@@ -1,5 +1,5 @@
-"""Everything that takes a path takes an object store's: on one in memory, and on real servers where the
-environment names a place on them.
+"""Everything that takes a path takes an object store's: on servers in this process (object_server.py), and on
+real ones where the environment names a place on them.
 
     LANDMARKS_TEST_S3=s3://bucket/folder    with AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
     LANDMARKS_TEST_GS=gs://bucket/folder    with STORAGE_EMULATOR_HOST
@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+import urllib.parse
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,6 +27,7 @@ from PIL import Image
 
 from beam_pipeline import integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
+from tests import object_server
 from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
@@ -34,66 +37,47 @@ from transforms.storage.feature_store import FeatureStore
 from transforms.types import DecodedImage, Failure
 
 
-class MemoryStore:
-    """A Store in a dictionary, which outlasts it."""
-
-    _objects: dict[str, bytes] = {}
-
-    def __init__(self, options):
-        self._lock = threading.Lock()
-
-    def read(self, uri, offset=0, size=None):
-        if uri not in self._objects:
-            raise FileNotFoundError(2, "No such object", uri)
-        return self._objects[uri][offset : None if size is None else offset + size]
-
-    def write(self, uri, data):
-        self._objects[uri] = data
-
-    def swap(self, uri, old, new):
-        with self._lock:
-            if self._objects.get(uri) != old:
-                return False
-            self._objects[uri] = new
-            return True
-
-    def delete(self, uri):
-        self._objects.pop(uri, None)
-
-    def entry(self, uri):
-        return object_stores.Entry(uri, len(self._objects[uri]), 1e9) if uri in self._objects else None
-
-    def list(self, prefix, descend=True):
-        for uri in sorted(self._objects):
-            if uri.startswith(prefix) and (descend or "/" not in uri[len(prefix) :]):
-                yield self.entry(uri)
-
-
-@pytest.fixture(params=["mem", "s3", "gs"])
-def root(request, monkeypatch):
-    """An empty folder of a store, deleted afterwards."""
-    if request.param == "mem":
-        monkeypatch.setitem(object_stores._KINDS, "mem", MemoryStore)
-        monkeypatch.setattr(object_stores, "_stores", {})
-        place = "mem://bucket"
-    else:
-        variable = f"LANDMARKS_TEST_{request.param.upper()}"
-        if variable not in os.environ:
-            pytest.skip(f"{variable} names no folder on a server")
-        place = os.environ[variable].rstrip("/")
-    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
-    folder = f"{place}/{uuid.uuid4().hex}"
-    yield folder
-    for entry in list(files.remote_entries(folder)):
-        files.delete(entry.uri)
+@pytest.fixture(scope="module")
+def servers():
+    """By scheme, servers in this process where the environment names no real ones."""
+    with object_server.serving(google=False) as s3, object_server.serving(google=True) as gs:
+        yield {"s3": s3, "gs": gs}
 
 
 @pytest.fixture
-def server(root):
-    """`root` on a real server."""
-    if root.startswith("mem://"):
-        pytest.skip("needs a server")
-    return root
+def own(servers, monkeypatch):
+    """The servers in this process, whose addresses and keys the environment then tells."""
+    for name, value in (
+        ("AWS_ENDPOINT_URL", servers["s3"].url),
+        ("AWS_ACCESS_KEY_ID", object_server.ACCESS_KEY),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("STORAGE_EMULATOR_HOST", servers["gs"].url),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
+    monkeypatch.setattr(object_stores, "_stores", {})
+    return servers
+
+
+@pytest.fixture(params=["s3", "gs"])
+def scheme(request, monkeypatch):
+    """The scheme of a store that can be reached."""
+    if f"LANDMARKS_TEST_{request.param.upper()}" not in os.environ:
+        request.getfixturevalue("own")
+    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
+    return request.param
+
+
+@pytest.fixture
+def root(scheme):
+    """An empty folder of a store, deleted afterwards."""
+    place = os.environ.get(f"LANDMARKS_TEST_{scheme.upper()}", f"{scheme}://{object_server.BUCKET}")
+    folder = f"{place.rstrip('/')}/{uuid.uuid4().hex}"
+    yield folder
+    for entry in list(files.remote_entries(folder)):
+        files.delete(entry.uri)
 
 
 def photograph(seed=0):
@@ -106,6 +90,10 @@ def test_a_file_is_written_read_listed_and_deleted(root):
     uri = files.join(root, "a", "file with a space, ä and #.bin")
     files.write_bytes(uri, bytes(range(100)))
     files.write_bytes(files.join(root, "empty.bin"), b"")
+    odd = files.join(root, "odd ä #%20[1]+&", "x.bin")
+    files.write_bytes(odd, b"")
+    assert files.list_files(files.join(root, "odd ä #%20[1]+&"), "") == [odd] and files.exists(odd)
+    assert [e.uri for e in files.remote_entries(files.join(root, "odd ä #%20[1]+&"))] == [odd]
     assert (
         files.read_bytes(uri) == bytes(range(100)) and files.read_bytes(files.join(root, "empty.bin")) == b""
     )
@@ -129,13 +117,13 @@ def test_a_file_is_written_read_listed_and_deleted(root):
 
 def test_more_than_a_page_is_listed(root):
     store = object_stores.store_of(root)
-    for i in range(1003):
-        store.write(files.join(root, "many", f"{i:04}"), b"")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: store.write(files.join(root, "many", f"{i:04}"), b""), range(1003)))
     assert len(files.list_files(files.join(root, "many"), "")) == 1003
 
 
-def test_a_bucket_that_is_not_there_is_an_error_with_its_name(server):
-    uri = server.split("://")[0] + "://landmarks-no-such-bucket/file"
+def test_a_bucket_that_is_not_there_is_an_error_with_its_name(root):
+    uri = root.split("://")[0] + "://landmarks-no-such-bucket/file"
     for call in (
         lambda: files.read_bytes(uri),
         lambda: files.write_bytes(uri, b""),
@@ -192,40 +180,28 @@ def test_a_holder_renews_its_lock_and_does_not_take_it_back(root, monkeypatch):
     assert files.read_json(uri)["token"] == "another's"
 
 
-_KILLED_WRITER = """
-import os, signal, socket, sys
-from transforms.storage import files
-
-files.exists(sys.argv[1])  # connects
-send, left = socket.socket.sendall, int(sys.argv[2]) // 2
-
-def cut(self, data, *flags):
-    global left
-    send(self, memoryview(data)[:left], *flags)
-    left -= len(data)
-    if left <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-socket.socket.sendall = cut
-files.write_bytes(sys.argv[1], bytes(int(sys.argv[2])))
-"""
-
-
-@pytest.mark.parametrize("size", [1 << 20, 20 << 20], ids=["one request", "more than 8 MiB"])
-def test_a_writer_killed_in_the_middle_of_an_upload_leaves_nothing(server, size):
-    uri = files.join(server, "images", "shard.parquet")
+def test_a_writer_killed_in_the_middle_of_an_upload_leaves_nothing(root):
+    size = 20 << 20
+    uri = files.join(root, "images", "shard.parquet")
+    name = "AWS_ENDPOINT_URL" if root.startswith("s3") else "STORAGE_EMULATOR_HOST"
+    address = urllib.parse.urlsplit(os.environ[name])
+    code = (
+        "import sys; from transforms.storage import files; "
+        "files.write_bytes(sys.argv[1], bytes(int(sys.argv[2])))"
+    )
     for before in (None, b"before"):
         if before:
             files.write_bytes(uri, before)
-        assert (
-            subprocess.run([sys.executable, "-c", _KILLED_WRITER, uri, str(size)]).returncode
-            == -signal.SIGKILL
-        )
+        with object_server.cutting((address.hostname, address.port), size // 2, lambda: writer.kill()) as way:
+            writer = subprocess.Popen(
+                [sys.executable, "-c", code, uri, str(size)], env={**os.environ, name: way}
+            )
+            assert writer.wait(120) == -signal.SIGKILL
         time.sleep(0.5)  # the server has seen the connection end
         if before:
             assert files.read_bytes(uri) == before
         else:
-            assert not files.exists(uri) and FeatureStore(server).units() == []
+            assert not files.exists(uri) and FeatureStore(root).units() == []
     files.write_bytes(uri, bytes(size))
     assert files.read_bytes(uri) == bytes(size)
 
@@ -360,9 +336,8 @@ def test_threads_share_a_client_and_new_options_bring_a_new_one(root):
     ) is object_stores.store_of(root)
 
 
-def test_beams_options_reach_the_client_before_there_is_a_pipeline(server, monkeypatch, capsys):
-    if server.startswith("gs://"):
-        pytest.skip("STORAGE_EMULATOR_HOST is no option of Beam")
+@pytest.mark.parametrize("scheme", ["s3"], indirect=True)
+def test_beams_options_reach_the_client_before_there_is_a_pipeline(root, monkeypatch, capsys):
     names = {
         "AWS_ENDPOINT_URL": "--s3_endpoint_url",
         "AWS_ACCESS_KEY_ID": "--s3_access_key_id",
@@ -372,15 +347,86 @@ def test_beams_options_reach_the_client_before_there_is_a_pipeline(server, monke
     with monkeypatch.context() as patch:  # what deletes the folder afterwards needs them again
         for variable in names:
             patch.delenv(variable)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        assert main.main(["verify", files.join(server, "none"), *flags]) == 2
+        assert main.main(["verify", files.join(root, "none"), *flags]) == 2
     assert "is no output of `landmarks index`" in capsys.readouterr().err
 
 
-def test_a_store_without_its_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "boto3", None)
-    monkeypatch.setattr(object_stores, "_stores", {})
-    with pytest.raises(
-        ValueError, match=r"s3:// needs a package that is not installed \(pip install 'landmarks\[aws\]'\)"
+def test_keys_and_address_of_a_profile_are_those_that_boto3_finds(own, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    uri = f"s3://{object_server.BUCKET}/profile"
+    with pytest.raises(PermissionError, match="finds no credentials"):
+        files.read_bytes(uri)
+    (tmp_path / "config").write_text(
+        f"[profile mine]\nendpoint_url = {own['s3'].url}\naws_access_key_id = {object_server.ACCESS_KEY}\n"
+        "aws_secret_access_key = secret\n"
+    )
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    files.write_bytes(uri, b"x")
+    assert files.read_bytes(uri) == b"x"
+    monkeypatch.setenv("AWS_PROFILE", "another")
+    object_stores._stores.clear()
+    with pytest.raises(PermissionError, match="profile .another. could not be found"):
+        files.read_bytes(uri)
+
+
+def test_wrong_keys_are_an_error_of_permission_for_every_request(own, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    uri = f"s3://{object_server.BUCKET}/file"
+    for call in (
+        lambda: files.read_bytes(uri),
+        lambda: files.write_bytes(uri, b""),
+        lambda: files.exists(uri),
+        lambda: files.delete(uri),
+        lambda: files.list_files(uri, ""),
+        lambda: list(files.remote_entries(uri)),
+        lambda: files.swap_remote(uri, None, b""),
+        lambda: files.swap_remote(uri, b"", b"x"),
     ):
-        files.read_bytes("s3://bucket/file")
+        with pytest.raises(PermissionError, match=uri):
+            call()
+
+
+def test_a_buckets_own_region_is_asked_for(own):
+    client = boto3.client("s3")
+    assert object_stores.bucket_region(client, object_server.BUCKET) == object_server.REGION
+    assert object_stores.bucket_region(client, "another") == "us-east-1"
+
+
+def test_a_name_that_no_client_can_ask_for_is_an_error_that_names_it(root):
+    for name in ("a//b.jpg", "a/../b.jpg", "a\tb.jpg"):
+        with pytest.raises(OSError, match="a(//|/../|.t)b.jpg"):
+            files.read_bytes(files.join(root, name))
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_server_that_fails_for_a_moment_is_asked_again(own, kind):
+    uri = f"{kind}://{object_server.BUCKET}/moment"
+    files.write_bytes(uri, b"x")
+    for status in (500, 503, 429):
+        own[kind].failing[:] = [status] * 2
+        assert files.read_bytes(uri) == b"x" and not own[kind].failing
+
+
+def test_a_swap_whose_answer_was_lost_has_succeeded(root):
+    uri = files.join(root, "file")
+    for old, new in ((None, b"a"), (b"a", b"b")):
+        assert files.swap_remote(uri, old, new) and files.swap_remote(uri, old, new)
+
+
+def test_a_store_without_its_package_is_named(monkeypatch):
+    monkeypatch.setattr(object_stores, "_stores", {})
+    for scheme, package, extra in (
+        ("s3", "boto3", "aws"),
+        ("s3", "obstore", "aws"),
+        ("gs", "obstore", "gcp"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(
+                ValueError,
+                match=rf"{scheme}:// needs a package that is not installed \(pip .* 'landmarks\[{extra}\]'\)",
+            ):
+                files.read_bytes(f"{scheme}://bucket/file")

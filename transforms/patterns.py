@@ -196,9 +196,7 @@ def _remote_entries(uris: Collection[str]) -> dict[str, Entry]:
 
     def listed(folder: str) -> dict[str, Entry]:
         wanted = by_folder[folder]
-        entries = itertools.islice(
-            files.remote_entries(folder, descend=False), _LISTED_PER_REQUEST * len(wanted)
-        )
+        entries = itertools.islice(files.remote_entries(folder), _LISTED_PER_REQUEST * len(wanted))
         return {entry.uri: entry for entry in entries if entry.uri in wanted}
 
     there: dict[str, Entry] = {}

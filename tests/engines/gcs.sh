@@ -10,9 +10,12 @@ server="$tool_path"
 make_photographs "${IMAGES:-150}" "${QUERIES:-50}"
 
 port="$(free_port)"
-export STORAGE_EMULATOR_HOST="http://127.0.0.1:$port" # of Google's own client: no credentials are asked for
-start fake-gcs-server "$server" -scheme http -host 127.0.0.1 -port "$port" -public-host "127.0.0.1:$port" -external-url "$STORAGE_EMULATOR_HOST" -backend memory
+start fake-gcs-server "$server" -scheme http -host 127.0.0.1 -port "$port" -public-host "127.0.0.1:$port" -external-url "http://127.0.0.1:$port" -backend memory
 wait_for_port "$port"
+front="$(free_port)"
+start xml-uploads "$venv/bin/python" "$here/xml_uploads.py" "$front" "$port"
+wait_for_port "$front"
+export STORAGE_EMULATOR_HOST="http://127.0.0.1:$front" # no credentials are asked for
 tool_environment=()
 
 tool upload gs://landmarks/suite "$work" # makes the bucket

@@ -5,9 +5,8 @@ A file written here is whole or absent. What fails in passing is tried again.
 
 - Locally it is written beside its place under a hidden temporary name, and renamed.
 - In an object store (s3://, gs://) nothing can be renamed, and nothing needs to be: a store shows an object
-  only when the last byte that the request announced has arrived. A writer that dies before leaves nothing,
-  or, of more than 8 MiB on GCS, the beginning of a resumable upload, which nobody sees and which the store
-  drops after a week. What stood there before stays until then.
+  only when the last byte that the request announced has arrived. A writer that dies before leaves nothing.
+  What stood there before stays until then.
 - On another file system of Beam (hdfs://) it is written in place. A killed writer can leave a part there;
   what a job's records vouch for is compared with its size before it is used (beam_pipeline/integrity.py).
 """
