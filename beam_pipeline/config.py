@@ -116,12 +116,14 @@ class IndexConfig:
 
     Attributes:
       model: None for the embedded one, or, with append, for the one that the index names.
+      local_model: what gives local features instead of `model`; None for itself, or as the index says.
     """
 
     images: tuple[str, ...]
     labels: str
     output: str
     model: str | None = None
+    local_model: str | None = None
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
     append: bool = False
@@ -143,7 +145,7 @@ class RecognizeConfig:
     """Arguments of `landmarks recognize`; see its --help.
 
     Attributes:
-      model: None for the one that the index names.
+      model, local_model: None for those that the index names.
       query_store: folder of the queries' features; None for OUTPUT/queries.
       max_distance: of matching descriptors; None for that of the model's card, else that of `verification`.
     """
@@ -153,6 +155,7 @@ class RecognizeConfig:
     output: str
     truth: str | None = None
     model: str | None = None
+    local_model: str | None = None
     query_store: str | None = None
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()

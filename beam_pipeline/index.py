@@ -112,9 +112,15 @@ def prepare(config: IndexConfig) -> Prepared:
         )
     lacking = 0 if base else left_out.labels_without_image(label_ids, ids, config.labels)
     if base:
-        made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, base.recipe)
+        made = recipe.choose_as_indexed(
+            config.model, config.local_model, config.overrides, config.reading, base.recipe
+        )
     else:
-        made = recipe.choose(config.model or catalog.EMBEDDED, config.overrides, config.reading)
+        made = recipe.choose(
+            catalog.pair(config.model or catalog.EMBEDDED, config.local_model),
+            config.overrides,
+            config.reading,
+        )
     task = ExtractionTask.of(images, made, config.output, config.output)
     return Prepared(config, started, task, unlabelled, base, lacking, passed_over)
 

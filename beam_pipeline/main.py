@@ -156,6 +156,11 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
         help=f"embedded, rootsift-vlad, or {_MODELS} (default: embedded; with --append the index's)",
     )
     index.add_argument(
+        "--local_model",
+        metavar="MODEL",
+        help="takes the local features, by which candidates are verified, from another model",
+    )
+    index.add_argument(
         "--append",
         action="store_true",
         help="add the images to a finished index, which stays readable meanwhile; those that failed in it "
@@ -174,6 +179,7 @@ def _add_recognize(commands: Any, run: Any, text: str) -> None:
     recognize.add_argument(
         "--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)"
     )
+    recognize.add_argument("--local_model", metavar="MODEL", help="likewise, of the index's --local_model")
     recognize.add_argument(
         "--query_store",
         metavar="DIR",

@@ -438,7 +438,7 @@ def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:
     reading = dataclasses.replace(
         recipe.reading, max_image_pixels=sys.maxsize, max_image_memory=sys.maxsize // 1_000_000
     )
-    image = images.read_image(ref, recipe.settings.max_image_side, reading)
+    image = images.read_image(ref, recipe.settings.longest_side, reading)
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
     return image.pixels

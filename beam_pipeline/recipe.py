@@ -4,6 +4,7 @@ should be.
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from beam_pipeline.config import EXTRACTION_PRESETS, ConfigError, ExtractionOverrides
@@ -45,10 +46,13 @@ class Recipe:
 
     def to_json(self, root: str) -> dict[str, Any]:
         """The part of the manifest of an output in `root` that says how features were made."""
-        uri = self.model if self.model in catalog.BUILT_IN else files.place_in(root, self.model)
         return {
             **self.identity,
-            "model": {"uri": uri, "name": self.name, "fingerprint": self.fingerprint},
+            "model": {
+                "uri": _placed(self.model, root, files.place_in),
+                "name": self.name,
+                "fingerprint": self.fingerprint,
+            },
             "reading": dataclasses.asdict(self.reading),
         }
 
@@ -61,12 +65,17 @@ class Recipe:
         """
         model = value["model"]
         return cls(
-            model["uri"] if model["uri"] in catalog.BUILT_IN else files.place_of(root, model["uri"]),
+            _placed(model["uri"], root, files.place_of),
             model["name"],
             model["fingerprint"],
             ExtractionSettings(**_tuples(value["extraction"])),
             ReadingConfig(**value["reading"]),
         )
+
+
+def _placed(model: str, root: str, place: Callable[[str, str], str]) -> str:
+    """A model as an output in `root` names it, or as it is found from there."""
+    return catalog.pair(*(p if p in catalog.BUILT_IN else place(root, p) for p in catalog.parts(model)))
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -103,12 +112,17 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
 
 
 def choose_as_indexed(
-    model: str | None, overrides: ExtractionOverrides, reading: ReadingConfig, indexed: Recipe
+    model: str | None,
+    local_model: str | None,
+    overrides: ExtractionOverrides,
+    reading: ReadingConfig,
+    indexed: Recipe,
 ) -> Recipe:
     """The model and settings that an index was made with.
 
     Args:
-      model: where the model lies now; None for where it lay.
+      model: where the model, or the first of a pair, lies now; None for where it lay.
+      local_model: where the second of a pair lies now; likewise.
       reading: whose limits hold; photographs are turned as they were for the index.
 
     Raises:
@@ -127,7 +141,12 @@ def choose_as_indexed(
             f"{no[not turned]} differs from the index's {no[turned]}: both sides need photographs that are "
             "read alike"
         )
-    uri = model or indexed.model
+    first, *second = catalog.parts(indexed.model)
+    if local_model and not second:
+        raise ConfigError(
+            f"--local_model {local_model}: the index has {first} alone, and both sides need the same features"
+        )
+    uri = catalog.pair(model or first, *(local_model or part for part in second))
     fingerprint = catalog.fingerprint(uri)
     if fingerprint != indexed.fingerprint:
         raise ConfigError(

@@ -116,7 +116,9 @@ def prepare(config: RecognizeConfig) -> Prepared:
     if config.truth:
         truth, ids = _checked_truth(config.truth, images), left_out.ids_of(images)
         not_indexed = left_out.landmarks_not_indexed(truth, ids, config.index, index)
-    made = recipe.choose_as_indexed(config.model, config.overrides, config.reading, index.recipe)
+    made = recipe.choose_as_indexed(
+        config.model, config.local_model, config.overrides, config.reading, index.recipe
+    )
     task = ExtractionTask.of(images, made, query_store(config), config.output)
     task.try_suspects()
     distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance

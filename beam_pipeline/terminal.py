@@ -21,6 +21,7 @@ _PATHS = (
     "labels",
     "output",
     "model",
+    "local_model",
     "index",
     "truth",
     "query_store",

@@ -22,7 +22,7 @@ from transforms.types import ImageRef, ImageUnit, ReadingConfig
 
 def photograph_reader(settings: ExtractionSettings, reading: ReadingConfig) -> ReadImages:
     """Reads and decodes photographs as a model's settings and the options want them."""
-    return functools.partial(read_images, max_side=settings.max_image_side, reading=reading)
+    return functools.partial(read_images, max_side=settings.longest_side, reading=reading)
 
 
 def identity(settings: ExtractionSettings, model_fingerprint: str, reading: ReadingConfig) -> dict[str, Any]:
@@ -31,9 +31,8 @@ def identity(settings: ExtractionSettings, model_fingerprint: str, reading: Read
     Args:
       model_fingerprint: of the model's content.
     """
-    extraction = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
     turned = {"exif_orientation": reading.exif_orientation}
-    return {"extraction": extraction, "model": model_fingerprint, "reading": turned}
+    return {"extraction": settings.to_json(), "model": model_fingerprint, "reading": turned}
 
 
 def image_units(

@@ -50,6 +50,8 @@ class ExtractionSettings:
       score_threshold: least attention of a local feature.
       max_image_side: longest side of the image fed, in pixels.
       precision: "float32", or "bfloat16" for mixed precision on processors that have it.
+      local: scales and side of the second model of a pair, which gives the local features; its
+        max_local_features and score_threshold are those above. None where one model gives all.
 
     Raises:
       ValueError: a value makes no sense.
@@ -61,8 +63,11 @@ class ExtractionSettings:
     score_threshold: float
     max_image_side: int
     precision: str = "float32"
+    local: "ExtractionSettings | None" = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.local, dict):  # as JSON has it
+            object.__setattr__(self, "local", ExtractionSettings(**self.local))
         for name in ("image_scales", "global_scales"):
             object.__setattr__(self, name, _check_scales(name, getattr(self, name)))
         missing = sorted(set(self.global_scales) - set(self.image_scales))
@@ -74,6 +79,19 @@ class ExtractionSettings:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
 
+    @property
+    def longest_side(self) -> int:
+        """Longest side of an image as it is decoded, in pixels: enough for both models of a pair."""
+        return max(self.max_image_side, self.local.max_image_side if self.local else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, as the constructor takes it; without what is not used."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return json.loads(json.dumps(values))
+
+
+# Those that a card may state.
+_SETTINGS = [field.name for field in dataclasses.fields(ExtractionSettings) if field.name != "local"]
 
 # Official DELG extraction: tensorflow/models, research/delf/delf/python/delg/*_config.pbtxt
 OFFICIAL_DELG = ExtractionSettings(
@@ -113,7 +131,7 @@ def read_card(model_dir: str) -> dict[str, Any] | None:
 
 def card_text(settings: ExtractionSettings, **extra: Any) -> str:
     """The JSON text of a card, a key in a line; arguments and errors as `write_card`."""
-    return _lines(_check_card({**extra, **dataclasses.asdict(settings)}), "\n")
+    return _lines(_check_card({**extra, **{key: getattr(settings, key) for key in _SETTINGS}}), "\n")
 
 
 def _lines(value: Any, start: str) -> str:
@@ -164,8 +182,7 @@ def _read_card(model_dir: str) -> tuple[str, bytes | None]:
 
 
 def _check_card(card: dict[str, Any]) -> dict[str, Any]:
-    fields = [field.name for field in dataclasses.fields(ExtractionSettings)]
-    known = [*fields, "max_distance", "name", "description", "onnx"]
+    known = [*_SETTINGS, "max_distance", "name", "description", "onnx"]
     unknown = sorted(set(card) - set(known))
     if unknown:
         raise ValueError(f"unknown keys {unknown}; known are {known}")
