@@ -23,9 +23,9 @@ from transforms.types import Failure, ImageRef, ImageUnit
 
 
 def match(patterns: Sequence[str]) -> Matches:
-    """`patterns.match_images` with wrong patterns as wrong usage."""
+    """`patterns.match_images` with wrong patterns as wrong usage; what it says goes to standard error."""
     try:
-        return match_images(patterns)
+        return match_images(patterns, lambda line: print(line, file=sys.stderr))
     except MatchError as e:
         raise ConfigError(str(e)) from e
 

@@ -211,6 +211,11 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
         if not new:
             _print_summary(root, base)
             return base.counts
+        if known:
+            print(f"{len(known):,} of {len(task.refs):,} images are in {root} already; {len(new):,} are new")
+        told = parts.without_label(root)
+        unlabelled = [ref for ref in prepared.unlabelled if ref.image_id not in told]
+        prepared = dataclasses.replace(prepared, unlabelled=unlabelled)
         task = ExtractionTask.of(new, task.recipe, root, "")
         added = _extract_part(prepared, extract, task)
         if added is None:

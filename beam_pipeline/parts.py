@@ -8,18 +8,18 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+import pyarrow.compute as pc
+
 from beam_pipeline import integrity, outputs
 from beam_pipeline.changes import Changes, failed
 from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest
 from transforms.storage import files, worklist
-from transforms.storage.feature_store import FeatureStore, ShardSummary
+from transforms.storage.feature_store import FeatureStore, ShardSummary, read_failures
 from transforms.types import ImageRef
 
 NO_LABEL = "no_label-"  # begins the name of failure rows; that of the part's first unit follows
-
-_NAMED = 10  # photographs named in an error
 
 
 def folder(index: str, part: str) -> str:
@@ -47,6 +47,12 @@ def prune(task: ExtractionTask, manifest: IndexManifest) -> None:
         name = uri.rsplit("/", 1)[-1].removesuffix(".parquet")
         if name.startswith(NO_LABEL) and name.removeprefix(NO_LABEL) not in keep:
             files.delete(uri)
+
+
+def without_label(index: str) -> set[str]:
+    """The ids of photographs that had no label when they were to be added to an index."""
+    rows = read_failures(files.join(index, "failures"))
+    return {*rows.filter(pc.equal(rows["kind"], "no_label"))["image_id"].to_pylist()}
 
 
 def rename_unlabelled(index: str, old: ExtractionTask, new: ExtractionTask) -> None:
@@ -103,8 +109,8 @@ def known(index: str, manifest: IndexManifest, task: ExtractionTask) -> dict[str
 def check_addition(
     index: str, base: IndexManifest, task: ExtractionTask, known: Mapping[str, tuple[str, ImageRef]]
 ) -> dict[str, ImageRef]:
-    """Checks that the photographs of a task can be added to an index; returns, by id, those that failed in it
-    and were mended since.
+    """Checks that those photographs of a task that an index lacks can be added to it; returns, by id, those
+    that failed in it and were mended since.
 
     Raises:
       ConfigError: they cannot; the text says why.
@@ -121,12 +127,10 @@ def check_addition(
     failures, given = failed(index), {ref.image_id: ref for ref in task.refs}
     indexed = sorted(known.keys() - failures)
     changes = Changes.between([known[name][1] for name in indexed], [given[name] for name in indexed])
-    if changes or (indexed and known.keys() != given.keys()):
-        more = ", ..." if len(indexed) > _NAMED else ""
+    if changes:
         raise ConfigError(
-            f"{len(indexed):,} of {len(given):,} images are in {index} already: "
-            f"{', '.join(indexed[:_NAMED])}{more}"
-            + (f"; since then {changes}: `landmarks index --overwrite` makes it anew" if changes else "")
+            f"{len(indexed):,} of {len(given):,} images are in {index} already, and since then {changes}: "
+            "`landmarks index --overwrite` makes it anew"
         )
     return {
         name: given[name]

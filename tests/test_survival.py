@@ -144,9 +144,30 @@ def test_what_an_index_has_is_not_added_again(reference, folder, capsys):
         + "".join(f"{pathlib.Path(line).stem},1\n" for line in (folder / "more.txt").read_text().splitlines())
     )
     assert run(folder, *APPEND.arguments) == 2
-    known = pathlib.Path((folder / "images.txt").read_text().splitlines()[0]).stem
-    assert f"1 of 17 images are in index already: {known}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 17 images are in index already, and since then 1 label changed" in said
     assert same_as(reference, APPEND, folder)
+
+
+def test_of_a_folder_that_has_grown_what_is_new_is_added(tmp_path, capsys):
+    for name in "abcdu":
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(tiny_models.textured(90, 80, ord(name))).save(tmp_path / "images" / f"{name}.png")
+    late = [(tmp_path / "images" / f"{name}.png").rename(tmp_path / f"{name}.png") for name in "cd"]
+    (tmp_path / "labels.csv").write_text("id,landmark_id\na,1\nb,2\nc,2\nd,1\n")
+    common = ["index", "--images", "images", "--labels", "labels.csv", "--model", "rootsift-vlad"]
+    common += ["--output", "index", "--direct_num_workers", "1"]
+    assert run(tmp_path, *common) == 0
+    for path in late:
+        path.rename(tmp_path / "images" / path.name)
+    assert run(tmp_path, *common, "--append") == 0
+    assert "2 of 4 images are in index already; 2 are new" in capsys.readouterr().out
+    images = pd.read_parquet(tmp_path / "index" / "images").set_index("image_id").landmark_id
+    assert images.sort_index().to_dict() == {"a": "1", "b": "2", "c": "2", "d": "1"}
+    counts = json.loads((tmp_path / "index" / "manifest.json").read_text())["counts"]
+    assert counts["matched"] == 5 and counts["indexed"] == 4 and counts["without_label"] == 1
+    assert run(tmp_path, *common, "--append") == 0
+    assert "has these images and labels already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,20 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from transforms.storage import files, globs
+from transforms.processes.threads import map_ahead
+from transforms.storage import files, globs, tar_files
 from transforms.storage.object_stores import READS_IN_FLIGHT, Entry
+from transforms.storage.uris import Member, member_of
 from transforms.types import ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+REFUSED = "members of tar files that are refused"
+"""Stands in the place of a suffix for what an archive holds and nobody should read."""
 
 _LISTED_PER_REQUEST = 1000  # of S3 and of Google Cloud Storage
 
@@ -36,32 +41,37 @@ class Matches(NamedTuple):
 
     Attributes:
       images: in ascending order of image_id; local ones with absolute paths.
-      passed_over: how many files have another suffix than IMAGE_SUFFIXES, by suffix, the most first.
+      passed_over: how many files have another suffix than IMAGE_SUFFIXES, by suffix, the most first; and how
+        many are REFUSED.
     """
 
     images: list[ImageRef]
     passed_over: dict[str, int]
 
 
-def match_images(patterns: Sequence[str]) -> Matches:
+def match_images(patterns: Sequence[str], say: Callable[[str], None] = lambda line: None) -> Matches:
     """The images that `patterns` name.
 
     A pattern is a folder (searched recursively), a glob (see storage/globs.py), a file, or @LIST, a text file
     with a path per line; paths of a list that are not absolute start at the list's folder. Folders, and globs
     that name no suffix, give the files with IMAGE_SUFFIXES, in any case; what is named otherwise is taken as
     it is. What exists under the name of a pattern is meant before what it matches. A file that is reached
-    twice, through links too, counts once.
+    twice, through links too, counts once. Tar files are like folders of what they hold.
+
+    Args:
+      say: is called with a line for each member of a tar file that is REFUSED, and each archive that is
+        compressed.
 
     Raises:
       MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be
         written to a table and read back: it is not UTF-8, or the id holds a control character or begins or
-        ends with a space.
+        ends with a space; or a compressed archive is named, or what is named as a tar file is none.
     """
     by_id: dict[str, ImageRef] = {}
     passed_over: Counter[str] = Counter()
     for pattern in patterns:
         found = False
-        for entry, chosen in _match(pattern):
+        for entry, chosen in _with_members(_match(pattern), passed_over, say):
             uri, image_id = entry.uri, image_id_of(entry.uri)
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
@@ -116,6 +126,47 @@ def _match(pattern: str) -> Iterator[tuple[Entry, bool]]:
             yield entry, _NAMES_SUFFIX.search(reading) is not None
 
 
+def _with_members(
+    found: Iterable[tuple[Entry, bool]], passed_over: Counter[str], say: Callable[[str], None]
+) -> Iterator[tuple[Entry, bool]]:
+    """The files of a pattern, see `_match`, with the members of tar files in their places."""
+    archives = []
+    for entry, chosen in found:
+        name = entry.uri.lower()
+        if name.endswith(tar_files.SUFFIX):
+            archives.append(entry)
+        elif name.endswith(tar_files.COMPRESSED):
+            problem = f"{entry.uri} is compressed: nothing in it can be read by range; unpack it"
+            if chosen:
+                raise MatchError(problem)
+            say(problem)
+            yield entry, chosen
+        elif not name.endswith(tar_files.SUFFIX + tar_files.LIST_SUFFIX):
+            yield entry, chosen
+
+    def opened(archive: Entry) -> tuple[Entry, tar_files.Contents]:
+        try:
+            return archive, tar_files.contents(archive.uri, archive.size)
+        except tar_files.TarError as e:
+            raise MatchError(str(e)) from e
+
+    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="archives") as pool:
+        for archive, (members, refused) in map_ahead(pool, opened, archives, READS_IN_FLIGHT):
+            for line in refused:
+                say(line)
+            if refused:
+                passed_over[REFUSED] += len(refused)
+            for name, offset, size in zip(*(column.to_pylist() for column in members.columns)):
+                if _is_hidden(name):
+                    continue
+                uri = Member(archive.uri, offset, size, name).uri
+                yield Entry(uri, size, archive.updated, archive.version), False
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def _local_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
     """The files below the folder `pattern`, or that file itself; None where there is neither."""
     if os.path.isdir(pattern):
@@ -136,7 +187,19 @@ def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
 
 
 def _local_entry(path: str) -> Entry:
+    if member := member_of(path):
+        return _member_entry(files.absolute(path), _local_entry(member.archive), member)
     return globs.local_entry(files.absolute(path), os.stat(path))
+
+
+def _member_entry(uri: str, archive: Entry, member: Member) -> Entry:
+    return Entry(uri, member.size, archive.updated, archive.version)
+
+
+def _is_file(path: str) -> bool:
+    """Whether a local file, or the archive that it lies in, is there."""
+    member = member_of(path)
+    return os.path.isfile(member.archive if member else path)
 
 
 def _is_same_file(first: str, second: str) -> bool:
@@ -167,14 +230,8 @@ def _read_list(uri: str) -> Iterator[Entry]:
             path = folder + path
         paths.append(path)
     there = _remote_entries([path for path in paths if not files.is_local(path)])
-    there.update(
-        (path, _local_entry(path)) for path in paths if files.is_local(path) and os.path.isfile(path)
-    )
-    if (
-        relative
-        and not any(folder + path in there for path in relative)
-        and any(map(os.path.isfile, relative))
-    ):
+    there.update((path, _local_entry(path)) for path in paths if files.is_local(path) and _is_file(path))
+    if relative and not any(folder + path in there for path in relative) and any(map(_is_file, relative)):
         raise MatchError(
             f"{uri}: its paths start at the list's folder, {folder}, and none is there; from the working "
             "folder they are: move the list there, or write absolute paths"
@@ -190,6 +247,14 @@ def _remote_entries(uris: Collection[str]) -> dict[str, Entry]:
     as many pages of it are read as files are asked for, and what they do not hold is asked for one by one.
     That is never more than twice the requests of the latter alone.
     """
+    members = {uri: member for uri in uris if (member := member_of(uri))}
+    if members:
+        archives = _remote_entries({member.archive for member in members.values()})
+        there = _remote_entries([uri for uri in uris if uri not in members])
+        for uri, member in members.items():
+            if member.archive in archives:
+                there[uri] = _member_entry(uri, archives[member.archive], member)
+        return there
     by_folder: dict[str, set[str]] = {}
     for uri in uris:
         by_folder.setdefault(uri.rsplit("/", 1)[0], set()).add(uri)
@@ -199,7 +264,7 @@ def _remote_entries(uris: Collection[str]) -> dict[str, Entry]:
         entries = itertools.islice(files.remote_entries(folder), _LISTED_PER_REQUEST * len(wanted))
         return {entry.uri: entry for entry in entries if entry.uri in wanted}
 
-    there: dict[str, Entry] = {}
+    there = {}
     with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="sizes") as pool:
         for found in pool.map(lambda folder: files.retried(lambda: listed(folder)), by_folder):
             there.update(found)

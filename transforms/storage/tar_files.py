@@ -205,11 +205,13 @@ def _members(archive: str, size: int) -> Iterator[tuple[Member | None, str]]:
         if not info.isdir():
             problem = _problem(info, size, known)
             known.add(info.name)
-            yield (
-                (None, problem) if problem else (Member(archive, info.offset_data, info.size, info.name), "")
-            )
+            yield ((None, problem) if problem else (_member(archive, info), ""))
     if tar.offset >= size or files.read_bytes(archive, tar.offset, 1) != b"\0":
         yield None, f"ends at byte {min(tar.offset, size):,} without the mark of an end; it may be cut short"
+
+
+def _member(archive: str, info: tarfile.TarInfo) -> Member:
+    return Member(archive, info.offset_data, info.size, info.name.removeprefix("./"))
 
 
 def _problem(info: tarfile.TarInfo, size: int, known: set[str]) -> str:
