@@ -27,7 +27,7 @@ from PIL import Image
 
 from beam_pipeline import integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
-from tests import object_server
+from tests import gldv2_layout, object_server
 from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
@@ -430,3 +430,17 @@ def test_a_store_without_its_package_is_named(monkeypatch):
                 match=rf"{scheme}:// needs a package that is not installed \(pip .* 'landmarks\[{extra}\]'\)",
             ):
                 files.read_bytes(f"{scheme}://bucket/file")
+
+
+def test_photographs_in_a_tar_file_are_read_by_range(root):
+    photographs = {f"{seed:016x}": photograph(seed) for seed in range(9)}
+    content = gldv2_layout.tar_of((f"a/{name}.jpg", data) for name, data in photographs.items())
+    archive = f"{root}/images_000.tar"
+    files.write_bytes(archive, content)
+    refs = patterns.match_images([root]).images
+    assert [ref.image_id for ref in refs] == sorted(photographs)
+    assert {ref.image_id: files.read_bytes(ref.uri) for ref in refs} == photographs
+    assert files.exists(archive + ".members.parquet")
+    assert patterns.match_images([f"{root}/images_*.tar"]).images == refs
+    files.write_bytes(f"{root}/list.txt", "\n".join(ref.uri for ref in refs).encode())
+    assert patterns.match_images([f"@{root}/list.txt"]).images == refs
