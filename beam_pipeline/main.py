@@ -78,6 +78,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("model", metavar="MODEL", help=f"embedded, rootsift-vlad, or {_MODELS}")
 
+    report = _add_command(
+        commands, "report", _report, "make pages that show a run: queries, landmarks, mistakes"
+    )
+    report.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
+    report.add_argument("--output", required=True, metavar="REPORT", help="folder to make")
+    report.add_argument(
+        "--truth", metavar="CSV", help="id,landmarks,Usage: also show what costs the most GAP"
+    )
+    report.add_argument("--names", metavar="CSV", help=_NAMES)
+    report.add_argument("--against", metavar="RUN2", help="another run of these queries: show what changed")
+    report.add_argument(
+        "--max_queries",
+        type=flags.number(int, 1),
+        default=config.ReportConfig.max_queries,
+        metavar="N",
+        help="queries shown whole; of more a sample is taken (default: %(default)s)",
+    )
+
     demo = _add_command(
         commands, "demo", _demo, "make a small data set to try everything on", beam_options=False
     )
@@ -223,7 +241,9 @@ def beam_options(given: Sequence[str]) -> Any:
     if unknown:
         known = [o for action in [*build_parser()._actions, *parser._actions] for o in action.option_strings]
         known += [
-            o for name in ("index", "recognize", "evaluate", "verify", "matches") for o in _own_flags(name)
+            o
+            for name in ("index", "recognize", "evaluate", "verify", "matches", "report")
+            for o in _own_flags(name)
         ]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         raise config.ConfigError(
@@ -303,6 +323,15 @@ def _matches(args: argparse.Namespace, options: Any) -> int:
 
     matches.write_match_picture(
         args.run, args.image_id, args.output, args.max_candidates, args.truth, args.names
+    )
+    return EXIT_DONE
+
+
+def _report(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline.report import pages
+
+    pages.write_report(
+        config.ReportConfig(args.run, args.output, args.truth, args.names, args.against, args.max_queries)
     )
     return EXIT_DONE
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import platform
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from beam_pipeline import __version__
 from beam_pipeline.recipe import Recipe
 from transforms.storage import files
 from transforms.storage.feature_store import ShardSummary
@@ -15,6 +18,13 @@ from transforms.types import VerificationSettings
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # raised when older outputs cannot be read any more
+
+
+def versions() -> dict[str, str]:
+    """Versions of landmarks, Python and the packages that decode, compute and store, by name."""
+    packages = ("apache-beam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyarrow")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"landmarks": __version__, "python": platform.python_version(), **found}
 
 
 def digest(value: Any) -> str:
@@ -77,6 +87,7 @@ class Manifest:
       seconds: that it took: "total", and worker seconds by step.
       complete: False where time ran out: the same command goes on.
       time_budget: see `budget.Schedule.report`; None where there was none.
+      versions: of landmarks, Python and the packages that what it holds may depend on, by name.
     """
 
     COMMAND: ClassVar[str]
@@ -86,6 +97,7 @@ class Manifest:
     seconds: Mapping[str, float]
     complete: bool = True
     time_budget: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self, root: str) -> dict[str, Any]:
         """The content of manifest.json in `root`."""
@@ -119,8 +131,9 @@ class Manifest:
         raise NotImplementedError
 
     def digest(self, root: str) -> str:
-        """Fingerprint of all that the manifest in `root` says but the time it took."""
-        return digest({k: v for k, v in self.to_json(root).items() if k not in ("seconds", "time_budget")})
+        """Fingerprint of all that the manifest in `root` says but the time it took, and by which versions."""
+        aside = ("seconds", "time_budget", "versions")
+        return digest({k: v for k, v in self.to_json(root).items() if k not in aside})
 
     def records(self, root: str) -> dict[str, FileRecord]:
         """The record, by URI, of every file that the output in `root` vouches for."""

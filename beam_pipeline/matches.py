@@ -25,7 +25,14 @@ from beam_pipeline.recipe import Recipe
 from transforms import images, verification
 from transforms.storage import files, run_store, tables
 from transforms.storage.feature_store import FeatureStore, ShardSummary
-from transforms.types import Failure, FeatureLocation, ImageRef, QuantizedFeatures, VerificationSettings
+from transforms.types import (
+    Failure,
+    FeatureLocation,
+    ImageRef,
+    QuantizedFeatures,
+    ReadingConfig,
+    VerificationSettings,
+)
 
 MAX_LINES = 60  # more hide the photographs
 
@@ -432,13 +439,16 @@ def _found(
     return found
 
 
+def unlimited(reading: ReadingConfig) -> ReadingConfig:
+    """How photographs that have features are read again: they were within the limits of their day."""
+    return dataclasses.replace(
+        reading, max_image_pixels=sys.maxsize, max_image_memory=sys.maxsize // 1_000_000
+    )
+
+
 def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
-    # What has features was within the limits of its day.
-    reading = dataclasses.replace(
-        recipe.reading, max_image_pixels=sys.maxsize, max_image_memory=sys.maxsize // 1_000_000
-    )
-    image = images.read_image(ref, recipe.settings.longest_side, reading)
+    image = images.read_image(ref, recipe.settings.longest_side, unlimited(recipe.reading))
     if isinstance(image, Failure):
         raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
     return image.pixels

@@ -112,7 +112,7 @@ def _is_finished(
     """Whether `root` holds the whole output of `settings`; see `opened` for the errors."""
     found = _read_settings(root)
     if found is None:
-        if not _is_empty(root):
+        if not is_empty(root):
             raise ConfigError(f"{root} is not empty and was not made by landmarks; name another folder")
         return False
     if _command_of(found) not in (settings["command"], None):
@@ -142,7 +142,7 @@ def _is_finished(
     return _is_complete(root)
 
 
-def _is_empty(root: str) -> bool:
+def is_empty(root: str) -> bool:
     """Whether there is nothing in `root` but hidden files."""
     if files.is_local(root):
         if os.path.exists(root) and not os.path.isdir(root):

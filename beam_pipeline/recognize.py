@@ -17,7 +17,7 @@ from beam_pipeline import budget, evaluate, integrity, left_out, lock, outputs, 
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
-from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest
+from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, versions
 from transforms import features, retrieval, verification
 from transforms.aggregation import AggregatePredictions
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
@@ -311,6 +311,7 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
         files=integrity.record_files(config.output, written),
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),
+        versions=versions(),
     )
     if complete:
         run_store.delete_candidates(config.output)

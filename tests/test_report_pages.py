@@ -1,0 +1,259 @@
+"""The report's pages as a person sees them: opened from disk by the Chromium of this machine."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from beam_pipeline import evaluate
+from beam_pipeline.config import EvaluateConfig, ReportConfig
+from beam_pipeline.report.pages import write_report
+from tests.finished_runs import candidate, make_index, make_run, write_truth
+from transforms.storage import tables
+from transforms.types import Prediction
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no browser: apt-get install chromium")
+
+ATTACK = "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1>"
+LANDMARKS = ("tower", "bridge", ATTACK, '😀,"it\'s"', "L" * 200)
+QUERIES = [f"q{n:02d}" for n in range(30)] + [ATTACK, "😀 a,b\"c'", "i" * 200, "</article>&lt;"]
+
+
+def _make(root: pathlib.Path) -> str:
+    index = make_index(root / "index", {f"{landmark} 1": landmark for landmark in LANDMARKS})
+    predictions, truth = [], {}
+    for n, image_id in enumerate(QUERIES):
+        landmark = LANDMARKS[n % len(LANDMARKS)]
+        score = 1 - n / 50
+        others = tuple(candidate(f"{name} 1", name, score) for name in (landmark, "tower", "bridge"))
+        predictions.append(Prediction(image_id, landmark, 3 * score, others, n % 3 > 0))
+        truth[image_id] = "" if n % 7 == 0 else "tower" if n % 2 else "bridge"
+    run = make_run(root / "run", index, predictions)
+    changed = [Prediction(p.image_id, "bridge", p.score, p.candidates, p.verified) for p in predictions]
+    other = make_run(root / "other", index, changed)
+    (root / "names.csv").write_text(f"landmark_id,name\ntower,{ATTACK.replace(',', ' ')}\n")
+    write_truth(root / "truth.csv", truth)
+    write_report(
+        ReportConfig(
+            run, str(root / "report"), str(root / "truth.csv"), str(root / "names.csv"), against=other
+        )
+    )
+    return str(root / "report")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return _make(tmp_path_factory.mktemp("pages") / "<i>'report' & more")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    """A page in a profile of its own; what the console says is an error."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, accept_downloads=True)
+    opened, problems = context.new_page(), []
+    opened.on("console", lambda message: problems.append(message.text))
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on(
+        "requestfailed", lambda r: "ABORTED" in r.failure or problems.append(r.url)
+    )  # by leaving a page
+    opened.show = lambda name: opened.goto(f"{pathlib.Path(report).as_uri()}/{name}.html")
+    yield opened
+    assert problems == []
+    assert opened.evaluate("window.hacked") is None
+    context.close()
+
+
+def shown(page):
+    return page.locator(".card").evaluate_all("cards => cards.map(card => card.dataset.id)")
+
+
+PAGES = ("index", "queries", "landmarks", "mistakes", "changes")
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_the_screen_and_has_its_pictures(page, name, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.show(name)
+    assert page.locator("h1").count() == 1 and page.locator("nav [aria-current=page]").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    pictures = "[...document.images].every(image => !image.complete || image.naturalWidth > 0)"
+    assert page.evaluate(pictures)
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_pages_lead_to_each_other(page):
+    page.show("index")
+    for name in ("Queries", "Landmarks", "Mistakes", "Changes", "Overview"):
+        page.get_by_role("link", name=name, exact=True).click()
+        assert page.locator("nav [aria-current=page]").text_content() == name
+
+
+def test_hostile_names_stay_text(page):
+    page.show("queries")
+    page.get_by_label("Search").fill("hacked")
+    assert page.locator(".card h3", has_text=ATTACK).count() > 0
+    page.get_by_label("Search").fill(ATTACK)
+    assert ATTACK in shown(page)
+    for image_id in QUERIES[30:]:
+        page.get_by_label("Search").fill(image_id)
+        assert image_id in shown(page)
+        card = page.locator(".card").nth(shown(page).index(image_id))
+        assert image_id in card.text_content()
+    page.show("landmarks")
+    names = " ".join(page.locator(".card h3").all_text_contents())
+    assert all(landmark in names for landmark in LANDMARKS if landmark != "tower")
+    assert f"{ATTACK} (tower)" in names
+
+
+def test_the_gallery_is_sorted_and_comes_by_pages(page):
+    page.show("queries")
+    assert shown(page) == QUERIES[:24]
+    assert page.get_by_role("button", name="Previous").first.is_disabled()
+    page.get_by_role("button", name="Next").first.click()
+    assert shown(page) == QUERIES[24:]
+    assert page.locator(".count").first.text_content() == "34 of 34, page 2 of 2"
+    page.reload()
+    assert shown(page) == QUERIES[24:]
+    page.keyboard.press("ArrowLeft")
+    assert shown(page) == QUERIES[:24]
+    page.get_by_label("Sort by").select_option("+confidence")
+    assert shown(page) == QUERIES[:9:-1]
+    page.get_by_label("Sort by").select_option("-cost")
+    costs = page.evaluate("window.RECORDS.map(r => [r.id, r.cost])")
+    top = sorted(costs, key=lambda c: -c[1])[:5]
+    assert {*shown(page)[:5]} == {image_id for image_id, _ in top}
+
+
+@pytest.mark.parametrize(
+    "control, value, belongs",
+    [
+        ("[name=text]", "Q07", lambda n: n == 7),
+        ("[name=landmark]", ATTACK, lambda n: n % 5 == 2),
+        ("[name=truth]", "bridge", lambda n: n % 7 and n % 2 == 0),
+        ("[data-filter=from]", "2.5", lambda n: 3 * (1 - n / 50) >= 2.5),
+        ("[data-filter=to]", "1.5", lambda n: 3 * (1 - n / 50) <= 1.5),
+        ("[name=verified]", "no", lambda n: n % 3 == 0),
+        ("[name=outcome]", "other", lambda n: n % 7 == 0),
+        ("[name=change]", "same", lambda n: n % 5 == 1),
+    ],
+)
+def test_filters_filter(page, control, value, belongs):
+    page.show("queries")
+    control = page.locator(f"#filters {control}")
+    if control.evaluate("c => c.tagName") == "SELECT":
+        control.select_option(value)
+    else:
+        control.fill(value)
+    wanted = [image_id for n, image_id in enumerate(QUERIES) if belongs(n)]
+    assert shown(page) == wanted[:24]
+    assert page.locator(".count").first.text_content().startswith(f"{len(wanted)} of {len(QUERIES)},")
+    page.reload()
+    assert shown(page) == wanted[:24]
+    page.get_by_role("button", name="All").click()
+    assert shown(page) == QUERIES[:24]
+
+
+def test_everything_can_be_done_by_keyboard(page):
+    page.show("queries")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "To the content"
+    page.get_by_role("button", name="Right", exact=True).first.focus()
+    page.keyboard.press("Enter")
+    assert page.get_by_role("button", name="Right", exact=True).first.get_attribute("aria-pressed") == "true"
+    page.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("details").first.get_attribute("open") is not None
+
+
+def test_links_of_the_pages_open_the_gallery_filtered(page):
+    page.show("mistakes")
+    link = page.locator("section a").first
+    count = int(link.text_content().split()[0])
+    link.click()
+    assert page.locator(".count").first.text_content().startswith(f"{count} of")
+    page.show("landmarks")
+    card = page.locator(".card", has_text="hacked").filter(has_not_text="(tower)").first
+    count = int(card.get_by_role("link").text_content().split()[0])
+    card.get_by_role("link").click()
+    assert page.locator(".count").first.text_content().startswith(f"{count} of")
+    page.show("changes")
+    page.locator(".thumbs a").first.click()
+    assert len(shown(page)) == 1
+
+
+def test_the_threshold_follows_the_slider(page):
+    page.show("mistakes")
+    before, mark = page.locator("#reading").text_content(), page.locator("#mark path").get_attribute("d")
+    page.get_by_role("slider").fill("0")
+    assert page.locator("#reading").text_content() != before
+    assert page.locator("#mark path").get_attribute("d") != mark
+    assert "2.9 % of the queries answered" in page.locator("#reading").text_content()
+
+
+def _card(page, image_id):
+    page.get_by_label("Search").fill(image_id)
+    return page.locator(".card").nth(shown(page).index(image_id))
+
+
+def test_decisions_are_kept_and_exported_as_tables_that_the_commands_take(page, report, tmp_path):
+    page.show("queries")
+    _card(page, "q00").get_by_role("button", name="Right", exact=True).click()
+    _card(page, "q01").get_by_role("button", name="Wrong").click()
+    _card(page, "q05").get_by_role("button", name="No landmark").click()
+    odd = "😀 a,b\"c'"
+    other = _card(page, odd).get_by_label("Other")
+    other.fill("a landmark")
+    other.blur()
+    assert page.locator("#decided").text_content() == "3"  # ids hold no spaces
+    other.fill("Ü,\"'bridge")
+    other.blur()
+    _card(page, "q06").get_by_role("button", name="Right", exact=True).click()
+    _card(page, "q06").get_by_role("button", name="Right", exact=True).click()  # taken back
+    page.reload()
+    assert page.locator("#decided").text_content() == "4"
+    page.get_by_label("Search").fill("")
+    page.locator("[name=decision]").select_option("wrong")
+    assert shown(page) == ["q01"]
+
+    for kind, name in (("Labels CSV", "labels.csv"), ("Truth CSV", "truth.csv")):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=kind).click()
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+    labels = tables.read_labels(str(tmp_path / "labels.csv")).to_pylist()
+    assert labels == [
+        {"image_id": "q00", "landmark_id": "tower"},
+        {"image_id": odd, "landmark_id": "Ü,\"'bridge"},
+    ]
+    rows = tables.read_truth(str(tmp_path / "truth.csv")).to_pylist()
+    counted = {r["image_id"]: r["landmark_ids"] for r in rows if r["usage"] == "Public"}
+    assert counted == {"q00": ["tower"], odd: ["Ü,\"'bridge"], "q05": []}
+    run = str(pathlib.Path(report).parent / "run")
+    metrics = evaluate.run(EvaluateConfig(run, str(tmp_path / "truth.csv"), str(tmp_path / "m.json")))
+    assert metrics["all"]["counts"]["queries"] == 3 and metrics["all"]["counts"]["correct"] == 1
+
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator("#decided").text_content() == "0"
+
+
+def test_paper_shows_cards_and_no_controls(page):
+    page.show("queries")
+    page.emulate_media(media="print")
+    assert page.locator(".card").first.is_visible()
+    assert not page.locator("#filters").is_visible() and not page.locator(".review").first.is_visible()
+    assert len(page.pdf()) > 10_000
