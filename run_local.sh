@@ -7,7 +7,7 @@ venv="${LANDMARKS_VENV:-$here/.venv}"
 
 usage() {
   cat <<'USAGE'
-usage: run_local.sh                    demo: makes a small data set, indexes, recognizes, evaluates
+usage: run_local.sh                    demo: makes a small data set, indexes, recognizes, evaluates, reports
        run_local.sh --images P... --labels CSV --queries P... [--truth CSV] [--output DIR] [OPTIONS]
                                        the same with your own photographs; OPTIONS go to `landmarks recognize`
        run_local.sh test [PYTEST_ARGS] runs the test suite
@@ -78,7 +78,10 @@ fi
 landmarks index --images "${images[@]}" --labels "$labels" --output "$output/index"
 landmarks recognize --images "${queries[@]}" --index "$output/index" --output "$output/run" ${truth:+--truth "$truth"} ${rest[@]+"${rest[@]}"}
 
+landmarks report --run "$output/run" ${truth:+--truth "$truth"} --output "$output/report"
+
 echo
+echo "Report:      $output/report/index.html (opens in a browser)"
 echo "Predictions: $output/run/predictions/*.parquet"
 echo "Submission:  $output/run/submission.csv"
 echo "Failures:    $output/run/failures/*.parquet (none where there is no such folder)"

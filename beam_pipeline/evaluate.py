@@ -1,6 +1,7 @@
 """The evaluate job: predictions and the truth in, metrics out."""
 
 import os
+import shlex
 import tempfile
 from typing import Any
 
@@ -57,6 +58,8 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     print(format_metrics(metrics))
     if output:
         print(f"metrics: {output}")
+    if not tables.is_csv(config.predictions):
+        print(report_hint(config.predictions, config.truth))
     return metrics
 
 
@@ -108,6 +111,12 @@ def format_metrics(metrics: gap.Metrics) -> str:
         "unknown": "empty rows are on images that the truth does not list",
     }
     return "\n".join([*text, *(f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name])])
+
+
+def report_hint(run: str, truth: str | None) -> str:
+    """A line with the command that shows a run."""
+    words = ["landmarks", "report", "--run", run, *(["--truth", truth] if truth else [])]
+    return f"see it: {shlex.join([*words, '--output', run.rstrip('/') + '-report'])}"
 
 
 def _metrics_uri(run_dir: str) -> str:

@@ -209,6 +209,7 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
             print(f"{config.output} is finished; nothing to do")
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
+    print(evaluate.report_hint(config.output, config.truth))
     counts = outputs.read_manifest(config.output, RunManifest).counts
     return outputs.exit_code(config.output, counts.failed, counts.queries, config.max_failure_rate)
 

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import html
+import json
 import pathlib
 import shutil
 import subprocess
@@ -14,10 +16,11 @@ from PIL import Image
 
 import transforms
 from beam_pipeline import jobs
-from beam_pipeline.config import IndexConfig, PipelineError
+from beam_pipeline.config import ConfigError, IndexConfig, PipelineError
+from beam_pipeline.report.notebook import cards
 from examples import near_duplicates, recognize_photographs
-from tests import tiny_models
-from transforms import FeatureStore, image_units, match_images
+from tests import finished_runs, tiny_models
+from transforms import FeatureStore, Prediction, image_units, match_images
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,45 @@ def test_the_jobs_from_python(folder, capsys):
         assert "8 photographs indexed" in lines
         image_id, landmark, score = lines[-1].split()
         assert (image_id, landmark) == ("again", "L1") and float(score) > 1
+
+
+def _show(source: str, names: dict) -> str:
+    """What a notebook would show of a cell: its last expression as HTML; "" for a cell without one."""
+    *statements, last = ast.parse(source).body
+    exec(compile(ast.Module(statements, []), "cell", "exec"), names)
+    if not isinstance(last, ast.Expr):
+        exec(compile(ast.Module([last], []), "cell", "exec"), names)
+        return ""
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)._repr_html_()
+
+
+def test_the_notebook(tmp_path):
+    index = finished_runs.make_index(tmp_path / "index", {"a": "tower", "b": "<bridge>"})
+    found = tuple(finished_runs.candidate(i, n, 0.9) for i, n in (("a", "tower"), ("b", "<bridge>")))
+    predictions = [Prediction(f"q{n}", "tower", 0.9 - n / 10, found, True) for n in range(5)]
+    run = finished_runs.make_run(tmp_path / "run", index, predictions)
+    truth = finished_runs.write_truth(tmp_path / "truth.csv", {f"q{n}": "tower" for n in range(5)})
+    cells = json.loads(pathlib.Path(near_duplicates.__file__).with_name("look_at_a_run.ipynb").read_text())[
+        "cells"
+    ]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    sources[0] = sources[0].replace("demo/run", run).replace("demo/data/truth.csv", truth)
+    names: dict = {}
+    _, unsure, chosen, table = (_show(source, names) for source in sources)
+    page = html.unescape(unsure)
+    assert [page.index(f'data-id="q{n}"') for n in (4, 3, 2, 1)] == sorted(
+        page.index(f'data-id="q{n}"') for n in range(1, 5)
+    )
+    assert 'data-id="q0"' not in page and "<iframe sandbox srcdoc=" in unsure
+    assert page.count("data:image/webp;base64,") == 4 * 4 and "&lt;bridge&gt;" in page
+    assert (
+        'data-id="q0"' in html.unescape(chosen)
+        and "q1" in chosen
+        and 'data-id="q2"' not in html.unescape(chosen)
+    )
+    assert "<caption>q0: tower, score 0.900</caption>" in table and "&lt;bridge&gt;" in table
+    with pytest.raises(ConfigError, match="no prediction for a query 'nobody'"):
+        cards(run, ["q1", "nobody"])
 
 
 def test_a_job_with_too_many_failures_is_an_error(folder, tmp_path):

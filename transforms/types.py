@@ -5,6 +5,7 @@ left. Landmark ids are strings everywhere, so that data sets with names instead 
 """
 
 import dataclasses
+import html
 import math
 from collections.abc import Callable, Iterable
 
@@ -356,6 +357,27 @@ class Prediction:
     score: float | None
     candidates: tuple[Candidate, ...] = ()
     verified: bool = False
+
+    def _repr_html_(self) -> str:
+        """A table of the candidates, for a notebook."""
+        score = "" if self.score is None else f", score {self.score:.3f}"
+        head = f"{self.image_id}: {self.landmark_id or 'no landmark'}{score}"
+        columns = ("landmark", "image", "similarity", "inliers", "score")
+        rows = [
+            (
+                c.landmark_id,
+                c.image_id,
+                f"{c.similarity:.3f}",
+                "" if c.inliers is None else c.inliers,
+                f"{c.score:.3f}",
+            )
+            for c in self.candidates
+        ]
+        cells = "".join(
+            f"<tr>{''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in row)}</tr>"
+            for tag, row in [("th", columns), *(("td", row) for row in rows)]
+        )
+        return f"<table><caption>{html.escape(head)}</caption>{cells}</table>"
 
 
 @dataclasses.dataclass(frozen=True)

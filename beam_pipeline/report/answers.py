@@ -132,7 +132,10 @@ class Judgement:
         Raises:
           ValueError: answers and truth do not fit together, see `gap.rank`.
         """
-        given = answers.table.select(tables.ANSWER_SCHEMA.names)
+        ranked_by = answers.table["score"]
+        if answers.measure == "probability":
+            ranked_by = pc.coalesce(answers.table["probability"], ranked_by)
+        given = answers.table.select(["image_id", "landmark_id"]).append_column("score", ranked_by)
         ranking = gap.rank(given, truth)
         rows = ranking.rows
         counted = _booleans(pc.is_in(truth["usage"], pa.array(gap.SPLITS["all"])))

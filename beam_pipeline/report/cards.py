@@ -28,6 +28,12 @@ TEMPLATES.filters["decimal"] = lambda value, places=3: "-" if value is None else
 TEMPLATES.globals.update(OUTCOMES=OUTCOMES, CHANGES=CHANGES, GAP=GAP, SIDE=SIDE)
 
 
+def template_text(name: str) -> str:
+    """A file beside the templates, as it is."""
+    assert TEMPLATES.loader is not None
+    return TEMPLATES.loader.get_source(TEMPLATES, name)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class CandidateCard:
     """A candidate beside its query.

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from beam_pipeline import evaluate, outputs, runner
 from beam_pipeline.config import ConfigError, ReportConfig
 from beam_pipeline.report import answers as columns
-from beam_pipeline.report.cards import TEMPLATES, LandmarkCard, QueryCard
+from beam_pipeline.report.cards import TEMPLATES, LandmarkCard, QueryCard, template_text
 from beam_pipeline.report.pictures import Pairs, Photograph, in_threads, thumbnails
 from beam_pipeline.report.source import Shown, Source, landmark_cards, photographs, query_cards
 from transforms.storage import files
@@ -71,8 +71,7 @@ def write_report(config: ReportConfig) -> str:
     _write_records(config, "landmarks", (card.record() for card in of_landmarks))
     _write_text(config, "ids.js", f"window.IDS = {_json(source.answers.ids.to_pylist())};\n")
     for asset in ("style.css", "report.js"):
-        text = TEMPLATES.loader.get_source(TEMPLATES, asset)[0]  # type: ignore[union-attr]
-        _write_text(config, asset, text)
+        _write_text(config, asset, template_text(asset))
     context = _context(source, pick, cards, of_landmarks, Counter(filter(None, wrong)))
     for name in ("queries", "landmarks", "failures", "mistakes", "changes", "index"):
         if name in context["pages"]:
