@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from beam_pipeline.gldv2 import published
-from transforms.storage.uris import is_local
+from transforms.storage.uris import is_local, join
 from transforms.types import ReadingConfig, VerificationSettings
 
 
@@ -245,3 +245,20 @@ class DownloadConfig:
     def numbers(self) -> tuple[int, ...]:
         """Of the archives asked for."""
         return tuple(range(published.PARTS[self.part].archives)) if self.archives is None else self.archives
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetConfig:
+    """Arguments of `landmarks gldv2 subset`; see its --help."""
+
+    data: str
+    output: str
+    landmarks: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for part in published.PARTS:
+            if _holds(self.output, join(self.data, part)):
+                raise ConfigError(
+                    f"--output {self.output} is or holds a part of the data set; name another folder"
+                )

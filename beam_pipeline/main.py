@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_gldv2(commands: Any) -> None:
     gldv2 = commands.add_parser(
-        "gldv2", help="Google Landmarks v2: download it", allow_abbrev=False
+        "gldv2", help="Google Landmarks v2: download it, choose a part of it", allow_abbrev=False
     ).add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to do with it")
     download = _add_command(
         gldv2, "download", _download, "fetch a part of the data set, or what of it is missing", False
@@ -155,6 +155,26 @@ def _add_gldv2(commands: Any) -> None:
     )
     download.add_argument(
         "--time_budget", type=flags.duration, metavar="TIME", help="stop after this time, such as 8h"
+    )
+
+    subset = _add_command(
+        gldv2, "subset", _subset, "choose some landmarks of what was downloaded, for a trial", False
+    )
+    subset.add_argument("--data", required=True, metavar="DATA", help="made by `landmarks gldv2 download`")
+    subset.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    subset.add_argument(
+        "--landmarks",
+        type=flags.number(int, 1),
+        required=True,
+        metavar="N",
+        help="landmarks, with all their photographs and as many distractors",
+    )
+    subset.add_argument(
+        "--seed",
+        type=flags.number(int, 0),
+        default=0,
+        metavar="S",
+        help="of the choice (default: %(default)s)",
     )
 
 
@@ -316,6 +336,12 @@ def _download(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline.gldv2 import download
 
     return download.run(flags.download_config(args))
+
+
+def _subset(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline.gldv2 import subset
+
+    return subset.run(config.SubsetConfig(args.data, args.output, args.landmarks, args.seed))
 
 
 def _matches(args: argparse.Namespace, options: Any) -> int:

@@ -20,6 +20,7 @@ _PATHS = (
     "images",
     "labels",
     "output",
+    "data",
     "model",
     "local_model",
     "index",
