@@ -145,6 +145,7 @@ class RecognizeConfig:
     """Arguments of `landmarks recognize`; see its --help.
 
     Attributes:
+      sample_submission: a table whose ids are the submission's rows; None for a row of each image.
       model, local_model: None for those that the index names.
       query_store: folder of the queries' features; None for OUTPUT/queries.
       max_distance: of matching descriptors; None for that of the model's card, else that of `verification`.
@@ -157,6 +158,7 @@ class RecognizeConfig:
     model: str | None = None
     local_model: str | None = None
     query_store: str | None = None
+    sample_submission: str | None = None
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
     num_to_rerank: int = PRESETS[DEFAULT_PRESET].num_to_rerank

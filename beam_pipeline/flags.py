@@ -12,6 +12,7 @@ from beam_pipeline.config import (
     EXTRACTION_PRESETS,
     MAX_FAILURE_RATE,
     PRESETS,
+    ConfigError,
     DownloadConfig,
     ExtractionOverrides,
     IndexConfig,
@@ -19,6 +20,7 @@ from beam_pipeline.config import (
     RecognizeConfig,
     TimeBudget,
 )
+from beam_pipeline.gldv2 import kaggle
 from transforms.models.card import PRECISIONS
 from transforms.types import ReadingConfig, VerificationSettings
 
@@ -242,8 +244,17 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:
-    """Parsed flags of `landmarks index` as a configuration; a time budget counts from `args.started`."""
-    return _record(IndexConfig, args, overrides=_record(ExtractionOverrides, args), **_common(args))
+    """Parsed flags of `landmarks index` as a configuration; a time budget counts from `args.started`.
+
+    Raises:
+      ConfigError: there are no labels, or options do not go together.
+    """
+    common = _common(args)
+    common["images"], labels = kaggle.index_inputs(common["images"], args.labels)
+    if labels is None:
+        raise ConfigError("--labels is missing: a CSV id,landmark_id")
+    overrides = _record(ExtractionOverrides, args)
+    return _record(IndexConfig, args, labels=labels, overrides=overrides, **common)
 
 
 def download_config(args: argparse.Namespace) -> DownloadConfig:
@@ -270,12 +281,15 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
     num_to_rerank, top_k = values.pop("num_to_rerank"), values.pop("top_k")
     if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
         top_k = min(top_k, num_to_rerank)
+    common = _common(args)
+    common["images"], sample = kaggle.query_inputs(common["images"], args.sample_submission)
     return _record(
         RecognizeConfig,
         args,
+        sample_submission=sample,
         overrides=_record(ExtractionOverrides, args, preset=None),
         num_to_rerank=num_to_rerank,
         top_k=top_k,
         verification=VerificationSettings(**values),
-        **_common(args),
+        **common,
     )

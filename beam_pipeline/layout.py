@@ -28,7 +28,7 @@ _OWN = {
         rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})"
     ),
     "recognize": re.compile(
-        rf"{_OUTPUT}|queries/({_STORE})|submission\.csv|metrics\.json"
+        rf"{_OUTPUT}|queries/({_STORE})|submission\.csv|wanted\.parquet|metrics\.json"
         rf"|predictions/({_BLOCK}|unpredicted)\.parquet|candidates/{_BLOCK}\.parquet"
         rf"|failures/(extract|verify-{_BLOCK})\.parquet"
     ),

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest
 from transforms.patterns import described
 from transforms.storage import spelling
@@ -49,6 +50,30 @@ def labels_without_image(labels: pa.Array, images: pa.Array, uri: str) -> int:
             file=sys.stderr,
         )
     return lacking
+
+
+def wanted_without_image(wanted: pa.Array, images: pa.Array, uri: str) -> None:
+    """Says how many ids that a submission wants (of the table at `uri`) no photograph has, and how many
+    photographs it does not want.
+
+    Raises:
+      ConfigError: it wants none of them.
+    """
+    lacking = wanted.filter(pc.is_null(spelling.index_in(wanted, images)))
+    if len(lacking) == len(wanted):
+        near = beside(wanted, images, "the photographs")
+        raise ConfigError(
+            f"none of the {len(wanted):,} ids in {uri} has a photograph here: it names "
+            f"{wanted[0].as_py()!r}, photographs are {images[0].as_py()!r}{near}"
+        )
+    if len(lacking):
+        print(
+            f"{len(lacking):,} of {len(wanted):,} ids in {uri} have no photograph here, their rows stay "
+            f"empty; the first is {lacking[0].as_py()!r}",
+            file=sys.stderr,
+        )
+    if more := len(images) - (len(wanted) - len(lacking)):
+        print(f"{more:,} of {len(images):,} images are not in {uri}, nor in the submission", file=sys.stderr)
 
 
 def landmarks_not_indexed(truth: pa.Table, images: pa.Array, root: str, index: IndexManifest) -> int:

@@ -103,6 +103,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_gldv2(commands)
 
+    bundle = _add_command(
+        commands, "bundle", _bundle, "make wheels of all that a machine without a network needs", False
+    )
+    bundle.add_argument("--output", required=True, metavar="DIR", help="folder for the wheels")
+    bundle.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="requirements to leave out, such as tensorflow, which only SavedModels need",
+    )
+
     matches = _add_command(
         commands, "matches", _matches, "draw a query, its best candidates and their inliers"
     )
@@ -183,9 +195,9 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
     index.add_argument(
         "--labels",
-        required=True,
         metavar="CSV",
-        help="id,landmark_id (or id,url,landmark_id, or landmark_id,images)",
+        help="id,landmark_id (or id,url,landmark_id, or landmark_id,images); a folder of the Kaggle "
+        "competition has its own",
     )
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
     index.add_argument(
@@ -214,6 +226,12 @@ def _add_recognize(commands: Any, run: Any, text: str) -> None:
     recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
     recognize.add_argument("--output", required=True, metavar="RUN", help="folder to make")
     recognize.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
+    recognize.add_argument(
+        "--sample_submission",
+        metavar="CSV",
+        help="submission.csv has its ids in its order (default: a row for each image, by id; a folder of the "
+        "Kaggle competition has its own)",
+    )
     recognize.add_argument(
         "--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)"
     )
@@ -336,6 +354,12 @@ def _download(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline.gldv2 import download
 
     return download.run(flags.download_config(args))
+
+
+def _bundle(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import bundle
+
+    return bundle.run(args.output, args.without)
 
 
 def _subset(args: argparse.Namespace, options: Any) -> int:

@@ -17,12 +17,12 @@ from beam_pipeline import budget, evaluate, integrity, left_out, lock, outputs, 
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
-from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, versions
+from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
 from transforms import features, retrieval, verification
 from transforms.aggregation import AggregatePredictions
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, spelling, tables
-from transforms.submission import SUBMISSION, WritePredictions, WriteSubmission, write_submission
+from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission, write_submission
 from transforms.types import ImageRef
 from transforms.verification import VerifyCandidates
 
@@ -38,6 +38,7 @@ class Prepared:
       index: the manifest of the index.
       passed_over: how many files the suffix passed over, by suffix.
       landmark_not_indexed: queries whose truth names a landmark that the index lacks.
+      wanted: ids of the submission's rows, string [N]; None for those of the queries.
     """
 
     config: RecognizeConfig
@@ -46,6 +47,7 @@ class Prepared:
     index: IndexManifest
     passed_over: Mapping[str, int]
     landmark_not_indexed: int
+    wanted: pa.Array | None = None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class Prepared:
             **self.task.recipe.identity,
             "images": self.task.digest,
             "hyperparameters": self.hyperparameters,
+            **({} if self.wanted is None else {"sample_submission": digest(self.wanted.to_pylist())}),
         }
 
 
@@ -108,11 +111,16 @@ def prepare(config: RecognizeConfig) -> Prepared:
         raise ConfigError(f"{config.index} holds no images: there is nothing to recognize by")
     images, passed_over = match(config.images)
     tables_read = [("--truth", config.truth)] if config.truth else []
+    if config.sample_submission:
+        tables_read.append(("--sample_submission", config.sample_submission))
     outputs.check_inputs(config.output, "recognize", [*tables_read, *input_files(config.images, images)])
     if config.query_store:
         outputs.check_store(config.query_store)
     left_out.say_passed_over(passed_over)
-    not_indexed = 0
+    not_indexed, wanted = 0, None
+    if config.sample_submission:
+        wanted = tables.read_ids(config.sample_submission)
+        left_out.wanted_without_image(wanted, left_out.ids_of(images), config.sample_submission)
     if config.truth:
         truth, ids = _checked_truth(config.truth, images), left_out.ids_of(images)
         not_indexed = left_out.landmarks_not_indexed(truth, ids, config.index, index)
@@ -124,7 +132,7 @@ def prepare(config: RecognizeConfig) -> Prepared:
     distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance
     settled = dataclasses.replace(config.verification, max_distance=distance)
     config = dataclasses.replace(config, verification=settled)
-    return Prepared(config, started, task, index, passed_over, not_indexed)
+    return Prepared(config, started, task, index, passed_over, not_indexed, wanted)
 
 
 def _checked_truth(uri: str, images: Sequence[ImageRef]) -> pa.Table:
@@ -243,6 +251,8 @@ def _recognize(
     """
     config, task, index = prepared.config, prepared.task, prepared.index
     task.write_worklist()
+    if prepared.wanted is not None:
+        files.write_parquet(files.join(config.output, WANTED), pa.table({"image_id": prepared.wanted}))
     if config.budget is not None and not files.exists(files.join(config.output, SUBMISSION)):
         write_submission(config.output)  # whatever happens from now on, there is a complete one
     schedule = pilot.schedule(config.budget, lambda: _sample(prepared, options))

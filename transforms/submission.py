@@ -17,10 +17,12 @@ from transforms.storage.worklist import listed_image_ids
 from transforms.types import Prediction, PredictionUnit
 
 SUBMISSION = "submission.csv"
+WANTED = "wanted.parquet"  # ids of the submission's rows, in their order
 
 
 def write_submission(run: str) -> int:
-    """Writes RUN/submission.csv from the prediction shards and the plan of a run.
+    """Writes RUN/submission.csv from the prediction shards and the plan of a run, for the images that it says
+    are wanted, or all.
 
     Images without a prediction get null predictions, in a shard of their own, and an empty row. May be called
     again when there are more predictions.
@@ -39,8 +41,11 @@ def write_submission(run: str) -> int:
         table = prediction_table(Prediction(image_id, None, None) for image_id in missing)
         files.write_parquet(unpredicted, table)
         predicted = pa.concat_tables([predicted, table.select(columns)])
-    tables.write_submission_csv(files.join(run, SUBMISSION), predicted)
-    return len(predicted)
+    ids = None
+    if files.exists(files.join(run, WANTED)):
+        ids = files.read_parquet(files.join(run, WANTED))["image_id"].combine_chunks()
+    tables.write_submission_csv(files.join(run, SUBMISSION), predicted, ids)
+    return len(predicted if ids is None else ids)
 
 
 @dataclasses.dataclass

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from transforms.storage import files
+from transforms.storage import files, spelling
 
 LABEL_SCHEMA = pa.schema(
     [pa.field("image_id", pa.string(), False), pa.field("landmark_id", pa.string(), False)]
@@ -200,6 +200,21 @@ def read_submission(uri: str) -> pa.Table:
     return pa.Table.from_arrays([ids, classes, pa.array(scores, mask=missing)], schema=ANSWER_SCHEMA)
 
 
+def read_ids(uri: str) -> pa.Array:
+    """Reads the column `id` of a table, such as sample_submission.csv, in the order of the file; string [N].
+
+    Raises:
+      TableError: there is no such column, an id is empty or doubled, there is no row, or the file is no UTF-8
+        CSV.
+      OSError: the file cannot be read.
+    """
+    table = _Csv(uri, [("id",)])
+    ids = table.filled("id")
+    table.refuse_duplicates(ids)
+    table.require_rows()
+    return ids
+
+
 def is_csv(run_or_csv: str) -> bool:
     """Whether the name is that of a CSV file, perhaps a compressed one, and not of a run's folder."""
     return re.search(r"\.(csv|tsv)(\.(gz|bz2|xz))?$", run_or_csv.lower()) is not None
@@ -264,14 +279,15 @@ def read_answers(run_or_csv: str) -> pa.Table:
     return table
 
 
-def write_submission_csv(uri: str, predictions: pa.Table) -> None:
-    """Writes a submission atomically: `id,landmarks`, sorted by id (code points), landmarks = `<class>
-    <score>` or empty.
+def write_submission_csv(uri: str, predictions: pa.Table, ids: pa.Array | None = None) -> None:
+    """Writes a submission atomically: `id,landmarks`, sorted by id (code points) or a row for each of `ids`,
+    landmarks = `<class> <score>` or empty.
 
     Scores are written as Python's repr of a float64, which `float()` reads back exactly.
 
     Args:
       predictions: with the columns of ANSWER_SCHEMA; others are ignored.
+      ids: string [N], the rows wanted; those without a prediction are empty.
 
     Raises:
       ValueError: a prediction could not be read back: a class that is empty or holds a space, a score that is
@@ -294,7 +310,12 @@ def write_submission_csv(uri: str, predictions: pa.Table) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "landmarks"))
-    ordered = predictions.select(ANSWER_SCHEMA.names).sort_by("image_id")
+    if ids is None:
+        ordered = predictions.select(ANSWER_SCHEMA.names).sort_by("image_id")
+    else:
+        rows = spelling.index_in(ids, predictions["image_id"].combine_chunks())
+        answers = [predictions[name].take(rows) for name in ("landmark_id", "score")]
+        ordered = pa.table([ids, *answers], ANSWER_SCHEMA.names)
     for batch in ordered.to_batches(max_chunksize=1 << 16):
         for image_id, landmark_id, score in zip(*(column.to_pylist() for column in batch.columns)):
             writer.writerow((image_id, "" if landmark_id is None else f"{landmark_id} {score!r}"))
