@@ -47,3 +47,30 @@ def archive(split: str, number: int, content: bytes) -> dict[str, bytes]:
         published.archive_url("", split, number): content,
         published.checksum_url("", split, number): line.encode(),
     }
+
+
+def site(
+    train: Mapping[str, tuple[bytes, str | None]],
+    test: Mapping[str, tuple[bytes, str | None]],
+    train_archives: int,
+    test_archives: int,
+) -> dict[str, bytes]:
+    """A data set: photographs and their landmarks by id, None for what no table lists and for queries that
+    show nothing.
+    """
+    images: dict[str, list[str]] = {}
+    for name, (_, landmark) in train.items():
+        if landmark is not None:
+            images.setdefault(landmark, []).append(name)
+    clean = "landmark_id,images\n" + "".join(f"{k},{' '.join(v)}\n" for k, v in images.items())
+    truth = "id,landmarks,Usage\n" + "".join(
+        f"{name},{landmark or ''},{'Private' if at % 3 else 'Public'}\n"
+        for at, (name, (_, landmark)) in enumerate(sorted(test.items()))
+    )
+    return {
+        **archives("train", {name: data for name, (data, _) in train.items()}, train_archives),
+        **archives("test", {name: data for name, (data, _) in test.items()}, test_archives),
+        f"/{published.CLEAN_LABELS}": clean.encode(),
+        f"/{published.TRUTH}": truth.encode(),
+        "/ground_truth/retrieval_solution_v2.1.csv": b"id,images,Usage\n",
+    }

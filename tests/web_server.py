@@ -21,6 +21,7 @@ class Fault:
       content: in place of the file's.
       ignores_range: all of the file whatever is asked for.
       pause: seconds before each 100 bytes of the body.
+      waits: for this, before the answer.
       becomes: the file becomes this one from now on.
     """
 
@@ -30,6 +31,7 @@ class Fault:
     content: bytes | None = None
     ignores_range: bool = False
     pause: float = 0.0
+    waits: threading.Event | None = None
     becomes: bytes | None = None
 
 
@@ -78,6 +80,8 @@ def serving(files: dict[str, bytes]) -> Iterator[WebServer]:
             self._answer(server.next_fault(self.path))
 
         def _answer(self, fault: Fault) -> None:
+            if fault.waits is not None:
+                fault.waits.wait()
             asked = self.headers.get("Range")
             with server.lock:
                 server.asked.append((self.command, self.path, asked))
