@@ -236,7 +236,7 @@ class TestMissingEnds:
     def test_a_small_one_is_not_all_corner(self):
         data = encoded(textured(24, 24), "JPEG", quality=95)
         assert same(data[:-2], data, 1)
-        with pytest.raises(images.DecodeError, match="the file ends before row"):
+        with pytest.raises(images.DecodeError, match="the picture's data end before its last row"):
             images.decode_image(data[: -(len(data) - data.rindex(b"\xff\xda")) // 2], 1000)
 
     def test_a_progressive_one_without_its_last_scan_is_corrupt(self):
@@ -252,7 +252,7 @@ class TestMissingEnds:
         pixels, *rest = images.decode_image(data[:-2], 200, warn=told.append)
         wanted, *others = images.decode_image(data, 200)
         assert np.array_equal(pixels, wanted) and rest == others and len(told) == 1
-        with pytest.raises(images.DecodeError, match="the file ends before row"):
+        with pytest.raises(images.DecodeError, match="the picture's data end before its last row"):
             images.decode_image(data[:-5000], 200)
 
     def test_a_png_without_its_last_chunk(self):
@@ -270,6 +270,69 @@ class TestMissingEnds:
         with pytest.raises(images.DecodeError) as error:
             images.decode_image(data[:-2000], 1000)
         assert error.value.kind == "corrupt"
+
+
+def told(data):
+    """What is told of a file that is decoded."""
+    warnings = []
+    images.decode_image(data, 1000, warn=warnings.append)
+    return warnings
+
+
+class TestDamagedData:
+    """A JPEG's decoder makes a picture of anything: what its data do not hold is told."""
+
+    @pytest.mark.parametrize("name", WHOLE)
+    @pytest.mark.parametrize("behind", [b"", VIDEO, BASELINE], ids=["", "video", "picture"])
+    @pytest.mark.parametrize("side", [1000, 100], ids=["", "shrunk"])
+    def test_cut_in_half_with_an_end_marker_it_is_corrupt(self, name, behind, side):
+        for part in (0.3, 0.5, 0.9):
+            cut = WHOLE[name][: int(part * len(WHOLE[name]))] + b"\xff\xd9" + behind
+            with pytest.raises(images.DecodeError, match="before its last row|the last scan") as error:
+                images.decode_image(cut, side)
+            assert error.value.kind == "corrupt"
+
+    @pytest.mark.parametrize("name", WHOLE)
+    @pytest.mark.parametrize("lost", [bytes(3000), random.Random(1).randbytes(3000), b""])
+    def test_damaged_in_the_middle_it_is_told_or_corrupt(self, name, lost):
+        middle = len(WHOLE[name]) // 2
+        try:
+            assert told(WHOLE[name][:middle] + lost + WHOLE[name][middle + 3000 :])
+        except images.DecodeError as e:
+            assert e.kind == "corrupt"
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"optimize": True},
+            {"progressive": True},
+            {"restart_marker_blocks": 1},
+            {"subsampling": 0},
+            {"quality": 5, "optimize": True},
+            {"restart_marker_rows": 1, "progressive": True},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("size", [(7, 5), (333, 1), (640, 481), (1001, 900)])
+    def test_a_whole_one_is_told_nothing_of(self, options, size):
+        for source in (Image.new("RGB", size), Image.new("L", size, 200), textured(*size[::-1])):
+            assert not told(encoded(source, "JPEG", **options))
+
+    def test_a_png_whose_pixels_do_not_fit_a_checksum(self):
+        data = bytearray(encoded(textured()))
+        data[data.index(b"IEND") - 5] ^= 1  # the chunk's own
+        assert told(bytes(data)) == ["its pixels do not have the checksum that stands behind them"]
+        data[len(data) // 2] ^= 1
+        with pytest.raises(images.DecodeError):
+            images.decode_image(bytes(data), 1000)
+
+    @pytest.mark.parametrize("before", [b"\r\n", b"\n", b"\xef\xbb\xbf", b" \r\n\r\n"])
+    @pytest.mark.parametrize("name", ["baseline", "progressive"])
+    def test_white_space_in_front_of_a_picture_is_passed_over_and_told(self, name, before):
+        assert same(before + WHOLE[name], WHOLE[name], 1)
+        assert told(before + WHOLE[name]) == [f"{len(before)} bytes of white space stand before the picture"]
+        with pytest.raises(images.DecodeError, match="text|none of"):
+            images.decode_image(before + b"no picture", 100)
 
 
 class TestMetadata:
@@ -412,6 +475,13 @@ class TestFormats:
             (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "unsupported_format", "a camera's RAW file"),
             (b"MM\0*\0\0\0\x08\0\0", "unsupported_format", "a TIFF picture"),
             (b"8BPS\0\1", "unsupported_format", "a Photoshop picture"),
+            (b"P6\n4 4\n255\n", "unsupported_format", "a Netpbm picture"),
+            (b"P5 4 4 255 ", "unsupported_format", "a Netpbm picture"),
+            (b"P2\n# grey\n4 4", "unsupported_format", "a Netpbm picture"),
+            (b"\xff\xd8\xff\xf7\0\x0b", "unsupported_format", "a JPEG-LS picture"),
+            (b"{\\rtf1", "not_an_image", "a text document"),
+            (b"[InternetShortcut]\r\nURL=", "not_an_image", "a link to a web page"),
+            (b"bplist00", "not_an_image", "a property list"),
             (b'<?xml version="1.0"?>\n<svg xmlns="', "unsupported_format", "an SVG drawing"),
             (b"<svg width='1'/>", "unsupported_format", "an SVG drawing"),
             (b"%PDF-1.7", "not_an_image", "a PDF document"),

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,11 +12,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from transforms.file_formats import (
     MAX_PARTS,
-    UNDECODED,
+    Decoding,
+    FileFormat,
     PictureFile,
     TooManyPartsError,
     exif_orientation,
-    format_name,
     picture_file,
     xmp_orientation,
 )
@@ -40,9 +40,15 @@ _STRIP_PIXELS = 1 << 20  # converted at a time
 # A few kilobytes can hold thousands of scans over a large picture; the worst take 5 ns a pixel each.
 _MAX_SCANNED_PIXELS = 1_500_000_000
 
-# Where a file lacks its last bytes, so many pixels at each side of the last corner may be made up: two blocks
-# of a JPEG.
+# Where a file lacks its last bytes, so many pixels at each side of the last corner may be made up.
 _LAST_CORNER = 32
+
+# A decoder reads so many bytes of a JPEG's scan ahead. Ones are no code: at most the last block or two can be
+# made of these.
+_AHEAD = (b"\xff\0",) * 8
+
+# Encoders may write so many bytes too many.
+_EXTRA = 8
 
 _TIFF_SUBFILE, _TIFF_ORIENTATION, _TIFF_ROWS_PER_STRIP, _DNG_VERSION = 254, 274, 278, 50706
 _TIFF_BITS, _TIFF_TILE_SIDES, _TIFF_PARTS = 258, (322, 323), (273, 324)
@@ -95,7 +101,8 @@ def decode_image(
     and texts, profiles and thumbnails, may be damaged or large.
 
     Args:
-      warn: told of a file that lacks its last bytes, though its picture is whole.
+      warn: told of a file that lacks its last bytes though its picture is whole, or is damaged though every
+        row of it can be decoded.
 
     Returns:
       pixels uint8 [height, width, 3]; width and height of the upright original; image_scale (see
@@ -114,7 +121,7 @@ def decode_image(
         file = picture_file(data)
     except TooManyPartsError as e:
         raise DecodeError("too_large", str(e)) from e
-    image: Any = _open(file.data, format_name(data), reading)  # its type depends on the format
+    image: Any = _open(file.data, file.format, reading)  # its type depends on the format
     width, height = image.size
     if width * height > reading.max_image_pixels:
         raise DecodeError(
@@ -144,10 +151,14 @@ def decode_image(
         turns = _TO_UPRIGHT.get(orientation, ()) if reading.exif_orientation else ()
         if image.format == "TIFF":  # turned by Pillow
             turns = () if reading.exif_orientation else _FROM_UPRIGHT.get(orientation, ())
-        image.load()
+        damage = _load_jpeg(image, file) if file.scan_data else image.load() and ""
+        if file.lacks:
+            raise DecodeError("corrupt", file.lacks)
         if not file.ended:
             _check_end(image, file, width)
             warn("the file lacks its last bytes; every row of its picture is there")
+        if damage := damage or file.warning:
+            warn(damage)
         image = _to_rgb(image, factor)
         if scale < 1.0:
             image = image.resize(shrunk, Image.Resampling.BICUBIC)
@@ -170,9 +181,10 @@ def decode_image(
     return pixels, width, height, scale
 
 
-def _open(data: bytes, name: str, reading: ReadingConfig) -> Image.Image:
-    """The picture in a file that is `name` by its first bytes, not loaded yet."""
-    if name in UNDECODED:
+def _open(data: bytes, found: FileFormat | None, reading: ReadingConfig) -> Image.Image:
+    """The picture in a file whose first bytes say that it is `found`, not loaded yet."""
+    name, decoding = (found.text, found.decoding) if found else ("", Decoding.NO_PICTURE)
+    if decoding is Decoding.NEVER:
         raise DecodeError("unsupported_format", f"{name}, which is not decoded here; convert it to JPEG")
     try:
         image: Any = Image.open(
@@ -181,10 +193,10 @@ def _open(data: bytes, name: str, reading: ReadingConfig) -> Image.Image:
     except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError as e:
-        if name in ("a TIFF picture", "an AVIF picture"):
+        if decoding is Decoding.PARTLY:
             problem = f"{name} that is damaged, or of a kind that is not decoded here; convert it to JPEG"
             raise DecodeError("unsupported_format", problem) from e
-        if name in ("a JPEG", "a PNG", "a WebP", "a GIF", "a BMP"):
+        if decoding is Decoding.ALWAYS:
             raise DecodeError("corrupt", f"{name} with a damaged header, in {len(data):,} bytes") from e
         raise DecodeError(
             "not_an_image",
@@ -211,6 +223,67 @@ def _orientation(image: Any, file: PictureFile) -> int:
     return exif_orientation(image.info.get("exif", b"")) or xmp_orientation(image.info.get("xmp", b""))
 
 
+class _JpegDecoder:
+    """Pillow's decoder of an opened JPEG, given the file by hand: what it leaves of its food tells whether
+    it is in the midst of a scan. Pillow passes over what libjpeg only warns of.
+    """
+
+    def __init__(self, image: Any):
+        image.load_prepare()
+        ((name, extents, _, settings),) = image.tile
+        self._decoder = Image._getdecoder(image.mode, name, settings, image.decoderconfig)
+        self._decoder.setimage(image.im, extents)
+        self._left, self.finished = b"", False
+
+    def give(self, piece: memoryview | bytes) -> int:
+        """Has the decoder take what it can, and returns how many bytes are left for later."""
+        if self.finished:
+            return 0
+        food = self._left + piece if self._left else piece
+        taken, error = self._decoder.decode(food)
+        if error < 0:
+            raise OSError("broken data stream")
+        self.finished = taken < 0
+        self._left = b"" if self.finished else bytes(food[taken:])
+        return len(self._left)
+
+    def is_past_scan(self, pieces: Iterable[memoryview | bytes]) -> bool:
+        """Whether the decoder takes bytes one by one: it looks for the next marker. In a scan it takes them
+        only when it has enough for the next symbols.
+        """
+        return max((self.give(piece) for piece in pieces), default=0) <= 1
+
+
+def _load_jpeg(image: Any, file: PictureFile) -> str:
+    """Loads an opened JPEG; returns how it is damaged, "" for not at all.
+
+    Each scan has to take all of its data, and no more: what damage does to it shifts the blocks behind it, up
+    to the next restart.
+
+    Raises:
+      DecodeError: the data of the last scan end before the picture does.
+    """
+    damage, content, at = "", memoryview(file.data), 0
+    decoder = _JpegDecoder(image)
+    for number, (start, end) in enumerate(file.scan_data, 1):
+        nearly = max(start, end - _EXTRA)
+        decoder.give(content[at:nearly])
+        if decoder.is_past_scan(content[i : i + 1] for i in range(nearly, end - 1)) and end - start > _EXTRA:
+            damage = damage or f"the data of scan {number} are damaged: some are left over"
+        decoder.give(b"".join([content[max(start, end - 1) : end], *_AHEAD]))
+        single, last = len(file.scan_data) == 1, number == len(file.scan_data)
+        if not decoder.finished and (single or not decoder.is_past_scan(_AHEAD)):
+            if last:
+                raise DecodeError("corrupt", "the picture's data end before its last row")
+            damage = damage or f"the data of scan {number} are damaged: some are missing"
+        at = end
+    decoder.give(content[at:])
+    if not decoder.finished:
+        raise OSError("the picture's data end before its last row")
+    image.tile = []
+    return damage
+
+
 def _check_end(image: Any, file: PictureFile, width: int) -> None:
     """Refuses the loaded picture of a file that lacks its end where more than the last corner of the picture
     depends on what the file lacks.
@@ -218,10 +291,8 @@ def _check_end(image: Any, file: PictureFile, width: int) -> None:
     Args:
       width: of the picture in the file; the loaded one may be smaller.
     """
-    if file.otherwise is None:
-        if image.format == "PNG":  # Pillow has met the end of its last row
-            return
-        raise DecodeError("corrupt", "the file ends before the last scan of its picture")
+    if file.otherwise is None:  # the decoder has met the end of its last row
+        return
     other = Image.open(_CountedReads(file.otherwise), formats=_FORMATS[:3])
     other.draft(None, image.size)
     other.load()
