@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from transforms.storage import files, worklist
-from transforms.storage.feature_store import read_failures
-from transforms.types import ImageRef
+from transforms.storage.feature_store import images_let_in, read_failures
+from transforms.types import ImageRef, ReadingConfig
 
 _NAMED = 3  # photographs named of each kind of change
 
@@ -54,7 +54,7 @@ class Changes:
             (self.relabelled, "label changed", "labels changed"),
         )
         return ", ".join(
-            f"{len(names):,} {one if len(names) == 1 else many} ({_some(names)})"
+            f"{len(names):,} {one if len(names) == 1 else many} ({some(names)})"
             for names, one, many in said
             if names
         )
@@ -65,11 +65,18 @@ class Changes:
         return not self.more and not self.fewer and different <= {*names}
 
 
+def let_in(root: str, reading: ReadingConfig, of: Iterable[ImageRef]) -> list[str]:
+    """The ids of those photographs that an output has as failures for a limit which lets them in now."""
+    found = images_let_in(read_failures(files.join(root, "failures")), reading)
+    return sorted(found & {ref.image_id for ref in of}) if found else []
+
+
 def _is_changed(old: ImageRef, new: ImageRef) -> bool:
     return old.size_bytes != new.size_bytes or old.version not in (new.version, worklist.NO_VERSION)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of `names`, for people."""
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 

@@ -113,6 +113,11 @@ class ExtractionTask:
         for line in integrity.discard_damaged(self.store, self.names):
             print(f"{line}: its unit is extracted again", file=sys.stderr)
 
+    def discard_let_in(self) -> None:
+        """Makes shards unfinished again in which photographs failed for a limit that lets them in now."""
+        for unit in self.store.let_in(self.names, self.recipe.reading):
+            self.store.discard(unit)
+
     def write_worklist(self) -> None:
         """Writes the work list, from which workers read their units."""
         write_worklist(self.root, self.units)

@@ -162,7 +162,9 @@ def run(config: IndexConfig, options: PipelineOptions, engine: PipelineRunner | 
 def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts:
     """Makes the index, or finds it finished."""
     root, task = prepared.config.output, prepared.task
-    photographs = outputs.Photographs("images_and_labels", task.refs, root, lambda before: None)
+    photographs = outputs.Photographs(
+        "images_and_labels", task.refs, root, task.recipe.reading, lambda before: None
+    )
     with outputs.opened(root, prepared.settings, prepared.config.overwrite, photographs) as unfinished:
         if not unfinished:
             print(f"{root} is finished; nothing to do")
@@ -191,19 +193,17 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
     <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of
     their own.
     """
-    root, task, name = prepared.config.output, prepared.task, prepared.task.digest
+    root, task = prepared.config.output, prepared.task
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)  # again: another may have added to it meanwhile
-        if name in base.appended:
-            print(f"{root} has these images and labels already; nothing to do")
-            return base.appended[name]
         known = parts.known(root, base, task)
         mended = parts.check_addition(root, base, task, known)
         new = [ref for ref in task.refs if ref.image_id not in known]
-        if not new and not mended:
+        again = sorted({known[image_id][0] for image_id in mended} | parts.unfinished(root, base))
+        if not new and not again:
             print(f"{root} has these images and labels already; nothing to do")
-            return base.counts
-        for part in sorted({known[image_id][0] for image_id in mended}):
+            return base.appended.get(task.digest, base.counts)
+        for part in again:
             retried = _retry(prepared, extract, part, mended)
             if retried is None:
                 return None
@@ -249,8 +249,8 @@ def _retry(
     part: str,
     mended: Mapping[str, ImageRef],
 ) -> IndexManifest | None:
-    """Makes a part of an index again, with photographs of it that failed and were mended since. Returns the
-    index's manifest; None where time was too short.
+    """Makes a part of an index again, with photographs of it that failed and were mended since, or that a
+    higher limit lets in. Returns the index's manifest; None where time was too short.
     """
     root, recipe = prepared.config.output, prepared.task.recipe
     base = outputs.read_manifest(root, IndexManifest)
@@ -266,7 +266,8 @@ def _retry(
     counts = dataclasses.replace(
         made.counts, matched=made.counts.matched + unlabelled, without_label=unlabelled
     )
-    made = dataclasses.replace(made, counts=counts, recipe=base.recipe)
+    made_with = dataclasses.replace(base.recipe, reading=recipe.reading)
+    made = dataclasses.replace(made, counts=counts, recipe=made_with)
     if part:
         manifest = rest.with_more(made, task.digest)
     else:
@@ -278,7 +279,8 @@ def _retry(
         first.write_worklist()
         settings = dataclasses.replace(prepared, task=first).settings
         files.write_json(files.join(root, "settings.json"), settings)
-    layout.delete(root, "index", below=f"appended/{part or task.digest}/")
+    if part != task.digest:
+        layout.delete(root, "index", below=f"appended/{part or task.digest}/")
     parts.prune(task, manifest)
     return manifest
 
@@ -289,6 +291,7 @@ def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunne
     task.write_worklist()
     _record_unlabelled(prepared)
     task.discard_damaged()
+    task.discard_let_in()
     schedule = pilot.schedule(time_budget, lambda: pilot.sample_of(task.recipe, task.missing(), options))
     deadline = schedule.deadlines.extract
     if not deadline:

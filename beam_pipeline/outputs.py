@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from beam_pipeline import layout, lock
-from beam_pipeline.changes import Changes, failed
+from beam_pipeline.changes import Changes, failed, let_in, some
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
 from transforms.storage import files, worklist
-from transforms.types import ImageRef
+from transforms.types import ImageRef, ReadingConfig
 
 _SETTINGS = "settings.json"
 
@@ -40,13 +40,15 @@ class Photographs:
       key: of their digest in the settings.
       refs: to the photographs.
       store: folder of their features.
+      reading: with which limits.
       take_up: is called with the photographs of before, and readies the output to be made of these instead:
-        some that failed were mended.
+        some that failed were mended, or a higher limit lets them in.
     """
 
     key: str
     refs: Sequence[ImageRef]
     store: str
+    reading: ReadingConfig
     take_up: Callable[[list[ImageRef]], None]
 
 
@@ -59,7 +61,7 @@ def opened(
 
     A finished output is neither locked nor written to. `overwrite` deletes what an earlier job of the same
     command wrote, by its names (layout.py), and nothing else. Where all that is different are photographs
-    that failed, the output is unfinished again.
+    that failed, or a higher limit lets some of them in, the output is unfinished again.
 
     Raises:
       ConfigError: the folder holds something else, the output of another command, or of other settings (each
@@ -139,7 +141,11 @@ def _is_finished(
                 problem += "; `landmarks index --append` with those that are more adds them"
     if problem:
         raise ConfigError(f"{root} {problem}; --overwrite starts anew, another --output leaves this one")
-    return _is_complete(root)
+    return _is_complete(root) and not _let_in(root, photographs)
+
+
+def _let_in(root: str, photographs: Photographs | None) -> list[str]:
+    return let_in(root, photographs.reading, photographs.refs) if photographs else []
 
 
 def is_empty(root: str) -> bool:
@@ -165,11 +171,16 @@ def _take_up(root: str, settings: dict[str, Any], photographs: Photographs | Non
     not that.
     """
     found, uri = _read_settings(root), files.join(root, MANIFEST)
-    if found is None or found["command"] == _CLEARING or photographs is None or found == settings:
+    if found is None or found["command"] == _CLEARING or photographs is None:
+        return False
+    within_limits = _let_in(root, photographs)
+    if found == settings and not within_limits:
         return False
     before = worklist.read_worklist(root)
-    changes = Changes.between(before, photographs.refs)
-    print(f"{root}: {changes or 'its photographs are known better now'}; what failed is tried again")
+    changes = str(Changes.between(before, photographs.refs)) or "its photographs are known better now"
+    if within_limits:
+        changes = f"the limits let in {len(within_limits):,} more ({some(within_limits)})"
+    print(f"{root}: {changes}; what failed is tried again")
     if files.exists(uri):  # readers go on with what there is
         files.write_json(uri, {**files.read_json(uri), "complete": False})
     photographs.take_up(before)

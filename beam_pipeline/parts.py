@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow.compute as pc
 
 from beam_pipeline import integrity, outputs
-from beam_pipeline.changes import Changes, failed
+from beam_pipeline.changes import Changes, failed, let_in
 from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest
@@ -93,6 +93,20 @@ def without(index: str, manifest: IndexManifest, part: str, task: ExtractionTask
     )
 
 
+def unfinished(index: str, manifest: IndexManifest) -> set[str]:
+    """The parts of an index with shards that are not there: one was killed while it was made again."""
+    there = {*FeatureStore(index).units()}
+    lacking = {shard.unit for shard in manifest.shards} - there
+    if not lacking:
+        return set()
+    found = set()
+    for part in ("", *sorted(manifest.appended)):
+        refs = worklist.read_worklist(folder(index, part))
+        if lacking & {*ExtractionTask.of(refs, manifest.recipe, index, "").names}:
+            found.add(part)
+    return found
+
+
 def known(index: str, manifest: IndexManifest, task: ExtractionTask) -> dict[str, tuple[str, ImageRef]]:
     """Those of a task's photographs that an index knows, indexed or failed: the part, and the reference in
     it.
@@ -110,7 +124,7 @@ def check_addition(
     index: str, base: IndexManifest, task: ExtractionTask, known: Mapping[str, tuple[str, ImageRef]]
 ) -> dict[str, ImageRef]:
     """Checks that those photographs of a task that an index lacks can be added to it; returns, by id, those
-    that failed in it and were mended since.
+    that failed in it and were mended since, or are let in by a higher limit.
 
     Raises:
       ConfigError: they cannot; the text says why.
@@ -120,11 +134,15 @@ def check_addition(
         raise ConfigError(
             f"{index} was not finished in time: run the same `landmarks index` again before adding to it"
         )
-    integrity.check_sizes(index, base)
+    there = {*task.store.units()}
+    integrity.check_sizes(
+        index, dataclasses.replace(base, shards=tuple(s for s in base.shards if s.unit in there))
+    )
     differing = list(outputs.differences(base.recipe.identity["reading"], task.recipe.identity["reading"]))
     if differing:
         raise ConfigError(f"{index} was made with other settings: {'; '.join(differing)}")
     failures, given = failed(index), {ref.image_id: ref for ref in task.refs}
+    within_limits = let_in(index, task.recipe.reading, task.refs)
     indexed = sorted(known.keys() - failures)
     changes = Changes.between([known[name][1] for name in indexed], [given[name] for name in indexed])
     if changes:
@@ -135,5 +153,5 @@ def check_addition(
     return {
         name: given[name]
         for name in known.keys() & failures
-        if Changes.between([known[name][1]], [given[name]])
+        if name in within_limits or Changes.between([known[name][1]], [given[name]])
     }

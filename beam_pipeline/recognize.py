@@ -15,6 +15,7 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import budget, evaluate, integrity, left_out, lock, outputs, pilot, recipe, runner
 from beam_pipeline.budget import Deadlines
+from beam_pipeline.changes import let_in
 from beam_pipeline.config import ConfigError, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
@@ -204,7 +205,9 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
     """
     prepared = prepare(config)
     task = prepared.task
-    photographs = outputs.Photographs("images", task.refs, task.store.root, functools.partial(_forget, task))
+    photographs = outputs.Photographs(
+        "images", task.refs, task.store.root, task.recipe.reading, functools.partial(_forget, task)
+    )
     with outputs.opened(config.output, prepared.settings, config.overwrite, photographs) as unfinished:
         if unfinished:
             integrity.check_sizes(config.index, prepared.index)
@@ -223,13 +226,20 @@ def run(config: RecognizeConfig, options: PipelineOptions, engine: PipelineRunne
 
 
 def _forget(task: ExtractionTask, before: Sequence[ImageRef]) -> None:
-    """Deletes what the run has of the blocks whose photographs were others `before`."""
+    """Deletes what the run has of the blocks whose photographs were others `before`, or some of whose
+    photographs higher limits let in.
+    """
     old = ExtractionTask.of(before, task.recipe, task.store.root, task.root).names
     blocks = list(plan_blocks((unit.name, unit.images) for unit in task.listed).items())
     same = len(old) == len(blocks)
+    within_limits = {*let_in(task.root, task.recipe.reading, task.refs)}
+    again = {unit.name for unit in task.units if any(ref.image_id in within_limits for ref in unit.images)}
     run_store.delete_blocks(
-        task.root, {block for at, (name, block) in enumerate(blocks) if not same or old[at] != name}
+        task.root,
+        {block for at, (name, block) in enumerate(blocks) if not same or old[at] != name or name in again},
     )
+    task.discard_let_in()
+    files.delete(files.join(task.root, "failures", "extract.parquet"))  # last: it tells of all this
 
 
 @contextlib.contextmanager
@@ -238,6 +248,7 @@ def _extracting(config: RecognizeConfig, task: ExtractionTask) -> Iterator[None]
     read by many at once.
     """
     task.discard_damaged()
+    task.discard_let_in()
     own = config.query_store and task.missing()
     with lock.held(task.store.root) if own else contextlib.nullcontext():
         yield

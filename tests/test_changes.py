@@ -200,6 +200,93 @@ def test_what_failed_and_was_mended_is_taken_up_by_adding_it(broken, of_added, c
     assert run(broken, *RECOGNIZE, *LENIENT) == 0
 
 
+# Limits
+
+FEW = ("--max_image_pixels", "10000")
+
+
+@pytest.fixture
+def with_large(tmp_path):
+    """Photographs of which the second, and the last query, are larger than FEW."""
+    write_inputs(tmp_path)
+    for name in ("p1", "q1"):
+        large = Image.fromarray(tiny_models.textured(96, 96, 1)).resize((120, 120))
+        large.save(tmp_path / name[0] / f"{name}.png", compress_level=0)
+    return tmp_path
+
+
+def test_what_failed_for_a_limit_is_taken_up_by_the_same_command_with_a_higher_one(
+    with_large, monkeypatch, capsys
+):
+    folder = with_large
+    assert run(folder, *INDEX, *LENIENT, *FEW) == 0
+    (row,) = pq.read_table(next((folder / "index" / "failures").glob("*.parquet"))).to_pylist()
+    assert (row["limit"], row["needed"]) == ("max_image_pixels", 14400) and "--max_image" in row["message"]
+    for limit in ("10000", "14399"):
+        assert run(folder, *INDEX, *LENIENT, "--max_image_pixels", limit) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    with monkeypatch.context() as killed:
+        killed.setattr(index_job.runner, "run_pipeline", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(folder, *INDEX)
+    assert "the limits let in 1 more (p1); what failed is tried again" in capsys.readouterr().out
+    assert run(folder, *INDEX) == 0
+    assert failure_rows(folder / "index") == [] and manifest(folder / "index")["counts"]["indexed"] == 9
+    assert run(folder, *INDEX) == 0 and "nothing to do" in capsys.readouterr().out
+    assert run(folder, *INDEX, "--output", "again") == 0
+    assert kill.contents(folder / "index") == kill.contents(folder / "again")
+
+    assert run(folder, *RECOGNIZE, *LENIENT, *FEW) == 0 and failure_rows(folder / "run") == ["q1"]
+    assert run(folder, *RECOGNIZE, *LENIENT, *FEW) == 0 and "nothing to do" in capsys.readouterr().out
+    assert run(folder, *RECOGNIZE) == 0 and failure_rows(folder / "run") == []
+    assert run(folder, *RECOGNIZE, "--output", "run2") == 0
+    assert kill.contents(folder / "run") == kill.contents(folder / "run2")
+    assert run(folder, "verify", "run") == 0 and run(folder, "verify", "index") == 0
+
+
+def test_what_failed_for_a_limit_in_a_shared_store_is_taken_up_by_another_run_and_by_the_first(with_large):
+    folder = with_large
+    assert run(folder, *INDEX) == 0
+    shared = (*RECOGNIZE[:-1], "one", "--query_store", "store")
+    assert run(folder, *shared, *LENIENT, *FEW) == 0
+    assert run(folder, *RECOGNIZE[:-1], "two", "--query_store", "store") == 0
+    for name in ("one", "two"):
+        assert run(folder, *RECOGNIZE[:-1], name, "--query_store", "store") == 0
+        assert failure_rows(folder / name) == [] and manifest(folder / name)["counts"]["predicted"] == 2
+        assert run(folder, "verify", name) == 0
+    assert kill.contents(folder / "one") == kill.contents(folder / "two")
+
+
+@pytest.mark.parametrize("of_added", [False, True], ids=["first part", "added part"])
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed once"])
+def test_what_failed_for_a_limit_is_taken_up_by_adding_it(with_large, of_added, killed, monkeypatch, capsys):
+    folder = with_large
+    (folder / "first").mkdir()
+    for name in ("p7", "p8") if of_added else ("p1", "p2", "p3"):
+        (folder / "p" / f"{name}.png").rename(folder / "first" / f"{name}.png")
+    first = (*INDEX[:2], "first", *INDEX[3:])
+    append = ("index", "--images", "p", "--labels", "labels.csv", "--output", "index", "--append")
+    assert run(folder, *first, *LENIENT, *FEW) == 0 and run(folder, *append, *LENIENT, *FEW) == 0
+    assert failure_rows(folder / "index") == ["p1"]
+    one = ("index", "--images", f"{'p' if of_added else 'first'}/p1.png", *append[3:])
+    capsys.readouterr()
+    assert run(folder, *one, *LENIENT, *FEW) == 0 and "nothing to do" in capsys.readouterr().out
+    if killed:
+        with monkeypatch.context() as patched:
+            patched.setattr(index_job.runner, "run_pipeline", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run(folder, *one)
+    assert run(folder, *(append if of_added else one)) == 0
+    assert failure_rows(folder / "index") == [] and run(folder, "verify", "index") == 0
+    counts = {"matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0}
+    assert manifest(folder / "index")["counts"].items() >= counts.items()
+    assert manifest(folder / "index")["reading"]["max_image_pixels"] > 14400
+    capsys.readouterr()
+    for command in (first, append, one):
+        assert run(folder, *command) == 0 and "nothing to do" in capsys.readouterr().out
+    assert run(folder, *RECOGNIZE) == 0
+
+
 # Overwriting
 
 

@@ -19,6 +19,7 @@ from transforms.types import (
     LocalFeatures,
     Prediction,
     PredictionUnit,
+    ReadingConfig,
 )
 
 PLACE = 700 / 32767  # px that a keypoint moves at most: coordinates up to 700 have 16 bits
@@ -67,7 +68,8 @@ def test_a_unit_reads_back(tmp_path):
     store = FeatureStore(str(tmp_path))
     features = [image("a", 5, 1), image("b", 0, 2), image("c", 9, 3)]
     assert not store.has_unit("u")
-    store.write_unit("u", features, [Failure("decode", "x", "/p/x.jpg", "corrupt", "bad")], 64)
+    failure = Failure("decode", "x", "/p/x.jpg", "too_large", "large", "max_image_pixels", 9)
+    store.write_unit("u", features, [failure], 64)
     store.write_unit("empty", [], [], 64)
     assert store.units() == ["empty", "u"]
     assert [s.images for s in store.summaries(["u", "empty"])] == [3, 0]
@@ -80,9 +82,9 @@ def test_a_unit_reads_back(tmp_path):
             np.allclose(local.keypoints, expected.local.keypoints, atol=PLACE)
             and len(local) == row["local_count"]
         )
-    assert store.failures(["u"]).to_pylist() == [
-        {"stage": "decode", "image_id": "x", "uri": "/p/x.jpg", "kind": "corrupt", "message": "bad"}
-    ]
+    assert store.failures(["u"]).to_pylist() == [vars(failure)]
+    assert store.let_in(["u", "empty"], ReadingConfig(max_image_pixels=9)) == ["u"]
+    assert store.let_in(["u", "empty"], ReadingConfig(max_image_pixels=8)) == []
     assert store.failures(["empty"]).num_rows == 0
 
 

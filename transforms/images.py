@@ -66,11 +66,11 @@ _FROM_UPRIGHT = {**_TO_UPRIGHT, 6: _TO_UPRIGHT[8], 8: _TO_UPRIGHT[6]}
 
 
 class DecodeError(ValueError):
-    """A file that is no good image; `kind` is the failure row's kind."""
+    """A file that is no good image; `kind`, `limit` and `needed` are the failure row's."""
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str, limit: str | None = None, needed: int | None = None):
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.limit, self.needed = kind, limit, needed
 
 
 @Held
@@ -128,6 +128,8 @@ def decode_image(
             "too_large",
             f"{width} x {height} pixels, more than {reading.max_image_pixels:,}; --max_image_pixels allows "
             "more",
+            "max_image_pixels",
+            width * height,
         )
     scale = min(1.0, max_side / max(width, height))
     shrunk = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -146,6 +148,8 @@ def decode_image(
                 "too_large",
                 f"{width} x {height} pixels take {needed:,} bytes to decode, more than {reading.max_bytes:,};"
                 " --max_image_memory allows more",
+                "max_image_memory",
+                _megabytes(needed),
             )
         orientation = _orientation(image, file)
         turns = _TO_UPRIGHT.get(orientation, ()) if reading.exif_orientation else ()
@@ -423,6 +427,10 @@ def read_image(
     return _decoded(_read(ref, reading), max_side, reading)
 
 
+def _megabytes(size: int) -> int:
+    return -(-size // 1_000_000)
+
+
 _Content = tuple[ImageRef, bytes | Failure]  # of a photograph's file
 
 
@@ -432,7 +440,8 @@ def _read(ref: ImageRef, reading: ReadingConfig) -> _Content:
         return ref, crash
     if ref.size_bytes > reading.max_bytes:
         problem = f"{ref.size_bytes:,} bytes, more than {reading.max_bytes:,}; --max_image_memory allows more"
-        return ref, Failure("read", ref.image_id, ref.uri, "too_large", problem)
+        limit = "max_image_memory", _megabytes(ref.size_bytes)
+        return ref, Failure("read", ref.image_id, ref.uri, "too_large", problem, *limit)
     try:
         return ref, files.read_bytes(ref.uri)
     except Exception as e:  # file systems raise errors of their own
@@ -462,7 +471,7 @@ def _decoded(content: _Content, max_side: int, reading: ReadingConfig) -> Decode
     try:
         return files.retried(decode)
     except DecodeError as e:
-        return Failure("decode", ref.image_id, ref.uri, e.kind, str(e))
+        return Failure("decode", ref.image_id, ref.uri, e.kind, str(e), e.limit, e.needed)
     except MemoryError as e:
         if not all(had_memory):
             raise MachineError(ref.uri, e) from e

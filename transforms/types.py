@@ -72,6 +72,8 @@ class Failure:
       uri: where it lies.
       kind: a short countable class, such as "empty_file", "truncated", "not_an_image", "too_small".
       message: what happened, for a person.
+      limit: the field of ReadingConfig that keeps the image out; None for another reason.
+      needed: what that would have to be to let it in.
     """
 
     stage: str
@@ -79,6 +81,8 @@ class Failure:
     uri: str
     kind: str
     message: str
+    limit: str | None = None
+    needed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,10 @@ class ReadingConfig:
     exif_orientation: bool = True
     max_image_pixels: int = 100_000_000
     max_image_memory: int = 480
+
+    def lets_in(self, limit: str | None, needed: int | None) -> bool:
+        """Whether what failed for one of these limits (see Failure) would not now."""
+        return limit is not None and needed is not None and getattr(self, limit) >= needed
 
     @property
     def max_bytes(self) -> int:

@@ -25,7 +25,14 @@ from transforms.arrays.quantization import quantized, with_lengths
 from transforms.storage import files
 from transforms.storage.files import FileRecord
 from transforms.storage.worklist import UNIT_NAME
-from transforms.types import Failure, FeatureLocation, ImageFeatures, LocalFeatures, QuantizedFeatures
+from transforms.types import (
+    Failure,
+    FeatureLocation,
+    ImageFeatures,
+    LocalFeatures,
+    QuantizedFeatures,
+    ReadingConfig,
+)
 
 FAILURE_SCHEMA = pa.schema(
     [
@@ -34,6 +41,8 @@ FAILURE_SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
+        pa.field("limit", pa.string()),
+        pa.field("needed", pa.int64()),
     ]
 )
 
@@ -237,6 +246,16 @@ class FeatureStore:
             files.read_bytes(self._path("local_features", location.unit), location.offset, location.size)
         )
 
+    def let_in(self, units: Sequence[str], reading: ReadingConfig) -> list[str]:
+        """Those of these units in which an image failed for a limit that lets it in now, see `Failure`."""
+        wanted = {self._path("failures", unit): unit for unit in units}
+        uris = [
+            uri for uri in files.list_files(files.join(self.root, "failures"), ".parquet") if uri in wanted
+        ]
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            tables = pool.map(files.read_parquet, uris)
+            return [wanted[uri] for uri, table in zip(uris, tables) if images_let_in(table, reading)]
+
     def failures(self, units: Sequence[str]) -> pa.Table:
         """The failure rows of these units, sorted by image_id."""
         wanted = {self._path("failures", unit) for unit in units}
@@ -258,8 +277,19 @@ def failure_table(failures: Iterable[Failure]) -> pa.Table:
     return pa.Table.from_pylist([dataclasses.asdict(f) for f in failures], FAILURE_SCHEMA)
 
 
+def images_let_in(failures: pa.Table, reading: ReadingConfig) -> set[str]:
+    """The ids of images that failed for a limit which lets them in now, see `Failure`."""
+    if "limit" not in failures.column_names:  # of an earlier version
+        return set()
+    rows = failures.select(["image_id", "limit", "needed"]).to_pylist()
+    return {row["image_id"] for row in rows if reading.lets_in(row["limit"], row["needed"])}
+
+
 def read_failures(folder: str, only: Container[str] | None = None) -> pa.Table:
     """The failure tables in `folder`, or `only` some of them, as one; sorted by image_id and stage."""
     uris = [uri for uri in files.list_files(folder, ".parquet") if only is None or uri in only]
-    table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *(files.read_parquet(uri) for uri in uris)])
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        tables = pool.map(files.read_parquet, uris)
+        # Earlier tables have no limits.
+        table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *tables], promote_options="default")
     return table.sort_by([("image_id", "ascending"), ("stage", "ascending")])
