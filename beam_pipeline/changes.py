@@ -38,7 +38,7 @@ class Changes:
             tuple(sorted(new.keys() - old.keys())),
             tuple(sorted(old.keys() - new.keys())),
             tuple(sorted({*both} - {*here})),
-            tuple(name for name in here if _is_changed(old[name], new[name])),
+            tuple(name for name in here if is_changed(old[name], new[name].size_bytes, new[name].version)),
             tuple(name for name in both if old[name].landmark_id != new[name].landmark_id),
         )
 
@@ -71,8 +71,9 @@ def let_in(root: str, reading: ReadingConfig, of: Iterable[ImageRef]) -> list[st
     return sorted(found & {ref.image_id for ref in of}) if found else []
 
 
-def _is_changed(old: ImageRef, new: ImageRef) -> bool:
-    return old.size_bytes != new.size_bytes or old.version not in (new.version, worklist.NO_VERSION)
+def is_changed(old: ImageRef, size: int, version: int) -> bool:
+    """Whether a photograph is another now that its file has this size and version."""
+    return old.size_bytes != size or old.version not in (version, worklist.NO_VERSION)
 
 
 def some(names: Sequence[str]) -> str:

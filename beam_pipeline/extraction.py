@@ -16,18 +16,33 @@ from beam_pipeline.recipe import Recipe
 from transforms import features
 from transforms.extraction import ExtractFeatures
 from transforms.patterns import MatchError, Matches, match_images
-from transforms.storage import files, worklist
+from transforms.storage import files, object_stores, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, failure_table
 from transforms.storage.worklist import ListedUnit, ReadUnits, make_units, write_worklist
 from transforms.types import Failure, ImageRef, ImageUnit
 
+# Of many photographs in a store, so many have to be forbidden before all are held to be.
+_TRIED = 8
+
 
 def match(patterns: Sequence[str]) -> Matches:
-    """`patterns.match_images` with wrong patterns as wrong usage; what it says goes to standard error."""
+    """`patterns.match_images` with wrong patterns as wrong usage; what it says goes to standard error.
+
+    Raises:
+      ConfigError: no photographs, or those of another machine cannot be read at all.
+    """
     try:
-        return match_images(patterns, lambda line: print(line, file=sys.stderr))
+        found = match_images(patterns, lambda line: print(line, file=sys.stderr))
     except MatchError as e:
         raise ConfigError(str(e)) from e
+    remote = [ref.uri for ref in found.images if not files.is_local(ref.uri)]
+    some = remote[:: max(1, len(remote) // _TRIED)]
+    if some and object_stores.is_closed(some[0], some):
+        raise ConfigError(
+            f"{some[0]} may be listed but not read, nor may {len(some) - 1} others that were tried: see the "
+            "credentials, and what they allow"
+        )
+    return found
 
 
 def input_files(patterns: Sequence[str], images: Sequence[ImageRef]) -> Iterator[tuple[str, str]]:

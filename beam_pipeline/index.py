@@ -37,7 +37,7 @@ class Prepared:
       task: the labelled photographs.
       unlabelled: those without a label, which are left out.
       base: the manifest of the index to add to; None for a new index.
-      labels_without_image: labels that no photograph has; not counted in adding to an index.
+      labels_without_image: labels of the table that no photograph has, of the index that is added to neither.
       passed_over: how many files the suffix passed over, by suffix.
     """
 
@@ -110,7 +110,9 @@ def prepare(config: IndexConfig) -> Prepared:
             f"{config.output}/failures{beside}",
             file=sys.stderr,
         )
-    lacking = 0 if base else left_out.labels_without_image(label_ids, ids, config.labels)
+    if base:
+        ids = pa.concat_arrays([ids, pa.array(parts.image_ids(config.output, base), pa.string())])
+    lacking = left_out.labels_without_image(label_ids, ids, config.labels)
     if base:
         made = recipe.choose_as_indexed(
             config.model, config.local_model, config.overrides, config.reading, base.recipe
@@ -174,6 +176,8 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
         if before is not None:  # photographs of its first part were mended; what was added to it stays
             added = parts.added_shards(root, before)
             manifest = before.with_first(manifest, added, parts.failure_kinds(task.store, added))
+            if added:  # which have labels that the first part lacks
+                manifest = manifest.with_labels_lacking(before.counts.labels_without_image)
         if manifest.complete and not manifest.counts.indexed:
             raise PipelineError(
                 f"there is no index: all of {manifest.counts.failed:,} images failed, why stands in "
@@ -220,7 +224,8 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
         added = _extract_part(prepared, extract, task)
         if added is None:
             return None
-        outputs.finish(root, base.with_more(added, task.digest))
+        manifest = base.with_more(added, task.digest)
+        outputs.finish(root, manifest.with_labels_lacking(prepared.labels_without_image))
         _print_summary(root, added)
         return added.counts
 
@@ -273,7 +278,7 @@ def _retry(
     else:
         manifest = rest.with_first(made, rest.shards, rest.failures)
     parts.rename_unlabelled(root, old, task)
-    outputs.finish(root, manifest)
+    outputs.finish(root, manifest.with_labels_lacking(prepared.labels_without_image))
     if not part:
         first = dataclasses.replace(task, root=root)
         first.write_worklist()
@@ -349,7 +354,7 @@ def conclude(
             failed=task.images - extracted.out_of_time - indexed,
             out_of_time=extracted.out_of_time,
             without_label=unlabelled,
-            labels_without_image=prepared.labels_without_image,
+            labels_without_image=0 if prepared.base else prepared.labels_without_image,
             passed_over=sum(prepared.passed_over.values()),
         ),
         failures=parts.failure_kinds(task.store, extracted.shards),

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest
-from transforms.patterns import described
+from transforms.patterns import HIDDEN, described
 from transforms.storage import spelling
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
@@ -28,13 +28,11 @@ def beside(ids: pa.Array, known: pa.Array, place: str) -> str:
 
 
 def say_passed_over(passed_over: Mapping[str, int]) -> None:
-    """Says which files were not looked at, by suffix."""
+    """Says how many files were not looked at, by suffix."""
     if passed_over:
-        print(
-            f"passed over by their suffix: {described(passed_over)}; a glob that ends in a suffix takes such "
-            "files",
-            file=sys.stderr,
-        )
+        lift = "a glob that ends in a suffix takes such files"
+        hidden = "; hidden ones it takes where it names their folder" if HIDDEN in passed_over else ""
+        print(f"passed over: {described(passed_over)}; {lift}{hidden}", file=sys.stderr)
 
 
 def labels_without_image(labels: pa.Array, images: pa.Array, uri: str) -> int:

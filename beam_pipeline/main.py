@@ -10,8 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from beam_pipeline import __version__, config, flags, quiet, terminal
-from beam_pipeline.gldv2 import published
+from beam_pipeline import __version__, memory
+
+with memory.told():
+    from beam_pipeline import config, flags, quiet, terminal
+    from beam_pipeline.gldv2 import published
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -390,6 +393,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 when it is done, 1 when it failed, 2 for wrong usage. Errors go to standard
     error.
     """
+    with memory.told():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     started = time.time()  # a time budget begins here
     if argv is None:  # called from Python with arguments, the work is done in the caller's process
         terminal.hold_streams()
@@ -445,5 +453,13 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"landmarks: error: {e}", file=sys.stderr)
         return EXIT_USAGE
     except (ValueError, OSError, config.PipelineError) as e:
-        print(f"landmarks: error: {e}", file=sys.stderr)
+        little = memory.limit() if memory.is_lack(e) else ""
+        print(f"landmarks: error: {_text(e)}{little}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _text(error: Exception) -> str:
+    """What an error says, without the numbers of the system's."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)

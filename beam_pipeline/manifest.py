@@ -42,8 +42,8 @@ class _Counts:
 
 @dataclasses.dataclass(frozen=True)
 class IndexCounts(_Counts):
-    """Photographs of an index: those matched, and what became of them; labels that none of them has; and
-    files that their suffix passed over.
+    """Photographs of an index: those matched, and what became of them; labels, of the table that was given
+    last, that none of them has; and files that their suffix passed over.
     """
 
     matched: int
@@ -180,6 +180,10 @@ class IndexManifest(Manifest):
             failures=dict(sorted((Counter(first.failures) + Counter(failures)).items())),
             appended=self.appended,
         )
+
+    def with_labels_lacking(self, count: int) -> "IndexManifest":
+        """The manifest with another number of labels that no photograph of the index has."""
+        return dataclasses.replace(self, counts=dataclasses.replace(self.counts, labels_without_image=count))
 
     def with_more(self, more: "IndexManifest", name: str) -> "IndexManifest":
         """The manifest of an index to which what `more` tells of was added under `name`."""

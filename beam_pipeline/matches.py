@@ -18,12 +18,14 @@ import PIL.PngImagePlugin
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipeline import outputs
+from beam_pipeline import outputs, parts
+from beam_pipeline.changes import is_changed
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest, RunManifest
 from beam_pipeline.recipe import Recipe
 from transforms import images, verification
-from transforms.storage import files, run_store, tables
+from transforms.patterns import current
+from transforms.storage import files, run_store, tables, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary
 from transforms.types import (
     Failure,
@@ -257,7 +259,8 @@ def write_match_picture(
 ) -> None:
     """Draws a query of a finished run with its best candidates and writes the picture.
 
-    The photographs are read again and the pairs verified again, by the run's settings and seeds.
+    The photographs are read again and the pairs verified again, by the run's settings and seeds. One that was
+    changed since is said on standard error and in the picture.
 
     Args:
       run: folder made by the recognize job; its index and photographs lie where they lay.
@@ -293,6 +296,12 @@ def write_match_picture(
             raise ConfigError(f"{output} is one of the photographs to draw; name another file")
     if files.exists(output) and not _made_here(output):
         raise ConfigError(f"{output} is there and was not made by `landmarks matches`; name another file")
+    changed = [
+        *_changed(query.ref, run),
+        *(name for c in candidates for name in _changed(found[c["image_id"]].ref, manifest.index, index)),
+    ]
+    if changed:
+        print(f"landmarks: changed since its features were found: {', '.join(changed)}", file=sys.stderr)
     settings = manifest.verification
     query_local = query_store.read_local(query.location)
     panels = []
@@ -308,7 +317,8 @@ def write_match_picture(
                 None if right is None else candidate["landmark_id"] in right,
             )
         )
-    drawn = draw_matches(_read_pixels(query.ref, manifest.recipe), panels, _title(prediction, right, called))
+    title = _title(prediction, right, called) + (f"\nChanged since: {', '.join(changed)}" if changed else "")
+    drawn = draw_matches(_read_pixels(query.ref, manifest.recipe), panels, title)
     encoded = io.BytesIO()
     picture, texts = PIL.Image.fromarray(drawn), PIL.PngImagePlugin.PngInfo()
     texts.add_text("Software", _MADE_BY)
@@ -437,6 +447,16 @@ def _found(
     if len(found) < len(image_ids):
         raise ValueError(f"{store.root} has no features of {', '.join(sorted(image_ids - found.keys()))}")
     return found
+
+
+def _changed(ref: ImageRef, root: str, index: IndexManifest | None = None) -> list[str]:
+    """The photograph's place, where it is another than the one that the plan of an output knows."""
+    for part in ("", *sorted(index.appended if index else ())):
+        for planned in worklist.read_worklist(parts.folder(root, part), ref.image_id):
+            now = current(planned.uri)
+            if planned.uri == ref.uri and now is not None and is_changed(planned, now.size, now.version):
+                return [ref.uri]
+    return []
 
 
 def unlimited(reading: ReadingConfig) -> ReadingConfig:

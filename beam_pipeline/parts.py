@@ -93,6 +93,15 @@ def without(index: str, manifest: IndexManifest, part: str, task: ExtractionTask
     )
 
 
+def image_ids(index: str, manifest: IndexManifest) -> list[str]:
+    """The ids of all photographs that an index knows, indexed or failed."""
+    return [
+        image_id
+        for part in ("", *sorted(manifest.appended))
+        for image_id in worklist.listed_image_ids(folder(index, part))
+    ]
+
+
 def unfinished(index: str, manifest: IndexManifest) -> set[str]:
     """The parts of an index with shards that are not there: one was killed while it was made again."""
     there = {*FeatureStore(index).units()}

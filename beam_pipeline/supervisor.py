@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from beam_pipeline import terminal
+from beam_pipeline import memory, terminal
 from transforms.processes.crash_notes import IN_FLIGHT
 
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL})
@@ -81,7 +81,10 @@ def _supervise(job: Callable[[], int], outputs: Sequence[str], folder: str) -> i
                 file=sys.stderr,
             )
         else:
-            print(f"landmarks: error: {death}, {fruitless} times without getting on", file=sys.stderr)
+            print(
+                f"landmarks: error: {death}, {fruitless} times without getting on{memory.limit()}",
+                file=sys.stderr,
+            )
             return 1
 
 

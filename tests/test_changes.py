@@ -287,6 +287,41 @@ def test_what_failed_for_a_limit_is_taken_up_by_adding_it(with_large, of_added, 
     assert run(folder, *RECOGNIZE) == 0
 
 
+def test_labels_without_a_photograph_are_counted_again_where_photographs_are_added(tmp_path, capsys):
+    write_inputs(tmp_path)
+    (tmp_path / "first").mkdir()
+    for name in ("p1", "p2", "p3"):
+        (tmp_path / "p" / f"{name}.png").rename(tmp_path / "first" / f"{name}.png")
+    with (tmp_path / "labels.csv").open("a") as labels:
+        labels.write("none,1\n")
+    assert run(tmp_path, *INDEX[:2], "first", *INDEX[3:]) == 0
+    assert manifest(tmp_path / "index")["counts"]["labels_without_image"] == 7
+    append = ("index", "--images", "p", "--labels", "labels.csv", "--output", "index", "--append")
+    capsys.readouterr()
+    assert run(tmp_path, *append) == 0
+    assert (
+        "1 of 10 labels in labels.csv have no photograph here, the first is 'none'" in capsys.readouterr().err
+    )
+    assert manifest(tmp_path / "index")["counts"]["labels_without_image"] == 1
+
+
+def test_a_photograph_that_was_changed_since_is_said_beside_its_matches(made, tmp_path, capsys):
+    write_inputs(tmp_path)
+    assert run(tmp_path, *INDEX) == 0 and run(tmp_path, *RECOGNIZE) == 0
+    capsys.readouterr()
+    picture = ("matches", "--run", "run", "--image_id", "q0", "--output")
+    assert run(tmp_path, *picture, "as_it_was.png") == 0 and capsys.readouterr().err == ""
+    photograph(tmp_path, "q0", 5)
+    assert run(tmp_path, *picture, "changed.png") == 0
+    said = capsys.readouterr().err
+    assert f"changed since its features were found: {tmp_path}/q/q0.png" in said and "p0" not in said
+    heights = [Image.open(tmp_path / name).height for name in ("as_it_was.png", "changed.png")]
+    assert heights[1] > heights[0]  # by the line that says it
+    photograph(tmp_path, "p0", 7)
+    assert run(tmp_path, *picture, "changed.png") == 0
+    assert f"{tmp_path}/q/q0.png, {tmp_path}/p/p0.png" in capsys.readouterr().err
+
+
 # Overwriting
 
 

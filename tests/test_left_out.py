@@ -66,7 +66,7 @@ def test_an_index_says_what_it_leaves_out(tmp_path, capsys):
     assert [ref.image_id for ref in prepared.unlabelled] == ["b"]
     assert prepared.labels_without_image == 3 and prepared.passed_over == {".jfif": 2, ".heic": 1}
     said = capsys.readouterr().err.splitlines()
-    assert "passed over by their suffix: 2 .jfif, 1 .heic" in said[0]
+    assert "passed over: 2 .jfif, 1 .heic" in said[0]
     assert said[1].startswith("1 of 2 images have no label") and "'b' is 'B' in" in said[1]
     assert said[2].startswith("3 of 4 labels") and "the first is 'B'" in said[2] and len(said) == 3
 

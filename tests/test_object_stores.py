@@ -25,13 +25,14 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
 
-from beam_pipeline import integrity, lock, main, outputs
+from beam_pipeline import extraction, integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
 from tests import gldv2_layout, object_server
 from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
 from transforms.models import model_files, saved_model
+from transforms.processes.machine import MachineError, is_of_machine
 from transforms.storage import files, object_stores, tables
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import DecodedImage, Failure
@@ -444,3 +445,67 @@ def test_photographs_in_a_tar_file_are_read_by_range(root):
     assert patterns.match_images([f"{root}/images_*.tar"]).images == refs
     files.write_bytes(f"{root}/list.txt", "\n".join(ref.uri for ref in refs).encode())
     assert patterns.match_images([f"@{root}/list.txt"]).images == refs
+
+
+class TestForbidden:
+    """Who is let in nowhere gets no failure row for each photograph; a single forbidden object is one."""
+
+    @pytest.fixture
+    def photographs(self, own, scheme, monkeypatch):
+        """Six of them in a store where nothing was read yet."""
+        monkeypatch.setattr(object_stores, "_readable", {})
+        folder = f"{scheme}://{object_server.BUCKET}/{uuid.uuid4().hex}"
+        for n in range(6):
+            files.write_bytes(f"{folder}/{n}.jpg", photograph(n))
+        return folder
+
+    @pytest.fixture
+    def forbid(self, photographs, scheme, monkeypatch):
+        """Forbids to read what ends in a text."""
+        kind = object_stores._KINDS[scheme]
+        read = kind.read
+
+        def forbid(end):
+            def refuse(self, uri, *part):
+                if uri.endswith(end):
+                    raise PermissionError(13, "AccessDenied", uri)
+                return read(self, uri, *part)
+
+            monkeypatch.setattr(kind, "read", refuse)
+
+        return forbid
+
+    def test_one_object_is_a_row(self, photographs, forbid):
+        forbid("2.jpg")
+        results = list(images.read_images(extraction.match([photographs]).images, 100))
+        assert [r.kind for r in results if isinstance(r, Failure)] == ["unreadable"] and len(results) == 6
+
+    def test_a_store_that_lets_nothing_be_read_stops_the_job_before_it_begins(self, photographs, forbid):
+        forbid(".jpg")
+        with pytest.raises(ConfigError, match="0.jpg may be listed but not read, nor may 5 others"):
+            extraction.match([photographs])
+
+    def test_access_that_is_lost_meanwhile_stops_the_job(self, photographs, forbid):
+        found = extraction.match([photographs]).images
+        assert isinstance(images.read_image(found[1], 100), DecodedImage)
+        forbid(".jpg")
+        with pytest.raises(MachineError, match="the machine failed at .*/2.jpg.*AccessDenied"):
+            images.read_image(found[2], 100)
+
+    def test_keys_that_are_no_longer_taken_stop_the_job(self, own, scheme, photographs, monkeypatch):
+        (ref, *_) = extraction.match([photographs]).images
+        if scheme == "s3":
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+            object_stores._stores.clear()
+        else:
+            own[scheme].failing[:] = [401] * 2
+        with pytest.raises(MachineError, match=rf"{scheme}://landmarks does not take the credentials"):
+            images.read_image(ref, 100)
+
+    @pytest.mark.parametrize("status", [400, 403])
+    @pytest.mark.parametrize("code", ["ExpiredToken", "SignatureDoesNotMatch", "RequestTimeTooSkewed"])
+    def test_what_stores_say_of_credentials_is_not_said_of_an_object(self, status, code):
+        error = object_stores._error("s3://b/a.jpg", f"<Code>{code}</Code>", status)
+        assert isinstance(error, object_stores.CredentialsError) and is_of_machine(error)
+        error = object_stores._error("s3://b/a.jpg", "<Code>AccessDenied</Code>", 403)
+        assert type(error) is PermissionError and not is_of_machine(error)

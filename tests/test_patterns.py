@@ -34,6 +34,20 @@ def test_what_a_suffix_passes_over_is_counted(tmp_path):
     assert patterns.described(found.passed_over) == "2 .jfif, 1 without a suffix, 1 .csv"
 
 
+def test_what_is_hidden_in_a_folder_is_passed_over_and_counted(tmp_path):
+    hidden = (".git/x.jpg", "._a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "sub/.thumbnails/t.png")
+    for name in ("a.jpg", "sub/b.jpg", ".DS_Store", ".git/index", "#recycle/gone.jpg", *hidden):
+        write(tmp_path / name)
+    found = patterns.match_images([str(tmp_path)])
+    assert [ref.image_id for ref in found.images] == ["a", "b"]
+    assert found.passed_over == {"hidden": 5} and patterns.described(found.passed_over) == "5 hidden"
+    assert matched(tmp_path / ".git") == ["x"] and matched(f"{tmp_path}/sub/.thumbnails/*") == ["t"]
+    assert matched(f"{tmp_path}/@eaDir/**/*.jpg") == ["SYNOPHOTO_THUMB_XL"]
+    assert matched(f"{tmp_path}/**") == ["a", "b"] and matched(f"{tmp_path}/.*.jpg") == ["._a"]
+    with pytest.raises(patterns.MatchError, match="passed over 1 hidden"):
+        write(tmp_path / "only" / ".hidden.jpg"), matched(tmp_path / "only")
+
+
 def test_a_pattern_that_names_a_suffix_is_taken_at_its_word(tmp_path):
     for name in ("a.jpg", "b.jfif", "sub/c.jfif"):
         write(tmp_path / name)

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from beam_pipeline import terminal
+from beam_pipeline import main, terminal
 
 HERE = str(pathlib.Path(terminal.__file__).parents[1])
 
@@ -159,3 +159,19 @@ def test_a_strangers_transforms_is_named(tmp_path, name):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith(f"landmarks: error: `import transforms` finds {stranger}")
+
+
+@pytest.mark.parametrize("kilobytes", [60_000, 300_000, 600_000])
+def test_too_little_memory_to_start_is_said_in_a_line(tmp_path, kilobytes):
+    command = f"{sys.executable} -m beam_pipeline index --images . --labels l.csv --output out"
+    (tmp_path / "l.csv").write_text("id,landmark_id\na,1\n")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    done = shell(f"ulimit -v {kilobytes}; {command}", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("landmarks: error: ") and "MB (ulimit -v" in done.stderr
+
+
+def test_a_file_that_is_not_there_is_named_without_numbers(tmp_path, capsys):
+    command = ["index", "--images", "p", "--labels", f"{tmp_path}/none.csv", "--output", f"{tmp_path}/out"]
+    assert main.main(command) == 1
+    assert capsys.readouterr().err == f"landmarks: error: {tmp_path}/none.csv: no such file or directory\n"

@@ -24,7 +24,7 @@ from transforms.processes import crash_notes
 from transforms.processes.machine import MachineError, has_memory, is_of_machine
 from transforms.processes.settings import Held
 from transforms.processes.threads import map_ahead
-from transforms.storage import files
+from transforms.storage import files, object_stores
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
@@ -443,9 +443,13 @@ def _read(ref: ImageRef, reading: ReadingConfig) -> _Content:
         limit = "max_image_memory", _megabytes(ref.size_bytes)
         return ref, Failure("read", ref.image_id, ref.uri, "too_large", problem, *limit)
     try:
-        return ref, files.read_bytes(ref.uri)
+        data = files.read_bytes(ref.uri)
+        if not files.is_local(ref.uri):
+            object_stores.note_readable(ref.uri)
+        return ref, data
     except Exception as e:  # file systems raise errors of their own
-        if is_of_machine(e):
+        forbidden = isinstance(e, PermissionError) and not files.is_local(ref.uri)
+        if is_of_machine(e) or (forbidden and object_stores.is_closed(ref.uri)):
             raise MachineError(ref.uri, e) from e
         kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
         return ref, Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")

@@ -19,6 +19,15 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 REFUSED = "members of tar files that are refused"
 """Stands in the place of a suffix for what an archive holds and nobody should read."""
 
+HIDDEN = "hidden"
+"""Stands in the place of a suffix for photographs that are no person's: in a folder, or under a name, that
+begins with a dot, or in one where a system keeps what it makes or what was thrown away.
+"""
+
+_OF_SYSTEMS = frozenset(
+    {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
+)
+
 _LISTED_PER_REQUEST = 1000  # of S3 and of Google Cloud Storage
 
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps the bytes of such a name
@@ -42,7 +51,7 @@ class Matches(NamedTuple):
     Attributes:
       images: in ascending order of image_id; local ones with absolute paths.
       passed_over: how many files have another suffix than IMAGE_SUFFIXES, by suffix, the most first; and how
-        many are REFUSED.
+        many are REFUSED, and photographs HIDDEN.
     """
 
     images: list[ImageRef]
@@ -54,9 +63,9 @@ def match_images(patterns: Sequence[str], say: Callable[[str], None] = lambda li
 
     A pattern is a folder (searched recursively), a glob (see storage/globs.py), a file, or @LIST, a text file
     with a path per line; paths of a list that are not absolute start at the list's folder. Folders, and globs
-    that name no suffix, give the files with IMAGE_SUFFIXES, in any case; what is named otherwise is taken as
-    it is. What exists under the name of a pattern is meant before what it matches. A file that is reached
-    twice, through links too, counts once. Tar files are like folders of what they hold.
+    that name no suffix, give the files with IMAGE_SUFFIXES, in any case, that are not HIDDEN; what is named
+    otherwise is taken as it is. What exists under the name of a pattern is meant before what it matches. A
+    file that is reached twice, through links too, counts once. Tar files are like folders of what they hold.
 
     Args:
       say: is called with a line for each member of a tar file that is REFUSED, and each archive that is
@@ -71,7 +80,8 @@ def match_images(patterns: Sequence[str], say: Callable[[str], None] = lambda li
     passed_over: Counter[str] = Counter()
     for pattern in patterns:
         found = False
-        for entry, chosen in _with_members(_match(pattern), passed_over, say):
+        visible = _visible(pattern, _match(pattern), passed_over)
+        for entry, chosen in _visible(pattern, _with_members(visible, passed_over, say), passed_over):
             uri, image_id = entry.uri, image_id_of(entry.uri)
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
@@ -108,6 +118,29 @@ def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
 def described(passed_over: Mapping[str, int]) -> str:
     """Counts by suffix for people: "6 .jfif, 1 without a suffix"."""
     return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in passed_over.items())
+
+
+def _visible(
+    pattern: str, found: Iterable[tuple[Entry, bool]], passed_over: Counter[str]
+) -> Iterator[tuple[Entry, bool]]:
+    """The files of a pattern, see `_match`, but for those that are HIDDEN and not meant."""
+    for entry, chosen in found:
+        if chosen or not _is_hidden(entry.uri, pattern):
+            yield entry, chosen
+        elif entry.uri.lower().endswith(IMAGE_SUFFIXES):
+            passed_over[HIDDEN] += 1
+
+
+def _is_hidden(uri: str, pattern: str) -> bool:
+    """Whether a file is HIDDEN below the folder `pattern`, or in a tar file; a glob finds what begins with a
+    dot only where it says so.
+    """
+    if member := member_of(uri):
+        pattern, uri = member.archive, f"{member.archive}/{member.name}"
+    is_folder = not globs.has_magic(pattern) or uri.startswith(files.join(files.absolute(pattern), ""))
+    folder = files.absolute(pattern) if is_folder else files.absolute(re.split(r"[*?\[{]", pattern)[0])
+    names = uri.removeprefix(folder.rstrip("/")).split("/")
+    return any((is_folder and name.startswith(".")) or name in _OF_SYSTEMS for name in names)
 
 
 def _match(pattern: str) -> Iterator[tuple[Entry, bool]]:
@@ -157,14 +190,8 @@ def _with_members(
             if refused:
                 passed_over[REFUSED] += len(refused)
             for name, offset, size in zip(*(column.to_pylist() for column in members.columns)):
-                if _is_hidden(name):
-                    continue
                 uri = Member(archive.uri, offset, size, name).uri
                 yield Entry(uri, size, archive.updated, archive.version), False
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _local_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
@@ -184,6 +211,16 @@ def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
         return [entry], True
     entries = files.retried(lambda: list(files.remote_entries(pattern)))
     return (entries, False) if entries else None
+
+
+def current(uri: str) -> Entry | None:
+    """What a listing says of one photograph now; None where it is not there."""
+    if member := member_of(uri):
+        archive = current(member.archive)
+        return archive and archive._replace(uri=uri, size=member.size)
+    if not files.is_local(uri):
+        return files.remote_entry(uri)
+    return _local_entry(uri) if os.path.isfile(uri) else None
 
 
 def _local_entry(path: str) -> Entry:

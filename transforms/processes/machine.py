@@ -8,6 +8,7 @@ import mmap
 from apache_beam.io.filesystem import BeamIOError
 
 from transforms.storage.files import is_transient
+from transforms.storage.object_stores import CredentialsError
 
 # Nothing in the file that is read: no room, no rights to change anything, a disk that is gone.
 _MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EBADF}
@@ -27,6 +28,8 @@ def is_of_machine(error: Exception) -> bool:
     """Whether an error in reading or decoding a photograph, tried again in vain, says nothing of it."""
     if isinstance(error, BeamIOError):  # one for all that can go wrong, a missing file too
         return False
+    if isinstance(error, CredentialsError):  # until somebody renews them
+        return True
     return is_transient(error) or (isinstance(error, OSError) and error.errno in _MACHINES)
 
 

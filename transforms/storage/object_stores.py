@@ -21,13 +21,15 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 from apache_beam.options.value_provider import RuntimeValueProvider
+
+from transforms.storage.uris import member_of
 
 # Reads that a thread which works on what it reads has under way; an answer takes some 30 ms to begin, whoever
 # gives it.
@@ -70,11 +72,26 @@ class StoreError(OSError):
         self.code = code
 
 
+class CredentialsError(PermissionError):
+    """A store does not take the credentials of whoever asks: no matter for which object."""
+
+    def __init__(self, uri: str, text: str):
+        super().__init__(errno.EACCES, f"{_bucket(uri)} does not take the credentials ({text})", uri)
+
+
+# What stores say of whoever asks, and not of an object.
+_OF_CREDENTIALS = re.compile(
+    r"AccountProblem|AllAccessDisabled|AuthFailure|ExpiredToken|InvalidAccessKeyId|InvalidSecurity|InvalidToken"
+    r"|NotSignedUp|RequestExpired|RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired"
+    r"|UnrecognizedClient|invalid_grant|invalid_token|RefreshError"
+)
+
+
 class Store(Protocol):
     """A place for objects, which appear and change whole.
 
-    Every method raises FileNotFoundError or PermissionError where that is what the store says, and else
-    OSError.
+    Every method raises FileNotFoundError or PermissionError where that is what the store says of an object,
+    CredentialsError where it refuses whoever asks, and else OSError.
     """
 
     def read(self, uri: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -112,7 +129,7 @@ class _Buckets(abc.ABC):
         """An obstore client of `bucket`.
 
         Raises:
-          PermissionError: there are no credentials.
+          CredentialsError: there are none.
         """
 
     def _place(self, uri: str) -> tuple[Any, str]:
@@ -227,7 +244,7 @@ class _S3(_Buckets):
                 given.s3_region_name,
             )
             if session.get_credentials() is None:
-                raise PermissionError(errno.EACCES, "boto3 finds no credentials", f"s3://{bucket}")
+                raise CredentialsError(f"s3://{bucket}", "boto3 finds no credentials")
 
             def client(region: str | None) -> Any:
                 tls = {"use_ssl": not given.s3_disable_ssl, "verify": authorities}
@@ -237,7 +254,7 @@ class _S3(_Buckets):
             if "amazonaws.com" in found.meta.endpoint_url:
                 found = client(bucket_region(found, bucket))
         except BotoCoreError as e:
-            raise PermissionError(errno.EACCES, str(e), f"s3://{bucket}") from e
+            raise CredentialsError(f"s3://{bucket}", str(e)) from e
         trusted = {"root_certificate": pathlib.Path(authorities).read_bytes()} if authorities else {}
         return S3Store(
             bucket,
@@ -297,7 +314,7 @@ class _Gcs(_Buckets):
         try:
             self._token()
         except GoogleAuthError as e:
-            raise PermissionError(errno.EACCES, str(e), f"gs://{bucket}") from e
+            raise CredentialsError(f"gs://{bucket}", str(e)) from e
         return GCSStore(
             bucket,
             skip_signature=self._credentials is None,  # of what reads; a write asks for a token all the same
@@ -406,6 +423,34 @@ def store_of(uri: str) -> Store:
         return _stores[scheme][1]
 
 
+_readable: dict[str, str] = {}  # by bucket, an object that could be read
+
+
+def note_readable(uri: str) -> None:
+    """Remembers of an object that it could be read, for `is_closed`."""
+    _readable[_bucket(uri)] = uri
+
+
+def is_closed(uri: str, others: Sequence[str] = ()) -> bool:
+    """Whether a store that forbids to read `uri` forbids all that was read before, and `others`."""
+    known = _readable.get(_bucket(uri))
+    asked = [known, *others] if known else others
+    return bool(asked) and not any(map(_may_read, asked))
+
+
+def _may_read(uri: str) -> bool:
+    member = member_of(uri)
+    file = member.archive if member else uri
+    try:
+        store_of(file).read(file, 0, 1)
+    except PermissionError:
+        return False
+    except FileNotFoundError:
+        pass
+    note_readable(uri)
+    return True
+
+
 def _as_options(options: Any) -> PipelineOptions:
     if isinstance(options, PipelineOptions):
         return options
@@ -420,6 +465,10 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _bucket(uri: str) -> str:
+    return f"{uri.partition('://')[0]}://{_split(uri)[0]}"
+
+
 @contextlib.contextmanager
 def _errors(uri: str) -> Iterator[None]:
     """Errors of obstore as those that Store names."""
@@ -429,7 +478,9 @@ def _errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as e:
         raise _error(uri, _text(e), 404) from e
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
+    except exceptions.UnauthenticatedError as e:
+        raise CredentialsError(uri, _text(e)) from e
+    except exceptions.PermissionDeniedError as e:
         raise _error(uri, _text(e), 403) from e
     except (exceptions.InvalidPathError, ValueError) as e:  # no "//", "..", control characters
         raise OSError(errno.EINVAL, _text(e), uri) from e
@@ -443,9 +494,11 @@ def _text(error: Exception) -> str:
 
 
 def _error(uri: str, text: str, code: int | None) -> OSError:
+    if _OF_CREDENTIALS.search(text) or code == 401:
+        return CredentialsError(uri, text)
     if code == 404:
         return FileNotFoundError(errno.ENOENT, f"No such object, or no such bucket ({text})", uri)
-    if code in (401, 403):
+    if code == 403:
         return PermissionError(errno.EACCES, text, uri)
     return StoreError(f"{uri}: {text}", code)
 

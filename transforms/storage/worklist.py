@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.storage import files
@@ -107,13 +108,16 @@ def read_unit(root: str, listed: ListedUnit) -> ImageUnit:
     return ImageUnit(listed.name, tuple(ImageRef(**row) for row in rows))
 
 
-def read_worklist(root: str) -> list[ImageRef]:
-    """The photographs of the list below `root`, in its order; none where there is no list. Earlier lists know
-    no versions: those are NO_VERSION.
+def read_worklist(root: str, only: str | None = None) -> list[ImageRef]:
+    """The photographs of the list below `root`, in its order, or `only` the one with this id; none where
+    there is no list. Earlier lists know no versions: those are NO_VERSION.
     """
     refs = []
     for uri in files.list_files(files.join(root, "plan"), ".parquet"):
-        refs += [ImageRef(**{"version": NO_VERSION, **row}) for row in files.read_parquet(uri).to_pylist()]
+        rows = files.read_parquet(uri)
+        if only is not None:
+            rows = rows.filter(pc.equal(rows["image_id"], only))
+        refs += [ImageRef(**{"version": NO_VERSION, **row}) for row in rows.to_pylist()]
     return refs
 
 
