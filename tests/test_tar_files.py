@@ -186,7 +186,7 @@ def test_folders_globs_and_lists_name_photographs_in_archives(remote, write, tmp
     said = []
     matched = patterns.match_images([folder], said.append)
     assert [ref.image_id for ref in matched.images] == ["a", "b", "c", "d"]
-    assert matched.passed_over == {".cls": 1, patterns.REFUSED: 1}
+    assert matched.passed_over == {patterns.HIDDEN: 2, ".cls": 1, patterns.REFUSED: 1}
     assert said == [f"{archive}: '../e.jpg' leads out of the archive"]
     a = matched.images[0]
     assert a.size_bytes == 2 and a.uri.endswith("shard-000.tar#512+2/folder/a.jpg")
