@@ -318,6 +318,12 @@ class TestDamagedData:
         for source in (Image.new("RGB", size), Image.new("L", size, 200), textured(*size[::-1])):
             assert not told(encoded(source, "JPEG", **options))
 
+    @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
+    def test_other_formats_say_that_they_are_cut(self, kind):
+        with pytest.raises(images.DecodeError, match="the file ends before its picture does") as error:
+            images.decode_image(encoded(textured(), kind)[:-5000], 1000)
+        assert error.value.kind == "corrupt"
+
     def test_a_png_whose_pixels_do_not_fit_a_checksum(self):
         data = bytearray(encoded(textured()))
         data[data.index(b"IEND") - 5] ^= 1  # the chunk's own

@@ -174,7 +174,8 @@ def decode_image(
     except Exception as e:
         if not has_memory(needed):  # libjpeg and others call it broken data
             raise MemoryError(f"{needed:,} bytes to decode {width} x {height} pixels cannot be had") from e
-        raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
+        cut = "the file ends before its picture does" if "truncated" in str(e) else ""
+        raise DecodeError("corrupt", cut or f"{type(e).__name__}: {e}") from e
     if turns and turns[0] in (
         Image.Transpose.TRANSPOSE,
         Image.Transpose.TRANSVERSE,
