@@ -1,7 +1,7 @@
 """Retrieval at the size of Google Landmarks v2 clean: a synthetic index in the product's own store, searched
 by its own step.
 
-Measures seconds, the share of the machine's bare matrix product, bytes read and peak memory at 1/16, 1/4 and
+Measures seconds, the share of the bare product, bytes read and peak memory at 1/16, 1/4 and
 all of the index. The index takes 13 GB of disk; it is deleted at the end.
 """
 
@@ -9,7 +9,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 import tempfile
@@ -24,8 +23,8 @@ from beam_pipeline import runner
 from benchmarks import jobs
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
-from transforms.arrays.dot_products import Bfloat16Product, Product, TensorFlowProduct, fastest_product
-from transforms.processes.tensorflow_runtime import import_tensorflow
+from transforms.arrays.dot_products import Product, fastest_product
+from transforms.processes.settings import one_thread
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups, read_query_block
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import CandidateUnit, ImageFeatures, ImageRef, LocalFeatures
@@ -57,23 +56,22 @@ def write_store(
         return list(pool.map(write, range(0, len(landmarks), per_unit)))
 
 
-def matmul_peak(product: Product, width: int) -> float:
-    """FLOP/s of the matrix product alone, in the product's type and on operands that lie ready: the best of
-    some shapes.
-    """
-    multiply = np.matmul
-    if isinstance(product, (TensorFlowProduct, Bfloat16Product)):
-        tf = import_tensorflow()
-        multiply = functools.partial(tf.matmul, transpose_b=True)
-    rng = np.random.default_rng(0)
+def bare_rate(product: Product, width: int) -> float:
+    """FLOP/s of the product alone, a thread per core, on operands that lie ready: the best of some shapes."""
+    rng, cores = np.random.default_rng(0), len(os.sched_getaffinity(0))
+
+    def unit_rows(count: int) -> np.ndarray:
+        rows = rng.standard_normal((count, width), np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
     best = 0.0
-    for queries, rows in ((512, 4096), (1024, 8192), (4096, 4096)):
-        a, b = (product.operand(rng.standard_normal((n, width), np.float32)) for n in (queries, rows))
-        b = b.T if multiply is np.matmul else b
-        for _ in range(5):
-            start = time.perf_counter()
-            multiply(a, b)
-            best = max(best, 2 * queries * rows * width / (time.perf_counter() - start))
+    with one_thread, concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        for queries, rows in ((512, 4096), (1024, 8192), (4096, 4096)):
+            a, b = product.of_queries(unit_rows(queries)), product.of_index(unit_rows(rows))
+            for _ in range(5):
+                start = time.perf_counter()
+                list(pool.map(lambda _: product.scores(a, b), range(cores)))
+                best = max(best, 2 * queries * rows * width * cores / (time.perf_counter() - start))
     return best
 
 
@@ -265,9 +263,9 @@ def measure(
     for fraction in options.fractions:
         part = units[: -(-len(units) // fraction)]
         images = sum(count for _, count in part)
-        before = matmul_peak(product, options.width)
+        before = bare_rate(product, options.width)
         run = retrieve(index_root, part, query_root, blocks, options.k, beam_options)
-        peak = max(before, matmul_peak(product, options.width))
+        peak = max(before, bare_rate(product, options.width))
         rate = 2 * images * options.queries * options.width / run.seconds
         shares.append(rate / peak)
         peaks.append(run.peak_memory)

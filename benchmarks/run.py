@@ -15,7 +15,7 @@ NAMES = sorted(
 
 # Modules of the extra "bench" that a benchmark cannot do without.
 NEEDS = {
-    "retrieval": ("faiss",),
+    "retrieval": ("faiss", "usearch"),
     "retrieval_full": ("psutil", "matplotlib"),
     "scale": ("psutil",),
     "verification": ("pydegensac",),
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> int:
     if missing and not {"-h", "--help"} & {*argv}:  # said now, not in the middle of the measurements
         print(f"{argv[0]} needs {', '.join(missing)}: pip install '.[bench]'", file=sys.stderr)
         return 2
+    from benchmarks.goals import processor  # found by the path set above
+
+    print(f"{processor()[0]}: {', '.join(processor()[1]) or 'none of the instruction sets that goals know'}")
     return importlib.import_module("benchmarks." + name).main(argv[1:])
 
 

@@ -98,7 +98,7 @@ def test_no_step_is_imported_by_another_nor_by_what_steps_use(graph):
 
 
 def test_computing_on_arrays_knows_no_beam_and_no_disk(graph):
-    allowed = {"transforms.types", "transforms.processes.tensorflow_runtime"}
+    allowed = {"transforms.types", "transforms.processes.settings"}
     for name, modules in within(graph, "transforms.arrays").items():
         ours = {m for m in modules if m.startswith("transforms.") and not m.startswith("transforms.arrays")}
         assert ours <= allowed, name

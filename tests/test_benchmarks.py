@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import jobs, run
+from benchmarks import goals, jobs, run
 
 
 @pytest.mark.parametrize("name", sorted(run.NEEDS))
@@ -44,3 +44,19 @@ def test_every_benchmark_of_photographs_takes_them_so():
     for name in run.NAMES:
         source = pathlib.Path(importlib.util.find_spec(f"benchmarks.{name}").origin).read_text("utf-8")
         assert "args.photos" not in source or "jobs.add_photos_flag(parser)" in source, name
+
+
+@pytest.mark.parametrize(
+    "sets, line",
+    [
+        (("AMX", "VNNI", "AVX2"), "speed: 3 (goal 4) FAILED"),
+        (("VNNI", "AVX2"), "speed: 3 (goal 2) ok"),
+        (("AVX2",), "speed: 3 (goal with AMX or VNNI; not on this processor)"),
+        ((), "speed: 3 (goal with AMX or VNNI; not on this processor)"),
+    ],
+)
+def test_a_goal_of_some_instruction_sets_fails_nowhere_else(sets, line, monkeypatch, capsys):
+    monkeypatch.setattr(goals, "processor", lambda: ("name", sets))
+    found = goals.Goals()
+    found.at_least("speed", 3, {"AMX": 4, "VNNI": 2})
+    assert capsys.readouterr().out == line + "\n" and found.exit_code == line.endswith("FAILED")

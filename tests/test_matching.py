@@ -28,13 +28,12 @@ def none() -> QuantizedFeatures:
     return with_lengths(np.zeros((0, 2), np.float32), np.zeros((0, 0), np.int8))
 
 
-@pytest.fixture(params=["fastest", "numpy"])
+@pytest.fixture(params=["fastest", "unsigned_by_unsigned", "numpy"])
 def product(request: pytest.FixtureRequest, monkeypatch) -> str:
-    """Each of the products of integers: the one that this machine chooses, and the one that any machine
-    has.
-    """
-    if request.param == "numpy":
-        monkeypatch.setattr(integer_product, "_session", lambda: None)
+    """Each of the products of integers: the one that this machine chooses, and those that any machine has."""
+    if request.param != "fastest":
+        name = None if request.param == "numpy" else request.param
+        monkeypatch.setattr(integer_product, "_exact_model", lambda: name)
     return request.param
 
 
@@ -159,15 +158,48 @@ def test_integer_product_is_exact(product, width):
     np.testing.assert_array_equal(found, a.astype(np.int64) @ b.T.astype(np.int64))
 
 
-def test_the_stored_model_is_its_text():
-    made = onnx.parser.parse_model(integer_product.MODEL_TEXT)
-    assert onnx.load_model_from_string(integer_product._MODEL.read_bytes()) == made
+@pytest.mark.parametrize("width", [1, 128, 131, 2048])
+def test_a_scaled_product_is_exact_before_it_is_scaled(width):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-127, 127, (40, width), dtype=np.int8, endpoint=True) for _ in range(2))
+    a[:2], b[:2] = [[127], [-127]], 0
+    b[0, ::2], b[1, 1::2] = 127, -127
+    b[2:, : width - 1 : 2] //= 2
+    b[2:, 1::2] //= 2  # pairs of at most 128
+    scale = rng.random(40).astype(np.float32)
+    found = integer_product.scaled_product(integer_product.unsigned(a), integer_product.transposed(b), scale)
+    expected = (a.astype(np.int64) @ b.T.astype(np.int64)).astype(np.float32) * scale
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_a_model_that_is_not_exact_is_not_used(monkeypatch):
-    monkeypatch.setattr(
-        integer_product,
-        "_product",
-        lambda session, a, b: np.minimum(integer_product.numpy_product(a, b), 2**15),
-    )
-    assert integer_product._session.__wrapped__() is None
+@pytest.mark.parametrize("name", integer_product.MODEL_TEXTS)
+def test_stored_models_are_their_texts(name):
+    made = onnx.parser.parse_model(integer_product.MODEL_TEXTS[name])
+    assert onnx.load_model_from_string((integer_product._MODELS / f"{name}.onnx").read_bytes()) == made
+
+
+class Model:
+    """Stands for ONNX Runtime's on a processor where some models saturate."""
+
+    def __init__(self, saturating: bool) -> None:
+        self._saturating = saturating
+
+    def run(self, outputs, inputs):
+        a, b = (np.asarray(inputs[name]) for name in "ab")
+        products = integer_product.numpy_product(
+            *((x ^ 128).view(np.int8) if x.dtype == np.uint8 else x for x in (a, b))
+        )
+        return [np.minimum(products, 2**15) if self._saturating else products]
+
+
+@pytest.mark.parametrize(
+    "saturating, chosen",
+    [
+        ((), "unsigned_by_signed"),
+        (("unsigned_by_signed",), "unsigned_by_unsigned"),
+        (("unsigned_by_signed", "unsigned_by_unsigned"), None),
+    ],
+)
+def test_a_model_that_is_not_exact_is_not_used(monkeypatch, saturating, chosen):
+    monkeypatch.setattr(integer_product, "_session", lambda name: Model(name in saturating))
+    assert integer_product._exact_model.__wrapped__() == chosen

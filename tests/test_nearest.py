@@ -10,21 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.descriptors import brute_force, ids, index_of, near_ties, queries_of, unit_rows
-from transforms.arrays import dot_products
+from transforms.arrays import dot_products, integer_product
 from transforms.arrays import nearest as nearest_module
 from transforms.arrays.dot_products import (
-    Bfloat16Product,
+    EightBitProduct,
     NumpyProduct,
+    Operand,
     Product,
-    TensorFlowProduct,
-    error_bound,
+    error_bounds,
     exact_scores,
+    in_eight_bits,
 )
 from transforms.arrays.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 
-PRODUCTS = {"numpy": NumpyProduct(), "tensorflow": TensorFlowProduct(), "bfloat16": Bfloat16Product()}
+PRODUCTS: dict[str, Product] = {"numpy": NumpyProduct(), "8 bits": EightBitProduct()}
 
 
 @pytest.fixture(autouse=True)
@@ -100,14 +101,12 @@ def test_similarities_around_zero(product: Product) -> None:
 
 
 def test_operands_that_round_as_badly_as_they_can(product: Product) -> None:
-    # 1 + 2^-8 lies halfway between two bfloat16: half of the rows round up, half down, against the true
-    # order.
+    # One large component makes a coarse scale, and the others lie about halfway between two of its steps:
+    # half of them round up, half down, against the true order. 129 components are not mixed.
     rng = np.random.default_rng(2)
-    rows = unit_rows(
-        np.where(rng.random((200, 256)) < 0.5, 1 + 2**-8 + 1e-6, 1 + 2**-8 - 1e-6)
-        * (1 + 1e-4 * rng.random((200, 1)))
-    )
-    check(queries_of(rows[:10]), index_of(rows), 7, product)
+    rows = (rng.integers(0, 2, (200, 129)) + 0.5 + rng.choice([-0.01, 0.01], (200, 129))) / 127
+    rows[:, 0] = 1 + 1e-4 * rng.random(200)
+    check(queries_of(unit_rows(rows[:10])), index_of(unit_rows(rows)), 7, product)
 
 
 def test_equal_ids_of_query_and_index_are_two_photographs(product: Product) -> None:
@@ -174,64 +173,94 @@ def test_any_block_agrees_with_brute_force(
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 300), scale=st.sampled_from([0.0, 0.01, 1.0]))
-def test_scores_keep_their_bound(seed: int, width: int, scale: float) -> None:
+def test_scores_keep_their_bounds(seed: int, width: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
-    centre = rng.standard_normal(width)
+    centre = rng.standard_normal(width) ** 3  # some components are far larger than others
     queries, rows = (unit_rows(centre + scale * rng.standard_normal((20, width))) for _ in range(2))
     exact = queries.astype(np.float64) @ rows.T.astype(np.float64)
     for product in PRODUCTS.values():
-        scores = product.values(
-            product.ordered(product.scores(product.operand(queries), product.operand(rows)))
-        )
-        bound = error_bound(product, queries)
-        assert np.all(np.abs(scores - exact) <= bound.relative * np.abs(scores) + bound.absolute[:, None])
+        asked, index = product.of_queries(queries), product.of_index(rows)
+        scores = product.scores(asked, index) * asked.scale[:, None]
+        of_query, of_row = error_bounds(product, width, asked, index)
+        assert np.all(np.abs(scores - exact) <= of_query[:, None] + of_row)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 17, 48, 300])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rows_in_eight_bits_are_as_near_as_they_say(width: int, pairs: bool) -> None:
+    rng = np.random.default_rng(width)
+    rows = unit_rows(rng.standard_normal((300, width)) ** 3)
+    codes, scale, error = in_eight_bits(rows, pairs)
+    sizes = np.abs(codes.astype(np.int32))
+    assert sizes.max() <= 127 and (width > 1 or sizes.min() == 127)
+    if pairs:
+        assert (sizes[:, : width - 1 : 2] + sizes[:, 1::2]).max(initial=0) <= 128
+    order = 16 if width % 16 == 0 else 4 if width % 4 == 0 else 1
+    signs = [[(-1) ** (i & j).bit_count() for j in range(order)] for i in range(order)]  # Hadamard's
+    mixed = np.einsum("ij,njc->nic", signs, rows.astype(np.float64).reshape(300, order, -1)) / order**0.5
+    distance = np.linalg.norm(mixed.reshape(300, width) - codes * scale[:, None].astype(np.float64), axis=1)
+    assert np.all(distance <= error) and np.all(error <= distance * 1.001 + 1e-5)
 
 
 def test_exact_scores_are_the_true_sum_rounded_whatever_its_order() -> None:
     # 1 + 2^-24 lies halfway between two float32; what is added decides, and float64 loses it in some orders.
-    terms = [
-        [1.0, 2**-24, 2**-60],
-        [1.0, 2**-24, -(2**-60)],
-        [1.0, 2**-24, 2**-50],
-        [0.5, -0.5, 2**-80],
-        [0.25, 0.5, 0.0],
-    ]
+    terms = np.array(
+        [
+            [1.0, 2**-24, 2**-60],
+            [1.0, 2**-24, -(2**-60)],
+            [1.0, 2**-24, 2**-50],
+            [0.5, -0.5, 2**-80],
+            [0.25, 0.5, 0],
+        ]
+    )
     expected = np.array([1, 1, 1 + 2**-23, 2**-80, 0.75], np.float32)
     for order in itertools.permutations(range(3)):
-        sums = np.array([(row[order[0]] + row[order[1]]) + row[order[2]] for row in terms])
-        np.testing.assert_array_equal(exact_scores(sums, 2, terms.__getitem__), expected)
-
-
-def test_keys_sort_as_scores_do(product: Product) -> None:
-    limits = np.float32([-np.inf, -3e38, -1.5, -1e-3, -1e-40, 0, 1e-40, 1e-3, 0.5, 1.5, 3e38])
-    scores = np.float32([1, 2]) @ np.random.default_rng(10).standard_normal((2, 500), np.float32)
-    scores = product.values(product.keys(np.concatenate([limits, scores])))  # as a product gives them
-    np.testing.assert_array_equal(product.values(product.keys(scores)), scores)
-    for limit in limits:
-        assert np.all((product.keys(scores) >= product.keys(np.float32([limit])))[scores >= limit])
-    assert product.keys(np.float32([-np.inf])) < product.keys(np.float32([-3.4e38]))
+        np.testing.assert_array_equal(exact_scores(terms[:, order], np.ones(3)), expected)
 
 
 class Near(NumpyProduct):
-    """Nearly right: off by more than its bound says."""
+    """Nearly right: off by more than its bounds say."""
 
-    def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return super().scores(queries, rows) * np.float32(1.001)
+    def scores(self, queries: Operand, index: Operand) -> np.ndarray:
+        return super().scores(queries, index) * np.float32(1.001)
 
 
-@pytest.mark.parametrize("seconds, fastest", [((1, 2), NumpyProduct), ((2, 1), TensorFlowProduct)])
-def test_the_fastest_product_is_taken_of_those_that_keep_their_bound(
+@pytest.mark.parametrize("seconds, fastest", [((1, 2), NumpyProduct), ((2, 1), EightBitProduct)])
+def test_the_fastest_product_is_taken(
     monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], fastest: type
 ) -> None:
-    taken = {NumpyProduct: seconds[0], TensorFlowProduct: seconds[1], Near: 0.5}
-    monkeypatch.setattr(dot_products, "Bfloat16Product", Near)
-    monkeypatch.setattr(dot_products, "_seconds", lambda product, queries, rows: taken[type(product)])
+    taken = {NumpyProduct: seconds[0], EightBitProduct: seconds[1]}
+    monkeypatch.setattr(dot_products, "_seconds", lambda product, queries, index: taken[type(product)])
     choose = dot_products.fastest_product.__wrapped__  # not the one chosen before
     assert type(choose()) is fastest
 
 
+def test_a_product_that_breaks_its_bounds_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dot_products, "EightBitProduct", Near)
+    monkeypatch.setattr(
+        dot_products, "_seconds", lambda product, queries, index: type(product) is NumpyProduct
+    )
+    assert type(dot_products.fastest_product.__wrapped__()) is NumpyProduct
+
+
 def test_the_fastest_product_is_measured_once() -> None:
     assert dot_products.fastest_product() is dot_products.fastest_product()
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_eight_bits_are_scaled_for_the_processor(saturates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes for a processor without pairs in 16 bits are multiplied in NumPy, which any processor can."""
+    monkeypatch.setattr(integer_product, "saturates", lambda: saturates)
+    monkeypatch.setattr(
+        integer_product,
+        "scaled_product",
+        lambda a, b, scale: (integer_product.numpy_product((a ^ 128).view(np.int8), b.T) * scale).astype(
+            np.float32
+        ),
+    )
+    rng = np.random.default_rng(5)
+    index = index_of(near_ties(rng, 200, 64, 0.1))
+    check(queries_of(near_ties(rng, 9, 64, 0.1)), index, 5, EightBitProduct())
 
 
 def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +270,7 @@ def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.Mo
     monkeypatch.setattr(nearest_module, "TILE_ROWS", 1000)
     monkeypatch.setattr(nearest_module, "TILE_QUERIES", 7)
     monkeypatch.setattr(nearest_module, "_EXACT_STEP", 1)
+    monkeypatch.setattr(nearest_module, "_cores", lambda: 3)
     assert_same(nearest(queries, index, 5, NumpyProduct()), small)
     monkeypatch.setattr(nearest_module, "TILE_ROWS", 256)
     assert_same(nearest(queries, index, 5, product), small)

@@ -6,36 +6,37 @@ The order of neighbours is defined by one number per pair, the exact score
     float32( float64( sum_i q_i x_i ) )
 
 of the true sum, which no order of adding up can change, and by the index image's id where two are equal. So
-duplicate images tie exactly. The fast pass (`transforms.products`) only decides for which pairs that number
-is computed, and its error is bounded: if T is the k-th best fast score of some rows, k rows have exact scores
-of at least least_exact(T), and a row whose fast score is below least_fast(least_exact(T)) cannot be among the
-k best. So the answer is the same whatever computes the fast pass, and however queries and index are cut into
-blocks.
+duplicate images tie exactly. The fast pass (`transforms.arrays.dot_products`) only decides for which pairs
+that number is computed: with its error it gives a lower and an upper bound of each pair's exact score. A pair
+whose upper bound is below k lower bounds of the same query cannot be among its k best. So the answer is the
+same whatever computes the fast pass, and however queries and index are cut into blocks.
 """
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from transforms.arrays.dot_products import (
     UNIT_TOLERANCE,
     NumpyProduct,
+    Operand,
     Product,
-    error_bound,
+    error_bounds,
     exact_scores,
     fastest_product,
+    float32_bound,
 )
+from transforms.processes.settings import one_thread
 from transforms.types import Neighbors
 
-# A tile of scores, 4 MB in bfloat16, stays in the cache between the product and the selection.
+# A tile of scores, 8 MB, stays in the cache between the product and the selection.
 TILE_ROWS = 4096
 TILE_QUERIES = 512
-_EXACT_STEP = 2**17  # products at a time, 1 MB in float64
-# Products of fewer multiplications than this are over before TensorFlow would be imported.
+_EXACT_STEP = 2**17  # components of rows at a time, half a MB
+# Products of fewer multiplications than this are over before the fastest product is known.
 SMALL_PRODUCT = 2e10
 
 
@@ -109,13 +110,13 @@ class Searcher:
 
     Args:
       index: N images.
-      keep: whether the index stays in the form that a product takes, for bfloat16 half as large as its
+      keep: whether the index stays in the form that a product takes, in 8 bits a quarter as large as its
         descriptors again, from one search to the next.
     """
 
     def __init__(self, index: IndexBlock, keep: bool = False) -> None:
         self._index, self._keep = index, keep
-        self._operands: dict[tuple[str, int], Any] = {}
+        self._operands: dict[tuple[str, int], Operand] = {}
         self._rank = np.empty(len(index), np.int64)
         self._rank[np.argsort(index.image_ids, kind="stable")] = np.arange(len(index))
 
@@ -138,14 +139,16 @@ class Searcher:
             product = (
                 fastest_product() if len(queries) * len(index) * width >= SMALL_PRODUCT else NumpyProduct()
             )
-        scans = [
-            _Scan(queries.descriptors[start : start + TILE_QUERIES], index, self._rank, k, product)
-            for start in range(0, len(queries), TILE_QUERIES)
-        ]
-        with ThreadPoolExecutor(min(_cores(), len(scans)) + 1) as pool:
+        parts = max(_cores(), -(-len(queries) // TILE_QUERIES))
+        starts = np.unique(np.linspace(0, len(queries), parts, endpoint=False, dtype=np.int64))
+        with one_thread, ThreadPoolExecutor(min(_cores(), len(starts)) + 1) as pool:
+            scans = [
+                _Scan(descriptors, index, self._rank, k, product)
+                for descriptors in np.split(queries.descriptors, starts[1:])
+            ]
             self._scan(scans, product, pool)
             query, row, score = zip(*pool.map(_Scan.finish, scans))
-        query = np.concatenate([q + TILE_QUERIES * i for i, q in enumerate(query)])
+        query = np.concatenate([q + start for q, start in zip(query, starts)])
         return _table(index, query, np.concatenate(row), np.concatenate(score), len(queries), k)
 
     def _scan(self, scans: "Sequence[_Scan]", product: Product, pool: Executor) -> None:
@@ -155,7 +158,7 @@ class Searcher:
         begins what it is given in that order, so what a task waits for has begun before it.
         """
 
-        def tile(scan: _Scan, low: int, operand: Future[Any], before: Future[None] | None) -> None:
+        def tile(scan: _Scan, low: int, operand: Future[Operand], before: Future[None] | None) -> None:
             if before:
                 before.result()
             scan.tile(low, operand.result())
@@ -174,13 +177,12 @@ class Searcher:
         for done in filter(None, before):
             done.result()
 
-    def _operand(self, low: int, product: Product) -> Any:
+    def _operand(self, low: int, product: Product) -> Operand:
         operand = self._operands.get((product.name, low))
         if operand is None:
             index, high = self._index, low + TILE_ROWS
             _check_unit(index, "index", low, high)
-            rows = index.descriptors[low:high]
-            operand = product.operand(rows)
+            operand = product.of_index(index.descriptors[low:high])
             if self._keep:
                 self._operands[product.name, low] = operand
         return operand
@@ -238,103 +240,107 @@ def _check_unit(block: DescriptorBlock, what: str, start: int = 0, stop: int | N
 class _Scan:
     """The search for the neighbours of a few hundred queries, tile by tile of the index.
 
-    `_best` holds fast scores of k pairs of each query, nearly its best ones so far, the least first. It rises
-    as pairs are kept, and with it the least fast score that a pair needs to be kept; it may lag behind, since
-    a lower limit only keeps more.
+    `_limit`, float64 [Q], is a score that the k-th best of each query reaches at least: the least of `_best`,
+    k lower bounds of exact scores of different pairs. It rises as pairs are kept, and may lag behind, since a
+    lower limit only keeps more.
     """
 
     def __init__(
         self, queries: np.ndarray, index: IndexBlock, rank: np.ndarray, k: int, product: Product
     ) -> None:
         self._queries, self._index, self._rank, self._product = queries, index, rank, product
-        self._bound = error_bound(product, queries)
-        self._operand = product.operand(queries)
-        self._best = np.full((len(queries), k), -np.inf, np.float32)
-        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._raised = 0  # of _kept, those before this are in _best
+        self._operand = product.of_queries(queries)
+        self._best = np.full((len(queries), k), -np.inf)
+        self._limit = self._best[:, 0]
+        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # query, row, upper bound
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []  # query, lower bound; not in _best yet
 
-    def tile(self, low: int, operand: Any) -> None:
+    def tile(self, low: int, operand: Operand) -> None:
         """Keeps the pairs of a tile that can be among the k best; its first row is row `low` of the index."""
-        keys, least = self._product.scores(self._operand, operand), self._least()
-        if least.min() <= 0:
-            keys = self._product.ordered(keys)
-        width, k = keys.shape[1], self._best.shape[1]
-        if not self._kept:
+        scores, scale = self._product.scores(self._operand, operand), self._operand.scale
+        (count, width), k = scores.shape, self._best.shape[1]
+        of_query, of_row = error_bounds(self._product, self._queries.shape[1], self._operand, operand)
+        widest = of_query + of_row.max()
+        first = not self._kept
+        if first:
             # The best of each of some parts of the tile: the k best of them are a good limit, and cheaper
             # than the tile's k best.
             parts = max(64, 2 ** (16 * k - 1).bit_length())
-            peaks = keys.reshape(len(keys), -1, parts).max(axis=1) if width % parts == 0 else keys
-            self._raise_best(self._product.values(peaks))
-            self._raised, least = 1, self._least()
-        query, row = np.divmod(np.flatnonzero(keys >= least[:, None]), width)
-        self._kept.append((query, row + low, self._product.values(keys[query, row])))
-        if sum(len(kept[0]) for kept in self._kept[self._raised :]) >= self._best.size // 2:
-            self._raise_from_kept()
+            peaks = scores.reshape(count, -1, parts).max(axis=1) if width % parts == 0 else scores
+            self._raise(peaks * scale[:, None] - widest[:, None])
+        least = ((self._limit - widest) / scale).astype(np.float32)
+        least = np.nextafter(least, np.float32(-np.inf))  # rounded down
+        places = np.flatnonzero(scores >= least[:, None])
+        starts = np.arange(count) * width
+        pairs = np.diff(np.searchsorted(places, starts), append=len(places))  # of each query
+        query, row = np.repeat(np.arange(count, dtype=np.int16), pairs), places - np.repeat(starts, pairs)
+        fast = scores.reshape(-1)[places] * np.repeat(scale, pairs)
+        bound, limit = np.repeat(of_query, pairs) + of_row[row], np.repeat(self._limit, pairs)
+        keep = np.flatnonzero(fast + bound >= limit)
+        self._kept.append((query[keep], (row[keep] + low).astype(np.int32), (fast + bound)[keep]))
+        if not first:  # whose best are in _best, if with a wider bound
+            higher = np.flatnonzero(fast - bound > limit)
+            self._new.append((query[higher], (fast - bound)[higher]))
+            if sum(len(query) for query, _ in self._new) >= self._best.size // 2:
+                self._raise_from_new()
 
-    def _raise_from_kept(self) -> None:
-        """Takes the pairs into `_best` that were kept since the last time; each pair is taken once."""
-        if self._raised == len(self._kept):
-            return
-        query, _, fast = (np.concatenate(parts) for parts in zip(*self._kept[self._raised :]))
-        self._raised = len(self._kept)
-        order = np.argsort(query, kind="stable")
-        query, fast = query[order], fast[order]
-        place = _place(query)
-        table = np.full((len(self._best), place.max(initial=-1) + 1), -np.inf, np.float32)
-        table[query, place] = fast
-        self._raise_best(table)
+    def _raise_from_new(self) -> None:
+        if self._new:
+            query, lower = (np.concatenate(parts) for parts in zip(*self._new))
+            self._new = []
+            order = np.argsort(query, kind="stable")
+            query, lower = query[order], lower[order]
+            place = _place(query)
+            table = np.full((len(self._best), place.max(initial=-1) + 1), -np.inf)
+            table[query, place] = lower
+            self._raise(table)
 
-    def _raise_best(self, fast: np.ndarray) -> None:
-        """Takes fast scores [Q, P] of new pairs into `_best`."""
+    def _raise(self, lower: np.ndarray) -> None:
+        """Takes lower bounds [Q, P] of new pairs into `_best`."""
         k = self._best.shape[1]
-        both = np.hstack([self._best, fast])
+        both = np.hstack([self._best, lower])
         self._best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
+        self._limit = self._best[:, 0]
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The k best pairs (query, row) of each query and their exact scores, float32, in order."""
-        self._raise_from_kept()
-        query, row, fast = (np.concatenate(parts) for parts in zip(*self._kept))
-        order = np.argsort(query, kind="stable")
-        query, row, fast = query[order], row[order], fast[order]
-        first = fast >= self._best[:, 0][query]
-        exact = np.full(len(query), -np.inf, np.float32)
-        exact[first] = self._exact(query[first], row[first])
-        # At least k exact scores are known now, or all there are: the least of them is a better limit for the
-        # rest.
-        limit = np.full(len(self._queries), np.inf)
-        np.minimum.at(limit, query[first], exact[first])
-        rest = ~first & (fast >= self._bound.least_fast(limit)[query])
-        exact[rest] = self._exact(query[rest], row[rest])
-        scored = np.flatnonzero(first | rest)
-        order = scored[np.lexsort((self._rank[row[scored]], -exact[scored], query[scored]))]
-        order = order[_place(query[order]) < self._best.shape[1]]
-        return query[order], row[order], exact[order]
+        self._raise_from_new()
+        query, row, upper = (np.concatenate(parts) for parts in zip(*self._kept))
+        possible = np.flatnonzero(upper >= self._limit[query])
+        order = possible[np.argsort(query[possible], kind="stable")]  # of int16, so a radix sort
+        ends = np.searchsorted(query[order], np.arange(len(self._queries) - 1), "right")
+        best = [self._best_of(q, row[pairs], upper[pairs]) for q, pairs in enumerate(np.split(order, ends))]
+        query = np.repeat(np.arange(len(best)), [len(rows) for rows, _ in best])
+        row, score = (np.concatenate(parts) for parts in zip(*best))
+        return query, row, score
 
-    def _least(self) -> np.ndarray:
-        """The least key that each query keeps."""
-        return self._product.keys(self._bound.least_fast(self._bound.least_exact(self._best[:, 0])))
+    def _best_of(self, q: int, row: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of some rows for a query, by their upper bounds, and their exact scores, in order."""
+        k = self._best.shape[1]
+        order = np.argpartition(-upper, min(k, len(row)) - 1)
+        row, upper = row[order], upper[order]
+        first, scores = self._scored(q, row[:k], -np.inf)
+        least = scores.min()  # a better limit for the others than that of bounds
+        others, their_scores = self._scored(q, row[k:][upper[k:] >= least], least)
+        row, score = np.concatenate([first, others]), np.concatenate([scores, their_scores])
+        best = np.lexsort((self._rank[row], -score))[:k]
+        return row[best], score[best]
 
-    def _exact(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Exact scores, float32, of pairs in the order of their queries."""
-        queries, rows, sums = self._queries.astype(np.float64), self._index.descriptors, np.empty(len(query))
-        width = rows.shape[1]
-        step = max(1, _EXACT_STEP // width)
-        gathered, widened = np.empty((step, width), np.float32), np.empty((step, width))
-        ends = np.searchsorted(query, np.arange(len(queries)), "right")
-        for q, (start, end) in enumerate(zip(np.append(0, ends), ends)):
-            for at in range(start, end, step):
-                part = slice(at, min(at + step, end))
-                few, wide = gathered[: part.stop - at], widened[: part.stop - at]
-                np.take(
-                    rows, row[part], axis=0, out=few, mode="clip"
-                )  # unlike "raise", writes to `out` itself
-                np.copyto(wide, few)
-                np.vecdot(wide, queries[q], out=sums[part])
+    def _scored(self, q: int, row: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+        """Those of some rows that may have an exact score of `least` for a query, and their exact scores,
+        float32.
 
-        def terms(pair: int) -> list[float]:
-            return (queries[query[pair]] * rows[row[pair]]).tolist()
-
-        return exact_scores(sums, width, terms)
+        A product in float32 of the rows as they come from memory leaves few that need one in float64.
+        """
+        query, found, scores = self._queries[q], [row[:0]], [np.empty(0, np.float32)]
+        wide, step = query.astype(np.float64), max(1, _EXACT_STEP // len(query))
+        least -= float32_bound(len(query))
+        for low in range(0, len(row), step):
+            few = np.take(self._index.descriptors, row[low : low + step], axis=0, mode="clip")
+            near = np.flatnonzero(np.vecdot(few, query) >= least)
+            found.append(row[low + near])
+            scores.append(exact_scores(few[near].astype(np.float64), wide))
+        return np.concatenate(found), np.concatenate(scores)
 
 
 def _place(query: np.ndarray) -> np.ndarray:
