@@ -283,7 +283,12 @@ def _recognize(
     files.delete(files.join(config.output, MANIFEST))
     run_store.delete_provisional(config.output)
     rows = runner.row_counter(files.join(config.output, "predictions"))
-    phases = [task.phase(), runner.Phase("verify", task.images, rows)]
+    found = runner.row_counter(files.join(config.output, run_store.CANDIDATES))
+    phases = [
+        task.phase(),
+        runner.Phase("retrieve", task.images, found),
+        runner.Phase("verify", task.images, rows),
+    ]
     metrics = runner.run_pipeline(
         lambda pipeline: build(pipeline, prepared, schedule.deadlines), options, phases, engine
     )

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -189,8 +189,49 @@ def seconds(started: float, metrics: dict[str, int]) -> dict[str, float]:
     return {"total": round(time.monotonic() - started, 1), **steps}
 
 
+class Stages:
+    """What is to be said of phases that follow each other, by what is done of each."""
+
+    def __init__(self, phases: Sequence[Phase], done: Sequence[int], now: float) -> None:
+        self._phases, self._first = phases, done
+        self._at, self._begun = 0, now
+        self._width = max((len(phase.label) for phase in phases), default=0)
+
+    def lines(self, done: Sequence[int], now: float, ended: bool = False) -> Iterator[tuple[str, bool]]:
+        """Lines in their order, each with whether it is the last of its phase; the last line may be none.
+
+        A phase is over when all of it is done, or when a later one moves: time ran out, or what it counts by
+        cannot be seen.
+
+        Args:
+          done: of each phase.
+          now: as time.monotonic() tells it.
+          ended: the work is over; a phase that it did not get to is not shown.
+        """
+        while self._at < len(self._phases):
+            at = self._at
+            later = any(d > f for d, f in zip(done[at + 1 :], self._first[at + 1 :]))
+            over = later or done[at] >= self._phases[at].total
+            yield self._line(done[at], now - self._begun, over or ended), over or ended
+            if not over:
+                break
+            self._at, self._begun = at + 1, now
+
+    def _line(self, done: int, seconds: float, last: bool) -> str:
+        phase = self._phases[self._at]
+        rate = (done - self._first[self._at]) / seconds if seconds > 0 else 0.0
+        time_ = f" in {time_text(seconds)}" if last else ""
+        if rate and not last:
+            time_ = f", {time_text((phase.total - done) / rate)} left"
+        number = f"{self._at + 1}/{len(self._phases)} " if len(self._phases) > 1 else ""
+        amount = f"{done:>9,} of {phase.total:,}{phase.unit}"
+        return f"{number}{phase.label:<{self._width}} {amount}  {rate:,.1f}{phase.unit}/s{time_}"
+
+
 class Progress:
-    """Prints done, rate and time left of the phase at work, until the block ends."""
+    """Prints done, rate and time left of the phase at work, until the block ends: on a terminal in one live
+    line for each, elsewhere a line now and then.
+    """
 
     def __init__(self, phases: Sequence[Phase]):
         self._phases = [p for p in phases if p.total]
@@ -207,34 +248,26 @@ class Progress:
         self._thread.join()
 
     def _watch(self) -> None:
-        for phase in self._phases:
-            begun, first = time.monotonic(), phase.done()
-            done, printed, pause = first, begun if not self._terminal else 0.0, 0.5
-            while done < phase.total and not self._stop.wait(pause):
-                asked = time.monotonic()
-                done = phase.done()
-                now = time.monotonic()
-                pause = max(
-                    0.5, 10 * (now - asked)
-                )  # to list a large folder of an object store takes seconds
-                if now - printed > (0.5 if self._terminal else _SECONDS_BETWEEN_LINES):
-                    self._show(phase, done, first, now - begun, end="")
+        printed = asked = time.monotonic()
+        stages, pause, ended = Stages(self._phases, self._done(), asked), 0.5, False
+        while not ended:
+            ended = self._stop.wait(pause)
+            asked = time.monotonic()
+            done, now = self._done(), time.monotonic()
+            pause = max(0.5, 10 * (now - asked))  # to list a large folder of an object store takes seconds
+            for line, last in stages.lines(done, now, ended):
+                if last or self._terminal or now - printed > _SECONDS_BETWEEN_LINES:
+                    self._print(line, last)
                     printed = now
-            done = phase.done()
-            self._show(phase, done, first, time.monotonic() - begun, end="\n")
-            if done < phase.total:
-                return
 
-    def _show(self, phase: Phase, done: int, first: int, seconds: float, end: str) -> None:
-        rate = (done - first) / seconds if seconds > 0 else 0.0
-        left = f", {time_text((phase.total - done) / rate)} left" if rate and done < phase.total else ""
-        line = f"{phase.label:<8} {done:>8,} of {phase.total:,}{phase.unit}  {rate:,.1f}{phase.unit}/s{left}"
-        print(
-            f"\r\033[K{line}" if self._terminal else line,
-            end=end if self._terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+    def _done(self) -> list[int]:
+        return [phase.done() for phase in self._phases]
+
+    def _print(self, line: str, last: bool) -> None:
+        if self._terminal:
+            print(f"\r\033[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def time_text(seconds: float) -> str:

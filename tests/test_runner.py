@@ -51,3 +51,52 @@ def test_a_pipeline_has_the_workers_asked_for(flags):
 )
 def test_photographs_in_the_model_at_a_time(flags, photographs):
     assert runner.images_in_flight(PipelineOptions(flags)) == photographs
+
+
+_PHASES = [runner.Phase(label, 10, lambda: 0) for label in ("extract", "retrieve", "verify")]
+
+
+@pytest.mark.parametrize(
+    "steps, wanted",
+    [
+        (
+            [((4, 0, 0), False), ((10, 3, 0), False), ((10, 10, 10), True)],
+            ["1/3 extract ...", "1/3 extract.", "2/3 retrieve ...", "2/3 retrieve.", "3/3 verify."],
+        ),
+        ([((4, 0, 0), False), ((4, 0, 0), True)], ["1/3 extract ...", "1/3 extract."]),
+        (  # a time budget cut the first, the second cannot be seen
+            [((4, 0, 0), False), ((4, 0, 2), False), ((4, 0, 4), True)],
+            ["1/3 extract ...", "1/3 extract.", "2/3 retrieve.", "3/3 verify ...", "3/3 verify."],
+        ),
+        ([((10, 10, 0), False)], ["1/3 extract.", "2/3 retrieve.", "3/3 verify ..."]),
+    ],
+    ids=["one after the other", "stopped", "cut by a budget", "done before"],
+)
+def test_the_stage_at_work_is_shown_and_each_is_closed(steps, wanted):
+    stages = runner.Stages(_PHASES, (0, 0, 0), 0.0)
+    shown = [
+        " ".join(line.split()[:2]) + ("." if last else " ...")
+        for seconds, (done, ended) in enumerate(steps, 1)
+        for line, last in stages.lines(done, float(seconds), ended)
+    ]
+    assert shown == wanted
+
+
+def test_a_stage_says_how_fast_it_is_and_how_long_it_takes():
+    [phase] = phases = [runner.Phase("download", 3600, lambda: 0, " MB")]
+    stages = runner.Stages(phases, [600], 100.0)
+    assert [*stages.lines([1200], 160.0)] == [
+        ("download     1,200 of 3,600 MB  10.0 MB/s, 4m00s left", False)
+    ]
+    assert [*stages.lines([3600], 400.0)] == [("download     3,600 of 3,600 MB  10.0 MB/s in 5m00s", True)]
+    assert [*stages.lines([3600], 500.0, ended=True)] == [] and phase.unit == " MB"
+
+
+def test_progress_is_a_live_line_on_a_terminal_and_whole_lines_elsewhere(monkeypatch, capsys):
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        with runner.Progress([runner.Phase("extract", 5, lambda: 5), runner.Phase("nothing", 0, lambda: 0)]):
+            pass
+        lines = capsys.readouterr().err
+        assert lines.startswith("\r\033[Kextract" if terminal else "extract")
+        assert lines.endswith("\n") and lines.count("\n") == 1
