@@ -20,7 +20,7 @@ from beam_pipeline.config import TimeBudget
 # before the first image, between the last image and the first pair, and after the last pair.
 _PIPELINES_BEFORE, _PIPELINES_BETWEEN, _PIPELINES_AFTER = 1.0, 2.0, 2.0
 # What an engine that is not this machine takes to start its workers, and to end; an assumption.
-_ENGINE_START, _ENGINE_END = 300.0, 120.0
+ENGINE_START, ENGINE_END = 300.0, 120.0
 # The reserve covers this many times what is expected, for a machine that slows down, and a part of the
 # budget.
 _CAUTION, _PART = 1.5, 0.01
@@ -172,8 +172,8 @@ def make_plan(work: Work, measured: Measured) -> Plan:
         stages.append(
             Stage("verify", work.pairs, "pairs", measured.pair * share, work.shards * measured.shard_bytes)
         )
-    start = measured.load + _PIPELINES_BEFORE * measured.pipeline + work.engine * _ENGINE_START
-    end = measured.process + _PIPELINES_AFTER * measured.pipeline + work.engine * _ENGINE_END
+    start = measured.load + _PIPELINES_BEFORE * measured.pipeline + work.engine * ENGINE_START
+    end = measured.process + _PIPELINES_AFTER * measured.pipeline + work.engine * ENGINE_END
     end += work.shards * measured.shard * share + work.queries * _CSV_ROW
     between = _PIPELINES_BETWEEN * measured.pipeline if work.queries else 0.0
     return Plan(work, measured, tuple(stages), start, between, end)
@@ -221,7 +221,8 @@ def format_plan(plan: Plan, budget: TimeBudget | None, now: float) -> str:
         )
     lines.append(_row("overhead", "", "", plan.overhead))
     lines.append(_row("all", "", "", plan.seconds, sum(stage.size for stage in plan.stages)))
-    lines.append(f"  memory per worker process: about {measured.memory / 1e9:.1f} GB")
+    if work.engine:
+        lines.append(f"  memory per worker process: about {measured.memory / 1e9:.1f} GB")
     if budget is not None:
         lines.append(f"time budget {runner.time_text(budget.seconds)}: {_fit(plan, budget, now)}")
     return "\n".join(lines)

@@ -3,16 +3,22 @@
 pip install --no-index --no-deps OUTPUT/*.whl
 """
 
-import importlib.metadata
+import email
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 
 from beam_pipeline.config import ConfigError
 
 _SOURCE = pathlib.Path(__file__).parents[1]
+_FILES = ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in", "LICENSE", "NOTICE")
+_PACKAGES = ("beam_pipeline", "transforms")
 
 
 def _pip(arguments: Sequence[str]) -> None:
@@ -31,24 +37,36 @@ def run(output: str, without: Sequence[str] = (), pip: Callable[[Sequence[str]],
       pip: runs pip with arguments.
 
     Raises:
-      ConfigError: the package's source is not there, or a requirement is none.
+      ConfigError: the package's source is not there, or there is no such requirement.
       OSError: pip failed.
     """
-    if not (_SOURCE / "pyproject.toml").exists():
+    if not all((_SOURCE / name).exists() for name in _FILES):
         raise ConfigError(f"{_SOURCE} is no source of landmarks: make the bundle from a checkout of it")
-    needed = [r for r in importlib.metadata.requires("landmarks") or [] if "extra ==" not in r]
+    with tempfile.TemporaryDirectory(prefix="landmarks-") as scratch:  # pip leaves a build/ behind
+        for name in _FILES:
+            shutil.copy(_SOURCE / name, scratch)
+        for name in _PACKAGES:
+            shutil.copytree(_SOURCE / name, os.path.join(scratch, name))
+        pip(["wheel", "--no-deps", "--wheel-dir", output, scratch])
+    needed = _requirements(max(pathlib.Path(output).glob("landmarks-*.whl"), key=os.path.getmtime))
     unknown = {*without} - {*map(_name, needed)}
     if unknown:
-        raise ConfigError(
-            f"--without {sorted(unknown)[0]}: the package needs {', '.join(sorted(map(_name, needed)))}"
-        )
-    pip(["wheel", "--no-deps", "--wheel-dir", output, str(_SOURCE)])
+        names = ", ".join(sorted(map(_name, needed)))
+        raise ConfigError(f"--without {sorted(unknown)[0]}: the package needs {names}")
     pip(["wheel", "--wheel-dir", output, *(r for r in needed if _name(r) not in without)])
     wheels = sorted(pathlib.Path(output).glob("*.whl"))
     size = sum(path.stat().st_size for path in wheels)
     print(f"{output}: {len(wheels):,} wheels, {size / 1e6:,.0f} MB; without a network:")
     print(f"  pip install --no-index --no-deps {output}/*.whl")
     return 0
+
+
+def _requirements(wheel: pathlib.Path) -> list[str]:
+    """What a wheel needs, extras left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        told = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    return [requirement for requirement in told if "extra ==" not in requirement]
 
 
 def _name(requirement: str) -> str:

@@ -201,6 +201,26 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FullSize:
+    """What `landmarks plan` reckons with; None for what there is.
+
+    Attributes:
+      photographs: to extract; of recognize, queries.
+      index_photographs: that the index will have.
+      prices: a JSON file, see `costs.Prices`.
+    """
+
+    photographs: int | None = None
+    index_photographs: int | None = None
+    prices: str | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything is."""
+        return self != FullSize()
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Arguments of `landmarks evaluate`; see its --help."""
 

@@ -15,6 +15,7 @@ from beam_pipeline.config import (
     ConfigError,
     DownloadConfig,
     ExtractionOverrides,
+    FullSize,
     IndexConfig,
     Preset,
     RecognizeConfig,
@@ -227,6 +228,26 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_size_flags(parser: argparse.ArgumentParser, of_index: bool) -> None:
+    """Adds the flags of FullSize."""
+    group = parser.add_argument_group("size of the plan (default: what there is)")
+    what = "photographs" if of_index else "queries"
+    group.add_argument(
+        "--photographs",
+        type=number(int, 1),
+        metavar="N",
+        help=f"plan for so many {what}; --images are a sample of them",
+    )
+    if not of_index:
+        group.add_argument(
+            "--index_photographs",
+            type=number(int, 1),
+            metavar="N",
+            help="plan for an index of so many; --index is a sample of it",
+        )
+    group.add_argument("--prices", metavar="JSON", help="a copy of the package's prices.json, edited")
+
+
 def _record(kind: type[R], args: argparse.Namespace, **others: Any) -> R:
     """A record of the flags that are named as its fields, and of `others`."""
     names = {field.name for field in dataclasses.fields(kind)} - others.keys()
@@ -264,6 +285,11 @@ def download_config(args: argparse.Namespace) -> DownloadConfig:
       ConfigError: a flag makes no sense.
     """
     return _record(DownloadConfig, args, budget=_budget(args))
+
+
+def full_size(args: argparse.Namespace) -> FullSize:
+    """What the flags of `add_size_flags` say."""
+    return _record(FullSize, args)
 
 
 def _budget(args: argparse.Namespace) -> TimeBudget | None:

@@ -14,8 +14,8 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, layout, left_out, lock, outputs, parts, pilot, recipe, runner
-from beam_pipeline.config import ConfigError, IndexConfig, PipelineError
+from beam_pipeline import budget, costs, layout, left_out, lock, outputs, parts, pilot, recipe, runner
+from beam_pipeline.config import ConfigError, FullSize, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
 from transforms import features
@@ -127,14 +127,22 @@ def prepare(config: IndexConfig) -> Prepared:
     return Prepared(config, started, task, unlabelled, base, lacking, passed_over)
 
 
-def plan(config: IndexConfig, options: PipelineOptions) -> int:
+def plan(config: IndexConfig, options: PipelineOptions, size: FullSize) -> int:
     """Prints what `run` would take, by a pilot; writes nothing, and returns the exit code.
+
+    Args:
+      config: what is asked for.
+      options: of Beam.
+      size: for how many photographs, of which these are a sample.
 
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong that would stop `run` too.
     """
+    prices = costs.read_prices(size.prices) if size.is_given else None
     task = prepare(config).task
-    pilot.print_plan(config.budget, pilot.sample_of(task.recipe, task.missing(), options))
+    sample = pilot.sample_of(task.recipe, task.missing(), options)
+    sample = dataclasses.replace(sample, work=costs.at_size(sample.work, size))
+    pilot.print_plan(config.budget, sample, lambda plan: costs.format_costs(plan, config.output, prices))
     return 0
 
 

@@ -54,8 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="what to plan; with the options of the command itself",
     )
-    _add_index(planned, _plan_index, "plan `landmarks index`")
-    _add_recognize(planned, _plan_recognize, "plan `landmarks recognize`")
+    of_index = _add_index(planned, _plan_index, "plan `landmarks index`")
+    of_recognize = _add_recognize(planned, _plan_recognize, "plan `landmarks recognize`")
+    flags.add_size_flags(of_index, of_index=True)
+    flags.add_size_flags(of_recognize, of_index=False)
 
     evaluate = _add_command(commands, "evaluate", _evaluate, "score predictions: GAP@1, top-1")
     evaluate.add_argument(
@@ -193,7 +195,7 @@ def _add_gldv2(commands: Any) -> None:
     )
 
 
-def _add_index(commands: Any, run: Any, text: str) -> None:
+def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     index = _add_command(commands, "index", run, text)
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
     index.add_argument(
@@ -221,9 +223,10 @@ def _add_index(commands: Any, run: Any, text: str) -> None:
     )
     flags.add_output_flags(index)
     flags.add_extraction_flags(index, of_index=True)
+    return index
 
 
-def _add_recognize(commands: Any, run: Any, text: str) -> None:
+def _add_recognize(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     recognize = _add_command(commands, "recognize", run, text)
     recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
     recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
@@ -247,6 +250,7 @@ def _add_recognize(commands: Any, run: Any, text: str) -> None:
     flags.add_output_flags(recognize)
     flags.add_query_flags(recognize)
     flags.add_extraction_flags(recognize, of_index=False)
+    return recognize
 
 
 def _add_command(
@@ -313,13 +317,13 @@ def _recognize(args: argparse.Namespace, options: Any) -> int:
 def _plan_index(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import index
 
-    return index.plan(flags.index_config(args), options)
+    return index.plan(flags.index_config(args), options, flags.full_size(args))
 
 
 def _plan_recognize(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import recognize
 
-    return recognize.plan(flags.recognize_config(args), options)
+    return recognize.plan(flags.recognize_config(args), options, flags.full_size(args))
 
 
 def _evaluate(args: argparse.Namespace, options: Any) -> int:

@@ -218,11 +218,28 @@ def _measure_search(
     queries = np.random.default_rng(0).standard_normal((_SAMPLE_QUERIES, width), np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     block = DescriptorBlock(np.array([b"%d" % q for q in range(len(queries))]), queries)
-    searching = min(_seconds(lambda: nearest(block, index, search.k, product)) for _ in range(2))
-    found["search"] = searching / (len(block) * max(1, len(index))) + reading / max(1, work.queries)
+    searched = _filled(index, min(_SAMPLE_ROWS, work.index_images))
+    searching = min(_seconds(lambda: nearest(block, searched, search.k, product)) for _ in range(2))
+    found["search"] = searching / (len(block) * max(1, len(searched))) + reading / max(1, work.queries)
     if search.verification is not None:
         found.update(_measure_pairs(search, search.verification, extracted, index, workers))
     return found
+
+
+def _filled(index: IndexBlock, rows: int) -> IndexBlock:
+    """An index with random images more where it has fewer than `rows`: a product of few rows is slow."""
+    lacking = rows - len(index)
+    if lacking <= 0 or not len(index):
+        return index
+    more = np.random.default_rng(1).standard_normal((lacking, index.descriptors.shape[1]), np.float32)
+    more /= np.linalg.norm(more, axis=1, keepdims=True)
+    repeated = {
+        field.name: np.resize(getattr(index, field.name), rows)
+        for field in dataclasses.fields(index)
+        if field.name not in ("image_ids", "descriptors")
+    }
+    ids = np.array([b"%d" % row for row in range(rows)])
+    return IndexBlock(image_ids=ids, descriptors=np.concatenate([index.descriptors, more]), **repeated)
 
 
 def _measure_predictions(k: int, scratch: str) -> dict[str, float]:
@@ -357,8 +374,15 @@ def schedule(time_budget: TimeBudget | None, sample: Callable[[], Sample]) -> Sc
     return Schedule(time_budget, plan, budget.deadlines(time_budget, plan, now), now)
 
 
-def print_plan(time_budget: TimeBudget | None, sample: Sample) -> None:
+def print_plan(
+    time_budget: TimeBudget | None, sample: Sample, more: Callable[[budget.Plan], str] = lambda plan: ""
+) -> None:
     """What `landmarks plan` does: the pilot and the plan, and nothing else.
+
+    Args:
+      time_budget: of the job.
+      sample: of its work.
+      more: to print of the plan.
 
     Raises:
       ValueError: see `run`, or the pilot died.
@@ -366,4 +390,7 @@ def print_plan(time_budget: TimeBudget | None, sample: Sample) -> None:
     measured = run(sample)
     if measured is None:
         raise ValueError("the pilot died: a photograph or the model crashes its process")
-    print(budget.format_plan(budget.make_plan(sample.work, measured), time_budget, time.time()))
+    plan = budget.make_plan(sample.work, measured)
+    print(budget.format_plan(plan, time_budget, time.time()))
+    if text := more(plan):
+        print(text)

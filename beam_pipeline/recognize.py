@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, evaluate, integrity, left_out, lock, outputs, pilot, recipe, runner
+from beam_pipeline import budget, costs, evaluate, integrity, left_out, lock, outputs, pilot, recipe, runner
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.changes import let_in
-from beam_pipeline.config import ConfigError, RecognizeConfig
+from beam_pipeline.config import ConfigError, FullSize, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
 from transforms import features, retrieval, verification
@@ -151,13 +151,23 @@ def _checked_truth(uri: str, images: Sequence[ImageRef]) -> pa.Table:
     return truth
 
 
-def plan(config: RecognizeConfig, options: PipelineOptions) -> int:
+def plan(config: RecognizeConfig, options: PipelineOptions, size: FullSize) -> int:
     """Prints what `run` would take, by a pilot; writes nothing, and returns the exit code.
+
+    Args:
+      config: what is asked for.
+      options: of Beam.
+      size: for how many photographs, of which these are a sample.
 
     Raises:
       ConfigError, ModelError, TableError, OSError: something is wrong that would stop `run` too.
     """
-    pilot.print_plan(config.budget, _sample(prepare(config), options))
+    prices = costs.read_prices(size.prices) if size.is_given else None
+    prepared = prepare(config)
+    sample = _sample(prepared, options)
+    candidates = config.num_to_rerank if prepared.index.has_local_features else 0
+    sample = dataclasses.replace(sample, work=costs.at_size(sample.work, size, candidates))
+    pilot.print_plan(config.budget, sample, lambda plan: costs.format_costs(plan, config.output, prices))
     return 0
 
 

@@ -25,6 +25,7 @@ _PATHS = (
     "local_model",
     "index",
     "truth",
+    "prices",
     "sample_submission",
     "query_store",
     "predictions",
