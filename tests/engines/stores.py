@@ -3,12 +3,14 @@ environment.
 
 python stores.py upload ROOT FOLDER    makes ROOT's bucket and copies what FOLDER's lists, tables and
 photographs are
-python stores.py units STORE           number of finished units
+python stores.py await STORE UNITS PID  until so many units are finished; fails where the process has ended
 python stores.py fetch URI FILE        copies a file from the store
 """
 
+import os
 import pathlib
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from transforms.storage import files
@@ -51,12 +53,14 @@ def upload(root: str, folder: pathlib.Path) -> None:
 
 def main() -> None:
     """See the module's documentation."""
-    command, uri, argument = (*sys.argv[1:], "")[:3]
+    command, uri, argument, *rest = sys.argv[1:]
     if command == "upload":
         make_bucket(uri)
         upload(uri, pathlib.Path(argument))
-    elif command == "units":
-        print(len(FeatureStore(uri).units()))
+    elif command == "await":
+        while len(FeatureStore(uri).units()) < int(argument):
+            os.kill(int(rest[0]), 0)
+            time.sleep(0.05)
     else:
         pathlib.Path(argument).write_bytes(files.read_bytes(uri))
 

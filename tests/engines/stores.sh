@@ -29,10 +29,8 @@ try_store() {
   say "index in two worker processes, killed after 2 units, and started again; a glob"
   start killed "$venv/bin/landmarks" index "${extraction[@]}" --output "$root/resumed/index" --direct_num_workers=2 --direct_running_mode=multi_processing
   job=$!
-  until [ "$(tool units "$root/resumed/index")" -ge 2 ]; do
-    kill -0 "$job" 2>/dev/null || { echo "it ended before it could be killed" >&2; return 1; }
-  done
-  kill -KILL -- "-$job"
+  tool await "$root/resumed/index" 2 "$job" || { echo "it ended before it could be killed" >&2; return 1; }
+  kill -KILL -- "-$job" 2>/dev/null || true
   wait "$job" 2>/dev/null || true
   if landmarks verify "$root/resumed/index" "${options[@]}"; then echo "it was finished before it could be killed" >&2; return 1; fi
   landmarks index "${extraction[@]}" --output "$root/resumed/index" --direct_num_workers=2 --direct_running_mode=multi_processing
