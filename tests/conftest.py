@@ -6,6 +6,8 @@ import pathlib
 import pytest
 from hypothesis import settings
 
+from beam_pipeline import demo
+
 
 @pytest.fixture(scope="session")
 def photos() -> pathlib.Path:
@@ -15,6 +17,13 @@ def photos() -> pathlib.Path:
     if "LANDMARKS_PHOTOS" not in os.environ:
         pytest.skip("LANDMARKS_PHOTOS names no folder of photographs")
     return pathlib.Path(os.environ["LANDMARKS_PHOTOS"])
+
+
+@pytest.fixture(scope="session")
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, demo.DemoPaths]:
+    """The demo set, made once (it takes seconds), and its folder; for reading."""
+    root = tmp_path_factory.mktemp("demo") / "set"
+    return root, demo.make_demo(str(root))
 
 
 # A crowded machine makes no test fail: what is slow is seen in the benchmarks.

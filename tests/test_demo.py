@@ -26,10 +26,9 @@ def _rows(path):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    root = tmp_path_factory.mktemp("demo") / "set"
-    return root, demo.make_demo(str(root))
+@pytest.fixture
+def made(demo_set):
+    return demo_set
 
 
 @pytest.fixture(name="few_views")

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from beam_pipeline import demo
 from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
@@ -23,20 +22,19 @@ RETRIEVING = tiny_models.RETRIEVAL_KINDS
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A part of the demo set: 12 landmarks' index photographs, their queries, and a few distractors."""
-    root = tmp_path_factory.mktemp("data")
-    demo.make_demo(str(root / "all"))
-    labels = pd.read_csv(root / "all" / "labels.csv", dtype=str)
-    chosen = sorted(labels.landmark_id.unique())[:12]
+def data(tmp_path_factory, demo_set):
+    """A part of the demo set: 6 landmarks' index photographs, their queries, and a few distractors."""
+    root, (everything, _) = tmp_path_factory.mktemp("data"), demo_set
+    labels = pd.read_csv(everything / "labels.csv", dtype=str)
+    chosen = sorted(labels.landmark_id.unique())[:6]
     labels = labels[labels.landmark_id.isin(chosen)]
-    truth = pd.read_csv(root / "all" / "truth.csv", dtype=str, keep_default_na=False)
-    truth = pd.concat([truth[truth.landmarks.isin(chosen)], truth[truth.landmarks == ""].head(8)])
+    truth = pd.read_csv(everything / "truth.csv", dtype=str, keep_default_na=False)
+    truth = pd.concat([truth[truth.landmarks.isin(chosen)], truth[truth.landmarks == ""].head(4)])
     labels.to_csv(root / "labels.csv", index=False)
     truth.to_csv(root / "truth.csv", index=False)
     for folder, ids in (("index", labels.id), ("queries", truth.id)):
         (root / folder).mkdir()
-        found = {path.stem: path for path in (root / "all" / folder).rglob("*.jpg")}
+        found = {path.stem: path for path in (everything / folder).rglob("*.jpg")}
         for image_id in ids:
             shutil.copy(found[image_id], root / folder)
     return root
@@ -414,7 +412,7 @@ def agrees_with_the_oracle(index_folder, run, parameters, limit):
 
 
 def test_the_pipeline_agrees_with_the_oracle(embedded_index, embedded_run):
-    agrees_with_the_oracle(embedded_index, embedded_run, oracle.OracleParameters(), 20)
+    agrees_with_the_oracle(embedded_index, embedded_run, oracle.OracleParameters(), 10)
 
 
 def test_the_pipeline_agrees_with_the_oracle_on_real_photographs(photos, tmp_path):

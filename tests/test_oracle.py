@@ -176,7 +176,7 @@ def test_inliers_agree_where_the_homography_is_clear(data):
 )
 def test_same_predictions(data, mutual_check, num_to_rerank, top_k):
     index, queries = data
-    queries = queries[:3] if num_to_rerank > len(index) else queries
+    queries = queries[:1] if num_to_rerank > len(index) else queries
     settings = VerificationSettings(mutual_check=mutual_check)
     ours = product_recognize(index, queries, settings, num_to_rerank, top_k)
     expected = oracle.recognize(

@@ -52,12 +52,10 @@ def run(folder, *arguments):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(tmp_path_factory, demo_set):
     """An undisturbed round of the commands."""
     folder = tmp_path_factory.mktemp("reference")
-    kill.write_inputs(
-        folder, kill.find_photographs(None, tmp_path_factory.mktemp("demo") / "set"), (16, 8, 16)
-    )
+    kill.write_inputs(folder, kill.find_photographs(None, demo_set[0]), (16, 8, 16))
     for command in kill.COMMANDS:
         assert run(folder, *command.arguments) == 0
         kill.record(command, folder)
