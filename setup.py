@@ -8,6 +8,7 @@ setup(
         "apache-beam>=2.76,<3",
         "jinja2>=3.1,<4",
         "numpy>=2.0,<3",
+        "obstore>=0.12,<0.13",  # for all: on Dataflow the workers install no extra
         "onnxruntime>=1.20,<2",
         "opencv-python-headless>=4.10,<6",
         "pandas>=2.2,<4",
@@ -19,14 +20,13 @@ setup(
         "threadpoolctl>=3.5,<4",
     ],
     extras_require={
-        "aws": ["boto3>=1.36,<2", "obstore>=0.12,<0.13"],
-        "gcp": ["apache-beam[gcp]>=2.76,<3", "obstore>=0.12,<0.13"],
+        "aws": ["boto3>=1.36,<2"],
+        "gcp": ["apache-beam[gcp]>=2.76,<3"],
         "test": [
             "boto3>=1.36,<2",
             "duckdb>=1.2,<3",
             "hypothesis>=6.100,<7",
             "mypy>=2.4,<3",
-            "obstore>=0.12,<0.13",
             "onnx>=1.17,<2",
             "pytest>=8,<10",
             "ruff>=0.17.6,<0.18",  # another version formats in another way

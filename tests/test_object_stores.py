@@ -419,11 +419,7 @@ def test_a_swap_whose_answer_was_lost_has_succeeded(root):
 
 def test_a_store_without_its_package_is_named(monkeypatch):
     monkeypatch.setattr(object_stores, "_stores", {})
-    for scheme, package, extra in (
-        ("s3", "boto3", "aws"),
-        ("s3", "obstore", "aws"),
-        ("gs", "obstore", "gcp"),
-    ):
+    for scheme, package, extra in (("s3", "boto3", "aws"), ("gs", "google.auth.transport.requests", "gcp")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             with pytest.raises(

@@ -221,7 +221,6 @@ class _S3(_Buckets):
         super().__init__()
         try:
             import boto3
-            import obstore  # noqa: F401
         except ImportError as e:
             raise ValueError(
                 f"s3:// needs a package that is not installed (pip install 'landmarks[aws]'): {e}"
@@ -285,7 +284,6 @@ class _Gcs(_Buckets):
     def __init__(self, options: PipelineOptions):
         super().__init__()
         try:
-            import obstore  # noqa: F401
             from apache_beam.internal.gcp import auth
             from google.auth.transport.requests import Request
         except ImportError as e:
