@@ -76,7 +76,8 @@ else
 fi
 
 landmarks index --images "${images[@]}" --labels "$labels" --output "$output/index"
-landmarks recognize --images "${queries[@]}" --index "$output/index" --output "$output/run" ${truth:+--truth "$truth"} ${rest[@]+"${rest[@]}"}
+landmarks calibrate --index "$output/index"
+landmarks recognize --images "${queries[@]}" --index "$output/index" --output "$output/run" --preset tuned ${truth:+--truth "$truth"} ${rest[@]+"${rest[@]}"}
 
 landmarks report --run "$output/run" ${truth:+--truth "$truth"} --output "$output/report"
 

@@ -5,11 +5,12 @@ The one home of every default. Light to import: no TensorFlow, no Beam, so that 
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from beam_pipeline.gldv2 import published
 from transforms.storage.uris import is_local, join
-from transforms.types import ReadingConfig, VerificationSettings
+from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,27 +18,25 @@ class Preset:
     """Query-time hyperparameters that are set together; a single flag overrides."""
 
     num_to_rerank: int
-    top_k: int
     verification: VerificationSettings
+    scoring: ScoringSettings
 
 
 # entry: the Kaggle entry; host: Google's baseline for the competition; accurate: measured on real
 # photographs, see the docs.
 PRESETS = {
-    "entry": Preset(3, 3, VerificationSettings()),
+    "entry": Preset(3, VerificationSettings(), ScoringSettings()),
     "host": Preset(
         10,
-        5,
         VerificationSettings(
-            max_inlier_score=70,
-            max_reprojection_error=4.0,
-            max_ransac_iterations=1000,
-            homography_confidence=0.99,
+            max_reprojection_error=4.0, max_ransac_iterations=1000, homography_confidence=0.99
         ),
+        ScoringSettings(top_k=5, max_inlier_score=70),
     ),
-    "accurate": Preset(20, 3, VerificationSettings(mutual_check=True)),
+    "accurate": Preset(20, VerificationSettings(mutual_check=True), ScoringSettings()),
 }
 DEFAULT_PRESET = "entry"
+TUNED = "tuned"  # the preset that an index's calibration is
 
 # More failed images than this part fail the job, once everything has been written.
 MAX_FAILURE_RATE = 0.05
@@ -148,6 +147,8 @@ class RecognizeConfig:
       sample_submission: a table whose ids are the submission's rows; None for a row of each image.
       model, local_model: None for those that the index names.
       query_store: folder of the queries' features; None for OUTPUT/queries.
+      tuned: num_to_rerank, verification and scoring are those of the index's calibration.
+      min_probability: below it a query has no landmark; only with `tuned`.
       max_distance: of matching descriptors; None for that of the model's card, else that of `verification`.
     """
 
@@ -162,22 +163,73 @@ class RecognizeConfig:
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
     num_to_rerank: int = PRESETS[DEFAULT_PRESET].num_to_rerank
-    top_k: int = PRESETS[DEFAULT_PRESET].top_k
     verification: VerificationSettings = PRESETS[DEFAULT_PRESET].verification
+    scoring: ScoringSettings = PRESETS[DEFAULT_PRESET].scoring
     max_distance: float | None = None
+    tuned: bool = False
+    min_probability: float = 0.0
     overwrite: bool = False
     max_failure_rate: float = MAX_FAILURE_RATE
     budget: TimeBudget | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k > self.num_to_rerank:
-            raise ConfigError(f"--top_k {self.top_k} is more than --num_to_rerank {self.num_to_rerank}")
+        if self.min_probability and not self.tuned:
+            raise ConfigError("--min_probability needs the probabilities of --preset tuned")
+        if self.scoring.top_k > self.num_to_rerank:
+            raise ConfigError(
+                f"--top_k {self.scoring.top_k} is more than --num_to_rerank {self.num_to_rerank}"
+            )
         for flag, folder in (("--output", self.output), ("--query_store", self.query_store)):
             if folder is not None and _holds(folder, self.index):
                 raise ConfigError(f"{flag} {folder} is or holds the index {self.index}; name another folder")
         store = self.query_store
         if store is not None and _holds(store, self.output) and _holds(self.output, store):
             raise ConfigError(f"--query_store {store} is the output {self.output}; name another folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateConfig:
+    """Arguments of `landmarks calibrate`; see its --help.
+
+    Attributes:
+      sample: photographs of the index that are asked for, about.
+      negatives: outputs of index or recognize, of photographs that show no landmark of the index.
+      non_landmark_share: the part of the queries that is expected to show no landmark of the index.
+      output: file of the calibration; None for INDEX/calibration.json.
+    """
+
+    index: str
+    sample: int = 2000
+    negatives: tuple[str, ...] = ()
+    non_landmark_share: float = 0.5
+    output: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RescoreConfig:
+    """Arguments of `landmarks rescore`; see its --help.
+
+    Attributes:
+      num_to_rerank: candidates that count, the most similar ones; None for all that the run has.
+      scoring: the fields of ScoringSettings that are other than the run's.
+      calibration: file of one; None for the run's own, or none.
+      min_probability: None for the run's own.
+    """
+
+    run: str
+    output: str
+    truth: str | None = None
+    num_to_rerank: int | None = None
+    scoring: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: str | None = None
+    min_probability: float | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.calibration and (self.scoring or self.num_to_rerank):
+            raise ConfigError("--calibration brings its own scores: it goes with no other flag of them")
+        if _holds(self.output, self.run):
+            raise ConfigError(f"--output {self.output} is or holds the run {self.run}; name another folder")
 
 
 def _holds(folder: str, other: str) -> bool:
@@ -227,6 +279,7 @@ class EvaluateConfig:
     predictions: str
     truth: str
     output: str | None = None
+    non_landmark_share: float | None = None
 
     def __post_init__(self) -> None:
         for flag, read in (("--truth", self.truth), ("--predictions", self.predictions)):

@@ -22,7 +22,7 @@ def build(pipeline: beam.Pipeline, config: EvaluateConfig) -> beam.PCollection[d
     return (
         pipeline
         | "Shards" >> beam.Create(tables.prediction_shards(config.predictions)).with_output_types(str)
-        | "Score" >> gap.EvaluatePredictions(config.truth)
+        | "Score" >> gap.EvaluatePredictions(config.truth, config.non_landmark_share)
     )
 
 
@@ -110,7 +110,21 @@ def format_metrics(metrics: gap.Metrics) -> str:
         "ignored": "rows are on queries with Usage Ignored",
         "unknown": "empty rows are on images that the truth does not list",
     }
-    return "\n".join([*text, *(f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name])])
+    text += [f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name]]
+    return "\n".join([*text, *_judgement_lines(metrics["all"])])
+
+
+def _judgement_lines(metrics: dict[str, Any]) -> list[str]:
+    judgement, lines = metrics["judgement"], []
+    if judgement["gap"] != metrics["gap"] and judgement["gap"] is not None:
+        lines.append(f"GAP with this part of the queries without a landmark: {judgement['gap']:.4f}")
+    if "thresholds" in judgement:
+        lines.append(f"calibration error {_share(judgement['calibration_error'])}")
+        lines.append("probability  precision  recall  coverage")
+        for row in judgement["thresholds"]:
+            precision, recall, coverage = (_share(row[k]) for k in ("precision", "recall", "coverage"))
+            lines.append(f">= {row['threshold']:<8.2f}  {precision:>9}  {recall:>6}  {coverage:>8}")
+    return lines
 
 
 def report_hint(run: str, truth: str | None) -> str:

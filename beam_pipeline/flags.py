@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from beam_pipeline.config import (
@@ -12,6 +12,8 @@ from beam_pipeline.config import (
     EXTRACTION_PRESETS,
     MAX_FAILURE_RATE,
     PRESETS,
+    TUNED,
+    CalibrateConfig,
     ConfigError,
     DownloadConfig,
     ExtractionOverrides,
@@ -19,11 +21,12 @@ from beam_pipeline.config import (
     IndexConfig,
     Preset,
     RecognizeConfig,
+    RescoreConfig,
     TimeBudget,
 )
 from beam_pipeline.gldv2 import kaggle
 from transforms.models.card import PRECISIONS
-from transforms.types import ReadingConfig, VerificationSettings
+from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -150,17 +153,24 @@ def add_query_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--preset",
-        choices=sorted(PRESETS),
+        choices=[*sorted(PRESETS), TUNED],
         default=DEFAULT_PRESET,
-        help="sets all of these together (default: %(default)s)",
+        help="sets all of these together; tuned: as `landmarks calibrate` found best for this index, with "
+        "probabilities (default: %(default)s)",
+    )
+    group.add_argument(
+        "--min_probability",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+        help="with --preset tuned: a query whose landmark is less probable has none (default: 0)",
     )
 
     def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
         group.add_argument("--" + name, type=kind, metavar=metavar, help=f"{text} [{entry[name]}]")
 
     add("num_to_rerank", number(int, 1, 1000), "N", "candidates retrieved and verified per query")
-    add("top_k", number(int, 1, 1000), "N", "best candidates summed per class")
-    add("max_inlier_score", number(int, 1), "N", "inliers beyond this count no more")
+    add_scoring_flags(group, entry)
     add(
         "max_reprojection_error",
         number(float, 0, open_low=True),
@@ -186,7 +196,6 @@ def add_query_flags(parser: argparse.ArgumentParser) -> None:
         "R",
         "nearest over second nearest distance at most this",
     )
-    add("global_weight", number(float, 0), "A", "weight of the cosine in the total score")
     group.add_argument(
         "--mutual_check",
         action=argparse.BooleanOptionalAction,
@@ -195,12 +204,25 @@ def add_query_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scoring_flags(parser: argparse._ActionsContainer, defaults: Mapping[str, Any] | None = None) -> None:
+    """Adds the flags of ScoringSettings, each with no default but one to tell in brackets."""
+
+    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        shown = f" [{defaults[name]}]" if defaults else ""
+        parser.add_argument("--" + name, type=kind, metavar=metavar, help=text + shown)
+
+    add("top_k", number(int, 1, 1000), "N", "best candidates summed per class")
+    add("max_inlier_score", number(int, 1), "N", "inliers beyond this count no more")
+    add("global_weight", number(float, 0), "A", "weight of the cosine in the total score")
+    add("augmented_weight", number(float, 0), "A", "weight of the cosine to the label-augmented descriptor")
+
+
 def _values(preset: Preset) -> dict[str, Any]:
     """The hyperparameters of a preset by the names of their flags."""
     return {
         "num_to_rerank": preset.num_to_rerank,
-        "top_k": preset.top_k,
         **dataclasses.asdict(preset.verification),
+        **dataclasses.asdict(preset.scoring),
     }
 
 
@@ -302,11 +324,19 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
     Raises:
       ConfigError: options that do not go together.
     """
-    values = _values(PRESETS[args.preset])
-    values.update({name: getattr(args, name) for name in values if getattr(args, name) is not None})
-    num_to_rerank, top_k = values.pop("num_to_rerank"), values.pop("top_k")
+    tuned = args.preset == TUNED
+    values = _values(PRESETS[DEFAULT_PRESET if tuned else args.preset])
+    given = {name: getattr(args, name) for name in values if getattr(args, name) is not None}
+    if tuned and given:
+        raise ConfigError(
+            f"--preset tuned takes all of these from the index's calibration: --{next(iter(given))} does not "
+            "go with it"
+        )
+    values.update(given)
+    num_to_rerank = values.pop("num_to_rerank")
     if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
-        top_k = min(top_k, num_to_rerank)
+        values["top_k"] = min(values["top_k"], num_to_rerank)
+    scoring = {field.name: values.pop(field.name) for field in dataclasses.fields(ScoringSettings)}
     common = _common(args)
     common["images"], sample = kaggle.query_inputs(common["images"], args.sample_submission)
     return _record(
@@ -315,7 +345,20 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
         sample_submission=sample,
         overrides=_record(ExtractionOverrides, args, preset=None),
         num_to_rerank=num_to_rerank,
-        top_k=top_k,
         verification=VerificationSettings(**values),
+        scoring=ScoringSettings(**scoring),
+        tuned=tuned,
         **common,
     )
+
+
+def calibrate_config(args: argparse.Namespace) -> CalibrateConfig:
+    """Parsed flags of `landmarks calibrate` as a configuration."""
+    return _record(CalibrateConfig, args, negatives=tuple(args.negatives))
+
+
+def rescore_config(args: argparse.Namespace) -> RescoreConfig:
+    """Parsed flags of `landmarks rescore` as a configuration."""
+    names = [field.name for field in dataclasses.fields(ScoringSettings)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return _record(RescoreConfig, args, scoring=given)

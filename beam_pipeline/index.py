@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -19,9 +19,10 @@ from beam_pipeline.config import ConfigError, FullSize, IndexConfig, PipelineErr
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
 from transforms import features
+from transforms.augmentation import AugmentIndex
 from transforms.models import catalog
 from transforms.storage import files, spelling, tables, worklist
-from transforms.storage.feature_store import failure_table
+from transforms.storage.feature_store import ShardSummary, failure_table
 from transforms.types import Failure, ImageRef
 
 _SLICE = 1 << 16  # landmarks as Python's text at a time
@@ -39,6 +40,7 @@ class Prepared:
       base: the manifest of the index to add to; None for a new index.
       labels_without_image: labels of the table that no photograph has, of the index that is added to neither.
       passed_over: how many files the suffix passed over, by suffix.
+      others: the units that the index has beside these.
     """
 
     config: IndexConfig
@@ -48,6 +50,7 @@ class Prepared:
     base: IndexManifest | None
     labels_without_image: int
     passed_over: Mapping[str, int]
+    others: Sequence[str] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -56,12 +59,18 @@ class Prepared:
         return {"command": "index", "format": FORMAT, **self.task.recipe.identity, **images}
 
 
-def build(pipeline: beam.Pipeline, task: ExtractionTask, deadline: float = math.inf) -> beam.PCollection[str]:
-    """The graph of the index job: the features that the store lacks go there; gives the names of the finished
-    units.
+def build(
+    pipeline: beam.Pipeline, task: ExtractionTask, deadline: float = math.inf, others: Sequence[str] = ()
+) -> beam.PCollection[str]:
+    """The graph of the index job: the features that the store lacks go there, then the augmented descriptors
+    of these units and `others`; gives the name of their list.
     """
     hints = runner.resource_hints(pipeline.options, features.MIN_RAM)
-    return pipeline | "Extract" >> task.transform(deadline).with_resource_hints(**hints)
+    units = pipeline | "Extract" >> task.transform(deadline).with_resource_hints(**hints)
+    if others:
+        rest = pipeline | "Others" >> beam.Create(list(others), reshuffle=False).with_output_types(str)
+        units = (units, rest) | "All" >> beam.Flatten()
+    return units | "Augment" >> AugmentIndex(task.store.root, deadline)
 
 
 def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRef], list[ImageRef]]:
@@ -180,9 +189,9 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
             print(f"{root} is finished; nothing to do")
             return outputs.read_manifest(root, IndexManifest).counts
         before = outputs.find_manifest(root, IndexManifest)
-        manifest = extract(prepared)
+        added = parts.added_shards(root, before) if before else ()
+        manifest = extract(_beside(prepared, added))
         if before is not None:  # photographs of its first part were mended; what was added to it stays
-            added = parts.added_shards(root, before)
             manifest = before.with_first(manifest, added, parts.failure_kinds(task.store, added))
             if added:  # which have labels that the first part lacks
                 manifest = manifest.with_labels_lacking(before.counts.labels_without_image)
@@ -229,13 +238,18 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
         unlabelled = [ref for ref in prepared.unlabelled if ref.image_id not in told]
         prepared = dataclasses.replace(prepared, unlabelled=unlabelled)
         task = ExtractionTask.of(new, task.recipe, root, "")
-        added = _extract_part(prepared, extract, task)
+        added = _extract_part(_beside(prepared, base.shards), extract, task)
         if added is None:
             return None
-        manifest = base.with_more(added, task.digest)
-        outputs.finish(root, manifest.with_labels_lacking(prepared.labels_without_image))
+        manifest = base.with_more(added, task.digest).with_labels_lacking(prepared.labels_without_image)
+        outputs.finish(root, manifest)
+        parts.prune_derived(root, manifest)
         _print_summary(root, added)
         return added.counts
+
+
+def _beside(prepared: Prepared, shards: Iterable[ShardSummary]) -> Prepared:
+    return dataclasses.replace(prepared, others=[shard.unit for shard in shards if shard.images])
 
 
 def _extract_part(
@@ -272,7 +286,8 @@ def _retry(
     task = ExtractionTask.of([mended.get(ref.image_id, ref) for ref in before], recipe, root, "")
     rest = parts.without(root, base, part, old)
     # The plan of before stays until all is done.
-    made = _extract_part(dataclasses.replace(prepared, unlabelled=()), extract, task)
+    prepared = _beside(dataclasses.replace(prepared, unlabelled=()), rest.shards)
+    made = _extract_part(prepared, extract, task)
     if made is None:
         return None
     unlabelled = base.counts.without_label - rest.counts.without_label
@@ -318,7 +333,7 @@ def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunne
         loaded = catalog.load_for_retrieval(task.recipe.model, task.recipe.settings)
         model = loaded.global_width, bool(loaded.local_width)
     metrics = runner.run_pipeline(
-        lambda pipeline: build(pipeline, task, deadline), options, [task.phase()], engine
+        lambda pipeline: build(pipeline, task, deadline, prepared.others), options, [task.phase()], engine
     )
     return conclude(prepared, *model, schedule, metrics)
 

@@ -5,11 +5,21 @@ They resume, lock, print and check as the commands do. The configurations are in
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_pipeline import calibrate as _calibrate
 from beam_pipeline import evaluate as _evaluate
 from beam_pipeline import index as _index
 from beam_pipeline import outputs
 from beam_pipeline import recognize as _recognize
-from beam_pipeline.config import EvaluateConfig, IndexConfig, PipelineError, RecognizeConfig
+from beam_pipeline import rescore as _rescore
+from beam_pipeline.config import (
+    CalibrateConfig,
+    EvaluateConfig,
+    IndexConfig,
+    PipelineError,
+    RecognizeConfig,
+    RescoreConfig,
+)
+from beam_pipeline.judgement import CALIBRATION, Tuned, read_calibration
 from beam_pipeline.manifest import IndexManifest, RunManifest
 from transforms.gap import Metrics
 from transforms.storage import files, object_stores
@@ -45,6 +55,30 @@ def recognize(config: RecognizeConfig, options: PipelineOptions | None = None) -
     options = options or PipelineOptions([])
     with object_stores.using(options):
         _check(_recognize.run(config, options), config.output)
+        return outputs.read_manifest(config.output, RunManifest)
+
+
+def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -> Tuned:
+    """Lets an index tune itself; arguments and errors are those of `index`.
+
+    Returns:
+      What it found, as `landmarks recognize --preset tuned` takes it.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _calibrate.run(config, options)
+        return read_calibration(config.output or files.join(config.index, CALIBRATION))
+
+
+def rescore(config: RescoreConfig, options: PipelineOptions | None = None) -> RunManifest:
+    """Makes a run with other scores of a finished one; arguments and errors are those of `index`.
+
+    Returns:
+      The new run's manifest.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _rescore.run(config, options)
         return outputs.read_manifest(config.output, RunManifest)
 
 

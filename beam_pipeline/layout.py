@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from transforms.storage import files
+from transforms.storage.derived_shards import LIST_NAME, SHARD_NAME
 from transforms.storage.worklist import UNIT_NAME
 
 _BLOCK = r"\d{5,}(\.provisional)?-\d{6,}(\.provisional)?"
@@ -26,6 +27,9 @@ _OWN = {
     "index": re.compile(
         rf"{_OUTPUT}|{_STORE}|failures/no_label-{UNIT_NAME}\.parquet"
         rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})"
+        rf"|augmented/({SHARD_NAME}\.parquet|{LIST_NAME}\.json)"
+        rf"|calibration\.json|calibration/[0-9a-f]{{16}}/(self|negatives-\d+)"
+        rf"/(predictions/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"
     ),
     "recognize": re.compile(
         rf"{_OUTPUT}|queries/({_STORE})|submission\.csv|wanted\.parquet|metrics\.json"
@@ -35,7 +39,16 @@ _OWN = {
     "query store": re.compile(rf"\.lock\.json|{_STORE}"),
 }
 _FOLDERS = {
-    "index": ("images", "local_features", "summaries", "failures", "plan", "appended"),
+    "index": (
+        "images",
+        "local_features",
+        "summaries",
+        "failures",
+        "plan",
+        "appended",
+        "augmented",
+        "calibration",
+    ),
     "recognize": ("queries", "predictions", "candidates", "failures", "plan"),
     "query store": ("images", "local_features", "summaries", "failures"),
 }

@@ -69,6 +69,63 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="where to write the metrics (default: RUN/metrics.json; nowhere for a CSV)",
     )
+    evaluate.add_argument(
+        "--non_landmark_share",
+        type=flags.number(float, 0.001, 0.999),
+        metavar="P",
+        help="judge as if this part of the queries showed no landmark; 0.98 in Google Landmarks v2",
+    )
+
+    calibrate = _add_command(
+        commands, "calibrate", _calibrate, "let an index tune itself and learn probabilities, once"
+    )
+    calibrate.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
+    calibrate.add_argument(
+        "--sample",
+        type=flags.number(int, 1),
+        default=config.CalibrateConfig.sample,
+        metavar="N",
+        help="photographs of the index that are asked for, about (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--negatives",
+        nargs="+",
+        default=[],
+        metavar="RUN_OR_INDEX",
+        help="made by `landmarks recognize` or `index` of photographs that show no landmark of the index",
+    )
+    calibrate.add_argument(
+        "--non_landmark_share",
+        type=flags.number(float, 0.001, 0.999),
+        default=config.CalibrateConfig.non_landmark_share,
+        metavar="P",
+        help="the part of the queries to come that shows no landmark of the index (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--output", metavar="JSON", help="where to write it (default: INDEX/calibration.json)"
+    )
+
+    rescore = _add_command(
+        commands, "rescore", _rescore, "make a run with other scores of a finished one, without photographs"
+    )
+    rescore.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
+    rescore.add_argument("--output", required=True, metavar="RUN", help="folder to make")
+    rescore.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
+    rescore.add_argument("--calibration", metavar="FILE", help="scores and probabilities of a calibration")
+    rescore.add_argument(
+        "--min_probability",
+        type=flags.number(float, 0, 1),
+        metavar="P",
+        help="a query whose landmark is less probable has none",
+    )
+    rescore.add_argument(
+        "--num_to_rerank",
+        type=flags.number(int, 1, 1000),
+        metavar="N",
+        help="candidates that count, the most similar ones (default: all that RUN has)",
+    )
+    flags.add_scoring_flags(rescore)
+    rescore.add_argument("--overwrite", action="store_true", help="start anew where the output is another")
 
     verify = _add_command(
         commands, "verify", _verify, "check that every shard of a finished output is as it was written"
@@ -287,7 +344,16 @@ def beam_options(given: Sequence[str]) -> Any:
         known = [o for action in [*build_parser()._actions, *parser._actions] for o in action.option_strings]
         known += [
             o
-            for name in ("index", "recognize", "evaluate", "verify", "matches", "report")
+            for name in (
+                "index",
+                "recognize",
+                "calibrate",
+                "rescore",
+                "evaluate",
+                "verify",
+                "matches",
+                "report",
+            )
             for o in _own_flags(name)
         ]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
@@ -329,8 +395,22 @@ def _plan_recognize(args: argparse.Namespace, options: Any) -> int:
 def _evaluate(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import evaluate
 
-    evaluate.run(config.EvaluateConfig(args.predictions, args.truth, args.output), options)
+    evaluate.run(
+        config.EvaluateConfig(args.predictions, args.truth, args.output, args.non_landmark_share), options
+    )
     return EXIT_DONE
+
+
+def _calibrate(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import calibrate
+
+    return calibrate.run(flags.calibrate_config(args), options)
+
+
+def _rescore(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import rescore
+
+    return rescore.run(flags.rescore_config(args), options)
 
 
 def _verify(args: argparse.Namespace, options: Any) -> int:

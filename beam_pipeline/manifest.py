@@ -7,14 +7,17 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from beam_pipeline import __version__
 from beam_pipeline.recipe import Recipe
 from transforms.storage import files
+from transforms.storage.derived_shards import list_name
 from transforms.storage.feature_store import ShardSummary
 from transforms.storage.files import FileRecord
-from transforms.types import VerificationSettings
+from transforms.types import ScoringSettings, VerificationSettings
+
+S = TypeVar("S", VerificationSettings, ScoringSettings)
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # raised when older outputs cannot be read any more
@@ -167,6 +170,11 @@ class IndexManifest(Manifest):
             "appended": {name: IndexCounts(**counts) for name, counts in value["appended"].items()},
         }
 
+    @property
+    def derived_list(self) -> str:
+        """The name of the lists of its derived shards, see `transforms.storage.derived_shards`."""
+        return list_name(shard.unit for shard in self.shards if shard.images)
+
     def with_first(
         self, first: "IndexManifest", added: tuple[ShardSummary, ...], failures: Mapping[str, int]
     ) -> "IndexManifest":
@@ -237,8 +245,16 @@ class RunManifest(Manifest):
     @property
     def verification(self) -> VerificationSettings:
         """How candidates were verified."""
-        names = {field.name for field in dataclasses.fields(VerificationSettings)}
-        return VerificationSettings(**{k: v for k, v in self.hyperparameters.items() if k in names})
+        return self._settings(VerificationSettings)
+
+    @property
+    def scoring(self) -> ScoringSettings:
+        """How they were scored."""
+        return self._settings(ScoringSettings)
+
+    def _settings(self, kind: type[S]) -> S:
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{k: v for k, v in self.hyperparameters.items() if k in names})
 
     def records(self, root: str) -> dict[str, FileRecord]:
         """See Manifest; the shards are those of the queries."""

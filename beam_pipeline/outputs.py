@@ -269,11 +269,23 @@ def _read_settings(root: str) -> dict[str, Any] | None:
     if not files.exists(uri):
         return None
     try:
-        found = files.read_json(uri)
+        found: dict[str, Any] | None = files.read_json(uri)
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("command") not in ("index", "recognize", _CLEARING):
         raise ConfigError(f"{root} was not made by landmarks, its {_SETTINGS} says; name another folder")
+    return found
+
+
+def read_settings(root: str) -> dict[str, Any]:
+    """The settings of an output.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    found = _read_settings(root)
+    if found is None:
+        raise ConfigError(f"{root} was not made by landmarks: it has no {_SETTINGS}")
     return found
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow.compute as pc
 
-from beam_pipeline import integrity, outputs
+from beam_pipeline import integrity, layout, outputs
 from beam_pipeline.changes import Changes, failed, let_in
 from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest
+from transforms.augmentation import augmented_shards
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, read_failures
 from transforms.types import ImageRef
@@ -43,6 +44,7 @@ def prune(task: ExtractionTask, manifest: IndexManifest) -> None:
     """Deletes what the store has of units that neither the task nor the manifest names."""
     keep = {*task.names, *(shard.unit for shard in manifest.shards)}
     task.store.prune(keep)
+    prune_derived(task.store.root, manifest)
     for uri in files.list_files(files.join(task.store.root, "failures"), ".parquet"):
         name = uri.rsplit("/", 1)[-1].removesuffix(".parquet")
         if name.startswith(NO_LABEL) and name.removeprefix(NO_LABEL) not in keep:
@@ -53,6 +55,20 @@ def without_label(index: str) -> set[str]:
     """The ids of photographs that had no label when they were to be added to an index."""
     rows = read_failures(files.join(index, "failures"))
     return {*rows.filter(pc.equal(rows["kind"], "no_label"))["image_id"].to_pylist()}
+
+
+def prune_derived(index: str, manifest: IndexManifest) -> None:
+    """Deletes the derived shards that the index does not need any more."""
+    shards, listed = augmented_shards(index), manifest.derived_list
+    if shards.complete(listed):
+        shards.prune(listed)
+
+
+def prune_calibration(index: str, keep: str) -> None:
+    """Deletes what earlier calibrations of an index found, but for the folder `keep`."""
+    for path in layout.own_files(index, "index"):
+        if path.startswith("calibration/") and not files.join(index, path).startswith(files.join(keep, "")):
+            files.delete(files.join(index, path))
 
 
 def rename_unlabelled(index: str, old: ExtractionTask, new: ExtractionTask) -> None:

@@ -18,9 +18,10 @@ from beam_pipeline.budget import Deadlines
 from beam_pipeline.changes import let_in
 from beam_pipeline.config import ConfigError, FullSize, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
+from beam_pipeline.judgement import Judgement, calibration_of
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
 from transforms import features, retrieval, verification
-from transforms.aggregation import AggregatePredictions
+from transforms.augmentation import AugmentCandidates, augmented_shards
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, spelling, tables
 from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission, write_submission
@@ -39,6 +40,8 @@ class Prepared:
       index: the manifest of the index.
       passed_over: how many files the suffix passed over, by suffix.
       landmark_not_indexed: queries whose truth names a landmark that the index lacks.
+      judgement: how candidates become predictions.
+      augmented: name of the list of the index's augmented shards; None where it has none.
       wanted: ids of the submission's rows, string [N]; None for those of the queries.
     """
 
@@ -48,6 +51,8 @@ class Prepared:
     index: IndexManifest
     passed_over: Mapping[str, int]
     landmark_not_indexed: int
+    judgement: Judgement
+    augmented: str | None
     wanted: pa.Array | None = None
 
     @property
@@ -56,8 +61,8 @@ class Prepared:
         config = self.config
         return {
             "num_to_rerank": config.num_to_rerank,
-            "top_k": config.top_k,
             **dataclasses.asdict(config.verification),
+            **self.judgement.hyperparameters,
         }
 
     @property
@@ -95,7 +100,8 @@ def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam
         | "Retrieve" >> retrieve.with_resource_hints(**hints(retrieval.MIN_RAM))
         | "Pending" >> beam.Filter(lambda unit: not run_store.has_predictions(output, unit.name))
         | "Verify" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
-        | "Aggregate" >> AggregatePredictions(config.top_k)
+        | "Augmented" >> AugmentCandidates(config.index, queries, prepared.augmented)
+        | "Aggregate" >> prepared.judgement.step
     )
     return units | "WritePredictions" >> WritePredictions(output) | "Submission" >> WriteSubmission(output)
 
@@ -130,10 +136,24 @@ def prepare(config: RecognizeConfig) -> Prepared:
     )
     task = ExtractionTask.of(images, made, query_store(config), config.output)
     task.try_suspects()
-    distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance
-    settled = dataclasses.replace(config.verification, max_distance=distance)
-    config = dataclasses.replace(config, verification=settled)
-    return Prepared(config, started, task, index, passed_over, not_indexed, wanted)
+    if config.tuned:
+        tuned = calibration_of(config.index, index)
+        judgement = tuned.judgement(config.min_probability)
+        config = dataclasses.replace(
+            config, num_to_rerank=tuned.num_to_rerank, verification=tuned.verification, scoring=tuned.scoring
+        )
+    else:
+        judgement = Judgement(config.scoring)
+        distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance
+        settled = dataclasses.replace(config.verification, max_distance=distance)
+        config = dataclasses.replace(config, verification=settled)
+    augmented = index.derived_list if augmented_shards(config.index).complete(index.derived_list) else None
+    if augmented is None and config.scoring.augmented_weight:
+        raise ConfigError(
+            f"{config.index} has no augmented descriptors, which this needs: `landmarks calibrate --index "
+            f"{config.index}` makes them"
+        )
+    return Prepared(config, started, task, index, passed_over, not_indexed, judgement, augmented, wanted)
 
 
 def _checked_truth(uri: str, images: Sequence[ImageRef]) -> pa.Table:

@@ -31,6 +31,8 @@ _PATHS = (
     "predictions",
     "store",
     "run",
+    "calibration",
+    "negatives",
     "names",
     "against",
 )

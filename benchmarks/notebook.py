@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree, distance
 
 from transforms.models.card import ExtractionSettings, read_card, settings_from_card
 from transforms.processes.tensorflow_runtime import import_tensorflow
-from transforms.types import VerificationSettings
+from transforms.types import ScoringSettings, VerificationSettings
 
 MIN_MATCHES = 5
 Inliers = Callable[[np.ndarray, np.ndarray, VerificationSettings], int]
@@ -157,8 +157,8 @@ def recognize(
     index: list[tuple[str, str]],
     queries: list[str],
     num_to_rerank: int,
-    top_k: int,
     settings: VerificationSettings,
+    scoring: ScoringSettings,
 ) -> tuple[list[tuple[str, float, float]], dict[str, float]]:
     """The whole procedure.
 
@@ -192,12 +192,12 @@ def recognize(
             inliers = timed("pairs", pair_inliers, local, candidate, settings, count)
             scored.append(
                 (
-                    min(inliers, settings.max_inlier_score) / settings.max_inlier_score + 1 - distances[i],
+                    min(inliers, scoring.max_inlier_score) / scoring.max_inlier_score + 1 - distances[i],
                     index[i][1],
                 )
             )
         sums: dict[str, float] = defaultdict(float)
-        for score, landmark in sorted(scored, reverse=True)[:top_k]:
+        for score, landmark in sorted(scored, reverse=True)[: scoring.top_k]:
             sums[landmark] += score
         best, *others = sorted(sums.items(), key=lambda item: -item[1])
         answers.append((best[0], best[1], best[1] - (others[0][1] if others else 0.0)))
@@ -222,7 +222,7 @@ def command(argv: list[str] | None = None) -> None:
         queries = f.read().splitlines()
     extractor = Extractor(args.model, settings_from_card(read_card(args.model)))
     answers, seconds = recognize(
-        extractor, index, queries, args.num_to_rerank, args.top_k, VerificationSettings()
+        extractor, index, queries, args.num_to_rerank, VerificationSettings(), ScoringSettings(args.top_k)
     )
     with open(args.output, "w") as f:
         json.dump({"answers": answers, "seconds": seconds}, f)

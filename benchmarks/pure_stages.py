@@ -27,9 +27,10 @@ from transforms.types import (
     PredictionUnit,
     QueryCandidates,
     ReadingConfig,
+    ScoringSettings,
     VerificationSettings,
 )
-from transforms.verification import one_thread, ranked, verify_pair
+from transforms.verification import one_thread, verify_pair
 
 
 def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3, top_k: int = 3) -> None:
@@ -68,7 +69,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
             other = index.read_local(candidate.location)
             inliers = verify_pair(image_id, local, candidate.image_id, other, settings).inliers
             candidates.append(dataclasses.replace(candidate, inliers=inliers))
-        return aggregate(QueryCandidates(image_id, place, ranked(candidates, settings)), top_k)
+        return aggregate(QueryCandidates(image_id, place, tuple(candidates)), ScoringSettings(top_k))
 
     with one_thread, ThreadPoolExecutor(cores) as pool:
         predictions = tuple(pool.map(predict, range(len(places))))

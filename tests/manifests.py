@@ -5,7 +5,7 @@ import dataclasses
 from beam_pipeline.manifest import IndexCounts, IndexManifest, RunCounts, RunManifest
 from beam_pipeline.recipe import Recipe
 from transforms.models.card import OFFICIAL_DELG
-from transforms.types import ReadingConfig, VerificationSettings
+from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
 
 RECIPE = Recipe("/models/delg", "delg", "f" * 64, OFFICIAL_DELG, ReadingConfig())
 _COMMON = dict(recipe=RECIPE, shards=(), seconds={"total": 1.0})
@@ -20,11 +20,11 @@ def index_manifest(**fields) -> IndexManifest:
 
 def run_manifest(**fields) -> RunManifest:
     """A manifest of a run, with these `fields`."""
-    verification = dataclasses.asdict(VerificationSettings())
+    settings = dataclasses.asdict(VerificationSettings()) | dataclasses.asdict(ScoringSettings())
     own = dict(
         index="/index",
         query_store="/run/queries",
-        hyperparameters={"num_to_rerank": 3, "top_k": 3, **verification},
+        hyperparameters={"num_to_rerank": 3, **settings},
         reranked=True,
         counts=RunCounts(0, 0, 0, 0, 0),
         files={},

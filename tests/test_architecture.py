@@ -18,6 +18,7 @@ STEPS = {
         "features",
         "retrieval",
         "verification",
+        "augmentation",
         "aggregation",
         "submission",
         "gap",

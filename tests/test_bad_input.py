@@ -295,7 +295,16 @@ def arguments(command, without):
     ]
 
 
-MAY_BE = {"0": {"--score_threshold", "--global_weight", "--max_failure_rate"}, "-1": {"--score_threshold"}}
+MAY_BE = {
+    "0": {
+        "--score_threshold",
+        "--global_weight",
+        "--augmented_weight",
+        "--min_probability",
+        "--max_failure_rate",
+    },
+    "-1": {"--score_threshold"},
+}
 CASES = [
     (command, option, action)
     for command, option, action in options()

@@ -172,7 +172,7 @@ def query(image_id, similarity):
 
 def verify(units, tmp_path, deadline):
     store = FeatureStore(str(tmp_path))
-    fn = verification._Verify(store, store, VerificationSettings(global_weight=0.5), True, deadline)
+    fn = verification._Verify(store, store, VerificationSettings(), True, deadline)
     fn.start_bundle()
     found = [out for unit in units for out in fn.process(unit)]
     return found + [value.value for value in fn.finish_bundle()]
@@ -189,13 +189,10 @@ def a_second_each(monkeypatch, clock):
     monkeypatch.setattr(verification, "verify_pair", slowly)
 
 
-def test_what_verification_does_not_reach_keeps_its_global_scores(tmp_path):
+def test_what_verification_does_not_reach_stays_as_it_is(tmp_path):
     [unit] = verify([CandidateUnit("u", (query("a", 0.9), query("b", 0.4)))], tmp_path, time.time() - 1)
     assert not unit.final and not any(q.verified for q in unit.queries)
-    assert [[(c.inliers, c.score) for c in q.candidates] for q in unit.queries] == [
-        [(None, pytest.approx(0.45)), (None, pytest.approx(0.4))],
-        [(None, pytest.approx(0.2)), (None, pytest.approx(0.15))],
-    ]
+    assert unit.queries == (query("a", 0.9), query("b", 0.4))
 
 
 def test_the_most_promising_queries_are_verified_first(tmp_path, monkeypatch):

@@ -107,7 +107,10 @@ def test_what_an_index_leaves(data, embedded_index):
     assert manifest["model"]["uri"] == "embedded" and manifest["global_dimensions"] == 512
     images = pd.read_parquet(embedded_index / "images")
     labels = pd.read_csv(data / "labels.csv", dtype=str).set_index("id").landmark_id
-    assert len(images) == count and (images.set_index("image_id").landmark_id == labels.sort_index()).all()
+    assert (
+        len(images) == count
+        and (images.set_index("image_id").landmark_id.sort_index() == labels.sort_index()).all()
+    )
     assert np.allclose([np.linalg.norm(d) for d in images.global_descriptor], 1, atol=1e-5)
 
 
@@ -204,11 +207,137 @@ def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(
 
     monkeypatch.setattr(ExtractMissing, "expand", in_random_order)
     assert index(data, tmp_path / "index", *flags) == 0
-    same_files(tmp_path / "index", embedded_index, "images", "local_features", "summaries", "plan")
+    same_files(
+        tmp_path / "index", embedded_index, "images", "local_features", "summaries", "plan", "augmented"
+    )
     manifests = [
         json.loads((root / "manifest.json").read_text()) for root in (tmp_path / "index", embedded_index)
     ]
     assert {**manifests[0], "seconds": 0} == {**manifests[1], "seconds": 0}
+
+
+SCORES = ["--top_k", "1", "--max_inlier_score", "30", "--global_weight", "0", "--augmented_weight", "2"]
+
+
+def test_rescoring_gives_the_bytes_of_a_run_with_these_scores(data, embedded_index, embedded_run, tmp_path):
+    fresh, rescored = tmp_path / "fresh", tmp_path / "rescored"
+    assert (
+        recognize(data, embedded_index, fresh, "--query_store", str(embedded_run / "queries"), *SCORES) == 0
+    )
+    rescore = ["rescore", "--run", str(embedded_run), "--output", str(rescored), *SCORES]
+    assert main([*rescore, "--truth", str(data / "truth.csv")]) == 0
+    same_files(fresh, rescored, "predictions", "plan")
+    assert (fresh / "submission.csv").read_bytes() == (rescored / "submission.csv").read_bytes()
+    assert (fresh / "submission.csv").read_bytes() != (embedded_run / "submission.csv").read_bytes()
+    assert (fresh / "settings.json").read_bytes() == (rescored / "settings.json").read_bytes()
+    assert json.loads((rescored / "metrics.json").read_text())["all"]["gap"] > 0
+    assert main(["verify", str(rescored)]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags, problem",
+    [
+        (["--num_to_rerank", "4"], "has 3 candidates of each query, 4 are wanted"),
+        (["--num_to_rerank", "2", "--top_k", "3"], "--top_k 3 is more than the 2 candidates"),
+        (["--min_probability", "0.5"], "--min_probability needs a calibration"),
+        (["--calibration", "nowhere.json"], "there is no nowhere.json: `landmarks calibrate` makes it"),
+    ],
+)
+def test_what_a_run_does_not_have_cannot_be_scored(embedded_run, tmp_path, capsys, flags, problem):
+    assert main(["rescore", "--run", str(embedded_run), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert problem in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="session")
+def calibrated(data, embedded_index, tmp_path_factory):
+    """A copy of the index with its calibration, and a tuned run."""
+    root = tmp_path_factory.mktemp("tuned")
+    shutil.copytree(embedded_index, root / "index")
+    assert main(["calibrate", "--index", str(root / "index"), "--direct_num_workers=1"]) == 0
+    assert recognize(data, root / "index", root / "run", "--preset", "tuned", "--direct_num_workers=1") == 0
+    return root
+
+
+def test_a_calibration_says_what_it_is_made_of(calibrated):
+    found = json.loads((calibrated / "index" / "calibration.json").read_text())
+    images = json.loads((calibrated / "index" / "manifest.json").read_text())["counts"]["indexed"]
+    assert found["queries"]["known"] == images and 20 < found["queries"]["left_out"] <= images
+    assert found["coefficients"]["augmented"] > 0 and found["coefficients"]["inliers"] > 0
+    assert set(found["cross_validated"]) == {"gap", "calibration_error", "precision", "recall"}
+    chosen = {name: found["settings"][name] for name in found["tried"][0] if name != "gap"}
+    best = max(tried["gap"] for tried in found["tried"])
+    assert next(tried for tried in found["tried"] if tried["gap"] == best) == {**chosen, "gap": best}
+
+
+def test_tuned_predictions_are_ranked_by_probability(data, calibrated):
+    predictions = pd.read_parquet(calibrated / "run" / "predictions").set_index("image_id")
+    truth = pd.read_csv(data / "truth.csv", dtype=str, keep_default_na=False).set_index("id").landmarks
+    assert predictions.probability.between(0, 1).all()
+    for image_id, text in submission(calibrated / "run").items():
+        row = predictions.loc[image_id]
+        assert text.split(" ") == [row.landmark_id, repr(float(row.probability))]
+    right = predictions.landmark_id == truth
+    assert predictions.probability[right].mean() > predictions.probability[~right].mean() + 0.2
+
+
+def test_workers_do_not_change_a_calibration(data, calibrated, embedded_index, tmp_path):
+    shutil.copytree(embedded_index, tmp_path / "index")
+    assert main(["calibrate", "--index", str(tmp_path / "index"), "--direct_num_workers=2"]) == 0
+    made = [json.loads((root / "index" / "calibration.json").read_text()) for root in (calibrated, tmp_path)]
+    assert {**made[0], "seconds": 0} == {**made[1], "seconds": 0}
+    [evidence] = (calibrated / "index" / "calibration").iterdir()
+    same_files(tmp_path / "index", calibrated / "index", f"calibration/{evidence.name}/self/predictions")
+    assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset", "tuned") == 0
+    assert (tmp_path / "run/submission.csv").read_bytes() == (calibrated / "run/submission.csv").read_bytes()
+
+
+def test_another_share_needs_no_second_search(calibrated, tmp_path, monkeypatch):
+    from transforms import verification
+
+    monkeypatch.setattr(verification, "verify_pair", None)
+    output = tmp_path / "rare.json"
+    command = ["calibrate", "--index", str(calibrated / "index"), "--non_landmark_share", "0.98"]
+    assert main([*command, "--output", str(output)]) == 0
+    rare, even = (
+        json.loads(path.read_text()) for path in (output, calibrated / "index" / "calibration.json")
+    )
+    assert rare["coefficients"]["constant"] < even["coefficients"]["constant"]
+    assert rare["queries"] == even["queries"]
+
+
+def test_what_is_less_probable_has_no_landmark_and_keeps_its_candidates(calibrated, tmp_path):
+    whole = pd.read_parquet(calibrated / "run" / "predictions").set_index("image_id")
+    least = float(whole.probability.median())
+    command = ["rescore", "--run", str(calibrated / "run"), "--output", str(tmp_path / "run")]
+    assert main([*command, "--min_probability", repr(least)]) == 0
+    part = pd.read_parquet(tmp_path / "run" / "predictions").set_index("image_id")
+    assert (part.probability == whole.probability).all()
+    assert (part.landmark_id.isna() == (whole.probability < least)).all() and part.landmark_id.isna().any()
+    assert [len(c) for c in part.candidates] == [len(c) for c in whole.candidates]
+    rows = submission(tmp_path / "run")
+    assert {image_id for image_id, text in rows.items() if not text} == set(
+        part.index[part.landmark_id.isna()]
+    )
+
+
+def test_a_calibration_scores_a_run_that_was_verified_alike(data, calibrated, tmp_path):
+    index_folder, accurate = calibrated / "index", tmp_path / "accurate"
+    store = ["--query_store", str(calibrated / "run" / "queries")]
+    assert recognize(data, index_folder, accurate, "--preset", "accurate", *store) == 0
+    command = ["rescore", "--run", str(accurate), "--output", str(tmp_path / "tuned")]
+    assert main([*command, "--calibration", str(index_folder / "calibration.json")]) == 0
+    same_files(tmp_path / "tuned", calibrated / "run", "predictions")
+
+
+def test_a_calibration_of_before_a_change_is_not_used(data, calibrated, embedded_index, tmp_path, capsys):
+    assert recognize(data, embedded_index, tmp_path / "run", "--preset", "tuned") == 2
+    assert "is not calibrated" in capsys.readouterr().err
+    shutil.copytree(calibrated / "index", tmp_path / "index")
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    manifest["counts"]["matched"] += 1
+    (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
+    assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset", "tuned") == 2
+    assert "is of before the index was changed: `landmarks calibrate" in capsys.readouterr().err
 
 
 def test_a_finished_output_is_left_alone_and_other_settings_are_refused(

@@ -138,3 +138,30 @@ def test_errors_arrive_as_they_are_and_leave_no_file(submission, truth, tmp_path
     ):
         evaluate.run(EvaluateConfig(submission, truth, str(output)))
     assert not output.exists()
+
+
+def test_scores_that_may_be_probabilities_are_judged(truth, tmp_path, capsys):
+    path = tmp_path / "probable.csv"
+    path.write_text(
+        "id,landmarks\n0123456789abcdef,12 0.95\n0223456789abcdef,0 0.85\n0323456789abcdef,1 0.6\n"
+        "0423456789abcdef,150 0.55\n0523456789abcdef,7 0.99\n"
+    )
+    metrics = evaluate.run(EvaluateConfig(str(path), truth))["all"]
+    rows = {row["threshold"]: row for row in metrics["judgement"]["thresholds"]}
+    assert rows[0.5] == {"threshold": 0.5, "precision": 2 / 4, "recall": 2 / 3, "coverage": 1.0}
+    assert rows[0.9] == {"threshold": 0.9, "precision": 1.0, "recall": 1 / 3, "coverage": 1 / 4}
+    # Four bins: 0.95 and right, 0.85 and wrong, 0.6 and right, 0.55 and wrong.
+    assert metrics["judgement"]["calibration_error"] == pytest.approx((0.05 + 0.85 + 0.4 + 0.55) / 4)
+    assert [b["weight"] for b in metrics["judgement"]["reliability"]] == [1, 1, 1, 1]
+    assert metrics["landmarks"]["1"] == {"queries": 1, "predicted": 1, "correct": 1}
+    assert metrics["landmarks"]["150"] == {"queries": 0, "predicted": 1, "correct": 0}
+    assert metrics["judgement"]["gap"] == metrics["gap"]
+    assert ">= 0.90         1.0000  0.3333    0.2500" in capsys.readouterr().out
+
+
+def test_gap_as_if_most_queries_showed_no_landmark(submission, truth, capsys):
+    metrics = evaluate.run(EvaluateConfig(submission, truth, non_landmark_share=0.9))["all"]
+    # 3 landmark queries, so one without weighs 27 and stands before the only right one.
+    assert metrics["judgement"]["gap"] == pytest.approx((1 / 28) / 3)
+    assert metrics["gap"] == pytest.approx(1 / 6) and "thresholds" not in metrics["judgement"]
+    assert "GAP with this part of the queries without a landmark: 0.0119" in capsys.readouterr().out

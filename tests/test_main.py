@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from beam_pipeline import config, flags, main
-from transforms.types import VerificationSettings
+from transforms.types import ScoringSettings, VerificationSettings
 
 INDEX = ["index", "--images", "p", "--labels", "l", "--output", "o"]
 RECOGNIZE = ["recognize", "--images", "p", "--index", "i", "--output", "o"]
@@ -19,22 +19,23 @@ def parsed(argv):
 
 def test_the_defaults_are_the_entry_preset():
     made = flags.recognize_config(parsed(RECOGNIZE))
-    assert config.Preset(made.num_to_rerank, made.top_k, made.verification) == config.PRESETS["entry"]
-    assert (made.num_to_rerank, made.top_k, made.verification) == (3, 3, VerificationSettings())
+    assert config.Preset(made.num_to_rerank, made.verification, made.scoring) == config.PRESETS["entry"]
+    assert (made.num_to_rerank, made.verification) == (3, VerificationSettings())
+    assert made.scoring == ScoringSettings(3, 60, 1.0, 0.0)
 
 
 def test_a_preset_sets_all_and_a_flag_overrides():
     made = flags.recognize_config(
         parsed([*RECOGNIZE, "--preset", "host", "--max_inlier_score", "55", "--mutual_check"])
     )
-    assert (made.num_to_rerank, made.top_k, made.verification.max_reprojection_error) == (10, 5, 4.0)
-    assert (made.verification.max_inlier_score, made.verification.mutual_check) == (55, True)
+    assert (made.num_to_rerank, made.scoring.top_k, made.verification.max_reprojection_error) == (10, 5, 4.0)
+    assert (made.scoring.max_inlier_score, made.verification.mutual_check) == (55, True)
     accurate = flags.recognize_config(parsed([*RECOGNIZE, "--preset", "accurate", "--no-mutual_check"]))
     assert accurate.num_to_rerank >= 20 and not accurate.verification.mutual_check
 
 
 def test_a_smaller_num_to_rerank_takes_the_presets_top_k_with_it():
-    assert flags.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "1"])).top_k == 1
+    assert flags.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "1"])).scoring.top_k == 1
     with pytest.raises(config.ConfigError, match="--top_k 3 is more than --num_to_rerank 2"):
         flags.recognize_config(parsed([*RECOGNIZE, "--num_to_rerank", "2", "--top_k", "3"]))
 

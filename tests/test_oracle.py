@@ -18,8 +18,15 @@ from transforms.aggregation import aggregate
 from transforms.arrays.matching import putative_matches
 from transforms.arrays.nearest import DescriptorBlock, IndexBlock, nearest
 from transforms.arrays.quantization import dequantized, quantized
-from transforms.types import Candidate, FeatureLocation, LocalFeatures, QuantizedFeatures, QueryCandidates
-from transforms.verification import VerificationSettings, ranked, verify_pair
+from transforms.types import (
+    Candidate,
+    FeatureLocation,
+    LocalFeatures,
+    QuantizedFeatures,
+    QueryCandidates,
+    ScoringSettings,
+)
+from transforms.verification import VerificationSettings, verify_pair
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
 VIEWS = 4  # of each photograph: three in the index, one is a query
@@ -114,7 +121,9 @@ def product_recognize(index, queries, settings, num_to_rerank, top_k) -> dict[st
         for name, similarity in found[query.image_id]:
             verified = verify_pair(query.image_id, local(query), name, local(by_id[name]), settings)
             candidates.append(Candidate(name, by_id[name].landmark_id, similarity, NOWHERE, verified.inliers))
-        prediction = aggregate(QueryCandidates(query.image_id, NOWHERE, ranked(candidates, settings)), top_k)
+        prediction = aggregate(
+            QueryCandidates(query.image_id, NOWHERE, tuple(candidates)), ScoringSettings(top_k)
+        )
         results[query.image_id] = (prediction.candidates, prediction.landmark_id, prediction.score)
     return results
 

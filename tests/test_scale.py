@@ -87,7 +87,7 @@ def recognition(tmp_path: pathlib.Path, images: int) -> dict[str, dict[str, Any]
             | beam.Create(blocks).with_output_types(QueryBlock)
             | RetrieveNearest(*roots, 3, plan_groups(index_units, 20))
         )
-        found | VerifyCandidates(*roots, VerificationSettings()) | AggregatePredictions(3)
+        found | VerifyCandidates(*roots, VerificationSettings()) | AggregatePredictions()
 
     return measured(build)
 

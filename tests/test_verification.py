@@ -29,8 +29,6 @@ from transforms.verification import (
     VerifyCandidates,
     count_inliers,
     pair_seed,
-    ranked,
-    total_score,
     verify_pair,
 )
 
@@ -73,7 +71,6 @@ def quantized_views(good: int, bad: int) -> tuple[QuantizedFeatures, QuantizedFe
         ("max_distance", 0.0, r"max_distance must be in \(0, 2\], not 0.0"),
         ("max_distance", 2.1, "not 2.1"),
         ("max_distance", float("nan"), "not nan"),
-        ("max_inlier_score", 0, "max_inlier_score must be at least 1, not 0"),
         (
             "max_reprojection_error",
             0.0,
@@ -83,7 +80,6 @@ def quantized_views(good: int, bad: int) -> tuple[QuantizedFeatures, QuantizedFe
         ("max_ransac_iterations", 0, "max_ransac_iterations must be at least 1, not 0"),
         ("homography_confidence", 1.0, r"homography_confidence must be in \(0, 1\), not 1.0"),
         ("ratio_test", 0.0, r"ratio_test must be in \(0, 1\] or None, not 0.0"),
-        ("global_weight", -0.1, "global_weight must be a number not below 0, not -0.1"),
     ],
 )
 def test_settings_are_checked(name, value, text):
@@ -150,37 +146,6 @@ def test_pair_seed():
     assert pair_seed("a", "b") == 2024456823  # the same on every machine
 
 
-@pytest.mark.parametrize(
-    "similarity, inliers, changes, expected",
-    [
-        (0.5, 30, {}, 1.0),
-        (0.5, 60, {}, 1.5),
-        (0.5, 600, {}, 1.5),
-        (0.5, None, {}, 0.5),
-        (-0.25, 0, {}, -0.25),
-        (0.5, 7, {"max_inlier_score": 70, "global_weight": 0.25}, 0.225),
-    ],
-)
-def test_total_score(similarity, inliers, changes, expected):
-    assert total_score(similarity, inliers, dataclasses.replace(DEFAULT, **changes)) == pytest.approx(
-        expected
-    )
-
-
-def test_ranked_by_total_score_then_id():
-    nowhere = FeatureLocation("", 0, 0)
-    given_order = [
-        Candidate("c", "1", 0.5, nowhere, 0),
-        Candidate("b", "2", 0.25, nowhere, 60),
-        Candidate("a", "3", 0.5, nowhere, 0),
-    ]
-    assert [(c.image_id, c.score) for c in ranked(given_order, DEFAULT)] == [
-        ("b", 1.25),
-        ("a", 0.5),
-        ("c", 0.5),
-    ]
-
-
 @pytest.fixture
 def store(tmp_path):
     """A store with the images q (the query), same (another view of it), other and blank (without local
@@ -222,31 +187,27 @@ def check(store, query_location, candidate_locations, expect, **options) -> None
         )
 
 
-def test_step_ranks_by_inliers(store):
+def test_step_counts_inliers(store):
     def expect(unit, query):
         assert query.verified and not unit.failures
-        assert [c.image_id for c in query.candidates] == ["same", "blank", "other"]
-        assert query.candidates[0].inliers >= 100 and query.candidates[0].score == 1.5
-        assert [c.inliers for c in query.candidates[1:]] == [0, 0]
+        inliers = {c.image_id: c.inliers for c in query.candidates}
+        assert inliers.pop("same") >= 100 and inliers == {"blank": 0, "other": 0}
 
     places = locations(store)
     check(store, places.pop("q"), places, expect)
 
 
-def test_step_without_local_features_of_the_query_keeps_global_scores(store):
+def test_step_without_local_features_of_the_query_finds_no_inliers(store):
     def expect(unit, query):
-        assert not unit.failures and [(c.inliers, c.score) for c in query.candidates] == [(0, 0.5)]
+        assert not unit.failures and [c.inliers for c in query.candidates] == [0]
 
     check(store, locations(store)["blank"], {"same": locations(store)["same"]}, expect)
 
 
 def test_step_disabled_reads_nothing(store):
     def expect(unit, query):
-        assert (
-            not query.verified
-            and not unit.failures
-            and [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5)]
-        )
+        assert not query.verified and not unit.failures
+        assert [c.inliers for c in query.candidates] == [None]
 
     check(
         store,
@@ -271,7 +232,7 @@ def test_unreadable_shard_is_an_error_that_names_it(store, place, message):
         check(store, locations(store)["q"], {"bad": place}, None)
 
 
-def test_damaged_candidate_is_a_failure_and_keeps_its_global_score(store):
+def test_damaged_candidate_is_a_failure(store):
     place = FeatureLocation("u", 4, 99)
 
     def expect(unit, query):
@@ -279,20 +240,19 @@ def test_damaged_candidate_is_a_failure_and_keeps_its_global_score(store):
         assert (failure.stage, failure.image_id, failure.kind) == ("verify", "bad", "unreadable_features")
         assert failure.uri.endswith("u.bin") and failure.message.startswith("ValueError")
         assert query.verified and [(c.image_id, c.inliers is None) for c in query.candidates] == [
-            ("same", False),
             ("bad", True),
+            ("same", False),
         ]
-        assert query.candidates[1].score == 0.5
 
     places = locations(store)
     check(store, places["q"], {"bad": place, "same": places["same"]}, expect)
 
 
-def test_damaged_query_is_one_failure_and_keeps_its_global_scores(store):
+def test_damaged_query_is_one_failure(store):
     def expect(unit, query):
         [failure] = unit.failures
         assert failure.image_id == "q" and not query.verified
-        assert [(c.inliers, c.score) for c in query.candidates] == [(None, 0.5), (None, 0.5)]
+        assert [c.inliers for c in query.candidates] == [None, None]
 
     places = locations(store)
     check(store, FeatureLocation("u", 4, 99), {name: places[name] for name in ("same", "other")}, expect)

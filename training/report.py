@@ -16,10 +16,16 @@ from transforms import gap
 from transforms.aggregation import aggregate
 from transforms.arrays.quantization import quantized
 from transforms.models import catalog
-from transforms.types import Candidate, FeatureLocation, LocalFeatures, QueryCandidates, VerificationSettings
-from transforms.verification import ranked, verify_pair
+from transforms.types import (
+    Candidate,
+    FeatureLocation,
+    LocalFeatures,
+    QueryCandidates,
+    ScoringSettings,
+    VerificationSettings,
+)
+from transforms.verification import verify_pair
 
-TOP_K = 3
 NOWHERE = FeatureLocation("", 0, 0)
 # name: num_to_rerank, whether candidates are verified, mutual check
 RUNS = {
@@ -83,7 +89,9 @@ def measure(
             candidates.append(Candidate(index[at].id, index[at].label, float(row[at]), NOWHERE, found))
             if verify and query.label:
                 inliers[index[at].label == query.label].append(found)
-        predictions.append(aggregate(QueryCandidates(query.id, NOWHERE, ranked(candidates, settings)), TOP_K))
+        predictions.append(
+            aggregate(QueryCandidates(query.id, NOWHERE, tuple(candidates)), ScoringSettings())
+        )
 
     def score(kept: list[int]) -> float:
         return gap.global_average_precision(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transforms.aggregation import AggregatePredictions as AggregatePredictions
     from transforms.aggregation import PredictionRows as PredictionRows
+    from transforms.augmentation import AugmentCandidates as AugmentCandidates
+    from transforms.augmentation import AugmentIndex as AugmentIndex
     from transforms.extraction import ExtractFeatures as ExtractFeatures
     from transforms.extraction import image_units as image_units
     from transforms.gap import EvaluatePredictions as EvaluatePredictions
@@ -29,11 +31,14 @@ if TYPE_CHECKING:
     from transforms.types import PredictionUnit as PredictionUnit
     from transforms.types import QueryCandidates as QueryCandidates
     from transforms.types import ReadingConfig as ReadingConfig
+    from transforms.types import ScoringSettings as ScoringSettings
     from transforms.types import VerificationSettings as VerificationSettings
     from transforms.verification import VerifyCandidates as VerifyCandidates
 
 _MODULES = {
     "AggregatePredictions": "aggregation",
+    "AugmentCandidates": "augmentation",
+    "AugmentIndex": "augmentation",
     "Candidate": "types",
     "CandidateUnit": "types",
     "EvaluatePredictions": "gap",
@@ -50,6 +55,7 @@ _MODULES = {
     "QueryCandidates": "types",
     "ReadingConfig": "types",
     "RetrieveNearest": "retrieval",
+    "ScoringSettings": "types",
     "VerificationSettings": "types",
     "VerifyCandidates": "verification",
     "image_units": "extraction",

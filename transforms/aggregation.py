@@ -1,66 +1,120 @@
-"""Aggregation: the verified candidates of a query become one predicted landmark and its confidence."""
+"""Aggregation: the candidates of a query are scored and ranked, and become one predicted landmark and its
+confidence.
+"""
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.metrics import Metrics
 
-from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates, landmark_order
+from transforms.arrays.calibration import Calibration, evidence, probabilities
+from transforms.arrays.scoring import CandidateTable, vote
+from transforms.types import (
+    CandidateUnit,
+    Prediction,
+    PredictionUnit,
+    QueryCandidates,
+    ScoringSettings,
+    landmark_order,
+)
 
 
-def aggregate(query: QueryCandidates, top_k: int) -> Prediction:
-    """Predicts the landmark whose candidates have the highest sum of scores.
+def candidate_table(queries: Sequence[QueryCandidates]) -> tuple[CandidateTable, list[str]]:
+    """The candidates of queries as arrays, and the landmark ids by their numbers there.
+
+    The order of landmarks is as numbers where all of these are decimal integers, else by code points.
+    """
+    shape = len(queries), max((len(query.candidates) for query in queries), default=0)
+    names = {c.landmark_id for query in queries for c in query.candidates}
+    landmarks = sorted(names, key=landmark_order(names))
+    images = sorted({c.image_id for query in queries for c in query.candidates})
+    number_of = {name: n for n, name in enumerate(landmarks)}, {name: n for n, name in enumerate(images)}
+    table = CandidateTable(
+        np.full(shape, -np.inf), np.full(shape, np.nan), *(np.zeros(shape, np.int64) for _ in range(3))
+    )
+    for row, query in enumerate(queries):
+        for column, c in enumerate(query.candidates):
+            at = row, column
+            table.similarity[at] = c.similarity
+            table.augmented[at] = np.nan if c.augmented is None else c.augmented
+            table.inliers[at] = c.inliers or 0
+            table.landmark[at], table.image[at] = number_of[0][c.landmark_id], number_of[1][c.image_id]
+    return table, landmarks
+
+
+def aggregate(
+    query: QueryCandidates,
+    settings: ScoringSettings,
+    calibration: Calibration | None = None,
+    min_probability: float = 0.0,
+) -> Prediction:
+    """Predicts the landmark whose best candidates have the highest sum of total scores.
 
     Args:
-      query: candidates in their final order, best score first.
-      top_k: so many of them vote, each with its `score` for its landmark.
+      query: candidates in any order.
+      settings: how they are scored, and how many of them vote.
+      calibration: what makes a probability of them; None for none.
+      min_probability: below it the landmark is None.
 
     Returns:
-      The landmark and its sum; among equal sums the lowest landmark id, as a number where all of the query's
+      The landmark, its sum, and the candidates by their total score, best first; equal ones in ascending
+      order of image_id. Among equal sums the lowest landmark id wins, as a number where all of the query's
       are decimal integers, else by code points. Without candidates the landmark is None.
     """
-    sums: dict[str, float] = defaultdict(float)
-    for candidate in query.candidates[:top_k]:
-        sums[candidate.landmark_id] += candidate.score
-    if not sums:
+    table, landmarks = candidate_table([query])
+    votes = vote(table, settings)
+    if votes.landmark[0] < 0:
         return Prediction(query.image_id, None, None, verified=query.verified)
-    order = landmark_order(sums)
-    best = min(sums, key=lambda landmark: (-sums[landmark], order(landmark)))
-    return Prediction(query.image_id, best, sums[best], query.candidates, query.verified)
+    total, order = votes.total[0], votes.order[0]
+    ranked = tuple(dataclasses.replace(query.candidates[at], score=float(total[at])) for at in order)
+    landmark, score = landmarks[votes.landmark[0]], float(votes.score[0])
+    probability = None
+    if calibration is not None:
+        probability = float(probabilities(evidence(table, votes), calibration)[0])
+        if probability < min_probability:
+            return Prediction(query.image_id, None, None, ranked, query.verified, probability)
+    return Prediction(query.image_id, landmark, score, ranked, query.verified, probability)
 
 
 @dataclasses.dataclass
 class AggregatePredictions(beam.PTransform):
-    """CandidateUnits in their final order -> PredictionUnits, a Prediction for each query; see `aggregate`.
+    """CandidateUnits -> PredictionUnits, a Prediction for each query; see `aggregate`.
 
     Attributes:
-      top_k: how many candidates vote; at least 1.
+      settings, calibration, min_probability: see `aggregate`.
     """
 
-    top_k: int
+    settings: ScoringSettings = ScoringSettings()
+    calibration: Calibration | None = None
+    min_probability: float = 0.0
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
 
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[PredictionUnit]:
-        return units | "Aggregate" >> beam.ParDo(_Aggregate(self.top_k))
+        step = functools.partial(
+            aggregate,
+            settings=self.settings,
+            calibration=self.calibration,
+            min_probability=self.min_probability,
+        )
+        return units | "Aggregate" >> beam.ParDo(_Aggregate(step))
 
 
 @beam.typehints.with_input_types(CandidateUnit)
 @beam.typehints.with_output_types(PredictionUnit)
 class _Aggregate(beam.DoFn):
-    def __init__(self, top_k: int):
-        self._top_k = top_k
+    def __init__(self, aggregate: Callable[[QueryCandidates], Prediction]):
+        self._aggregate = aggregate
         self._predicted = Metrics.counter("landmarks", "aggregate_predicted")
         self._empty = Metrics.counter("landmarks", "aggregate_empty")
 
     def process(self, unit: CandidateUnit) -> Iterable[PredictionUnit]:
-        predictions = tuple(aggregate(query, self._top_k) for query in unit.queries)
+        predictions = tuple(map(self._aggregate, unit.queries))
         empty = sum(prediction.landmark_id is None for prediction in predictions)
         self._empty.inc(empty)
         self._predicted.inc(len(predictions) - empty)

@@ -13,7 +13,7 @@ from transforms.extraction import ExtractFeatures, image_units
 from transforms.models.card import ExtractionSettings
 from transforms.patterns import match_images
 from transforms.retrieval import GroupIntoBlocks, RetrieveNearest
-from transforms.types import ImageUnit, ReadingConfig, VerificationSettings
+from transforms.types import ImageUnit, ReadingConfig, ScoringSettings, VerificationSettings
 from transforms.verification import VerifyCandidates
 
 # Beam YAML reads the annotations, and does not know `X | None`.
@@ -79,7 +79,7 @@ def verify_candidates(
     queries: str,
     settings: Optional[dict[str, Any]] = None,  # noqa: UP045
 ) -> beam.PTransform:
-    """Verifies candidates by a homography, and ranks them by their total score.
+    """Verifies candidates by a homography.
 
     Args:
       index: folder of the index, a feature store.
@@ -89,13 +89,15 @@ def verify_candidates(
     return VerifyCandidates(index, queries, VerificationSettings(**(settings or {})))
 
 
-def aggregate_predictions(top_k: int = 3) -> beam.PTransform:
+def aggregate_predictions(
+    settings: Optional[dict[str, Any]] = None,  # noqa: UP045
+) -> beam.PTransform:
     """One row per query with its landmark and score, null where nothing can be said.
 
     Args:
-      top_k: how many candidates vote.
+      settings: fields of `ScoringSettings`, such as top_k.
     """
-    return AggregatePredictions(top_k) | PredictionRows()
+    return AggregatePredictions(ScoringSettings(**(settings or {}))) | PredictionRows()
 
 
 def _settings(

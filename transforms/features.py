@@ -40,7 +40,7 @@ class UnitFeatures:
 
     Attributes:
       unit: its name.
-      features: in ascending order of image_id.
+      features: in the order of the unit.
       failures: likewise.
       dimensions: width of the model's global descriptor.
     """

@@ -7,6 +7,7 @@ not. A prediction on a query without a landmark is wrong; an empty prediction is
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms.arrays.calibration import calibration_error, reliability, weighted_gap, weights_for
 from transforms.storage import spelling, tables
 from transforms.types import landmark_order
 
 Metrics = dict[str, dict[str, Any]]
+
+THRESHOLDS = (0.5, 0.8, 0.9, 0.95)
 
 SPLITS = {"all": ("Public", "Private"), "Public": ("Public",), "Private": ("Private",)}
 
@@ -179,12 +183,16 @@ def costs(correct: np.ndarray, rows: np.ndarray, landmark_queries: np.ndarray) -
     return taken
 
 
-def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
+def evaluate_predictions(
+    predictions: pa.Table, truth: pa.Table, non_landmark_share: float | None = None
+) -> Metrics:
     """Scores predictions against the truth. The order of rows in either table makes no difference.
 
     Args:
       predictions: a table of `tables.ANSWER_SCHEMA`; landmark_id is null for an empty prediction.
       truth: a table of `tables.TRUTH_SCHEMA`; queries with Usage Ignored do not count.
+      non_landmark_share: queries without a landmark weigh as if this part of all were such; None for each
+        query alike. Of use for the judgement of "all" alone.
 
     Returns:
       for each of "all" (Public and Private together), "Public" and "Private": gap: GAP@1.
@@ -192,7 +200,9 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
         the landmark queries that are predicted correctly. counts: queries = predicted + empty + missing (a
         prediction; an empty one; no row at all), landmark_queries (with a landmark),
         predicted_landmark_queries, correct; for "all" also ignored and unknown, the rows on images with Usage
-        Ignored and on images not in the truth, which do not count. Shares of nothing are None.
+        Ignored and on images not in the truth, which do not count; and judgement, see `judge`, and landmarks,
+        of each that a query shows or is predicted to show: queries, correct, and predicted. Shares of nothing
+        are None.
 
     Raises:
       ValueError: see `truth_rows`; or a score is missing or not finite.
@@ -225,6 +235,17 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
                 "missing": int(counted.sum()) - answered,
             },
         }
+    counted = _numpy(pc.is_in(usage, pa.array(SPLITS["all"])))
+    in_all = counted[ranked_rows]
+    metrics["all"]["judgement"] = judge(
+        correct[in_all],
+        predictions["score"].to_numpy()[ranking.order][in_all],
+        ranked_rows[in_all],
+        np.where(counted, weights_for(has_landmark & counted, non_landmark_share, counted), 0.0),
+        has_landmark & counted,
+    )
+    named = predictions["landmark_id"].take(pa.array(ranking.order[in_all]))
+    metrics["all"]["landmarks"] = _by_landmark(truth["landmark_ids"].filter(counted), named, correct[in_all])
     unknown = int((rows < 0).sum())
     counts = metrics["all"]["counts"]
     counts["ignored"] = len(rows) - unknown - counts["predicted"] - counts["empty"]
@@ -232,11 +253,68 @@ def evaluate_predictions(predictions: pa.Table, truth: pa.Table) -> Metrics:
     return metrics
 
 
-def _evaluate(shards: list[str], truth_uri: str) -> Metrics:
+def judge(
+    correct: np.ndarray,
+    scores: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    landmark_queries: np.ndarray,
+) -> dict[str, Any]:
+    """How far scores tell right predictions from wrong ones.
+
+    Args:
+      correct: bool [N], the first prediction first.
+      scores: float64 [N].
+      rows: int64 [N], their queries, as rows of the truth.
+      weights: float64 [T], of the queries; 0 for those that do not count.
+      landmark_queries: bool [T], whether a query counts and has a landmark.
+
+    Returns:
+      gap: with these weights. Where all scores lie in [0, 1], and so may be probabilities, also
+      calibration_error, reliability: see `transforms.arrays.calibration`, and thresholds: of the predictions
+      with at least this score precision, recall of the landmark queries, and coverage, the part of all
+      queries.
+    """
+    weight, total = weights[rows], float(weights[landmark_queries].sum())
+    found: dict[str, Any] = {"gap": weighted_gap(correct, weight, int(landmark_queries.sum()))}
+    if not len(scores) or scores.min() < 0 or scores.max() > 1:
+        return found
+    table = reliability(scores, correct, weight)
+    thresholds = []
+    for threshold in THRESHOLDS:
+        above = scores >= threshold
+        given, right = float(weight[above].sum()), float(weight[above & correct].sum())
+        thresholds.append(
+            {
+                "threshold": threshold,
+                "precision": right / given if given else None,
+                "recall": right / total if total else None,
+                "coverage": given / float(weights.sum()),
+            }
+        )
+    return {
+        **found,
+        "calibration_error": calibration_error(table),
+        "reliability": [dataclasses.asdict(bin_) for bin_ in table],
+        "thresholds": thresholds,
+    }
+
+
+def _by_landmark(truth: pa.ChunkedArray, named: pa.ChunkedArray, correct: np.ndarray) -> dict[str, Any]:
+    names = named.to_pylist()
+    queries = Counter(name for names_ in truth.to_pylist() for name in names_)
+    predicted, right = Counter(names), Counter(name for name, ok in zip(names, correct) if ok)
+    return {
+        name: {"queries": queries[name], "predicted": predicted[name], "correct": right[name]}
+        for name in sorted({*queries, *predicted})
+    }
+
+
+def _evaluate(shards: list[str], truth_uri: str, non_landmark_share: float | None) -> Metrics:
     predictions = pa.concat_tables(
         [tables.ANSWER_SCHEMA.empty_table(), *map(tables.read_prediction_shard, sorted(shards))]
     )
-    return evaluate_predictions(predictions, tables.read_truth(truth_uri))
+    return evaluate_predictions(predictions, tables.read_truth(truth_uri), non_landmark_share)
 
 
 @beam.typehints.with_input_types(str)
@@ -251,9 +329,11 @@ class EvaluatePredictions(beam.PTransform):
 
     Attributes:
       truth_uri: the truth, see `tables.read_truth`.
+      non_landmark_share: see `evaluate_predictions`.
     """
 
     truth_uri: str
+    non_landmark_share: float | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -265,7 +345,9 @@ class EvaluatePredictions(beam.PTransform):
             shards
             | "Gather" >> beam.combiners.ToList()
             | "Evaluate"
-            >> beam.Map(_evaluate, self.truth_uri).with_input_types(list[str], str).with_output_types(dict)
+            >> beam.Map(_evaluate, self.truth_uri, self.non_landmark_share)
+            .with_input_types(list[str], str, float | None)
+            .with_output_types(dict)
         )
 
 

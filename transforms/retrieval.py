@@ -59,10 +59,12 @@ class QueryBlock:
     Attributes:
       name: unique among the blocks, deterministic.
       units: shards of the query store, whose images in this order are the block.
+      share: the part of these images that is asked for, chosen by a hash of their ids.
     """
 
     name: str
     units: tuple[str, ...]
+    share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +171,21 @@ def read_index_block(store: FeatureStore, units: Sequence[str]) -> IndexBlock:
     )
 
 
-def read_query_block(store: FeatureStore, units: Sequence[str]) -> DescriptorBlock:
-    """The images of some shards of a query store, in order; errors as `read_index_block`."""
-    images, descriptors = _read(store, units, ("image_id", _DESCRIPTOR))
-    return DescriptorBlock(_bytes(images, "image_id"), descriptors)
+def read_query_block(store: FeatureStore, block: QueryBlock) -> DescriptorBlock:
+    """The images of a block, in order; errors as `read_index_block`."""
+    images, descriptors = _read(store, block.units, ("image_id", _DESCRIPTOR))
+    ids = _bytes(images, "image_id")
+    chosen = _in_share(ids, block.share)
+    return DescriptorBlock(ids[chosen], descriptors[chosen])
+
+
+def _in_share(image_ids: np.ndarray, share: float) -> np.ndarray | slice:
+    """Rows of the images, bytes [N], that are in a share."""
+    if share >= 1:
+        return slice(None)
+    limit = int(share * 2**64)
+    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in image_ids.tolist())
+    return np.array([int.from_bytes(digest, "big") < limit for digest in digests], bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,11 +322,10 @@ class RetrieveNearest(beam.PTransform):
             >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
-        joined = {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
-        return (
-            known,
-            joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run)),
-        ) | "All" >> beam.Flatten()
+        # What is known goes the same way: of a Flatten of the two, Beam 2.77's local runner with several workers
+        # now and then reads elements from the wrong place.
+        joined = {"known": known, "queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
+        return joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run))
 
 
 def _tasks(
@@ -324,10 +336,10 @@ def _tasks(
         yield group, tuple(blocks[at : at + BLOCKS_PER_TASK])
 
 
-def _rows(record: Any, first: int, count: int) -> Any:
+def _rows(record: Any, rows: np.ndarray | slice) -> Any:
     """A record of arrays (Neighbors or _Locations) with some rows of each."""
     return dataclasses.replace(
-        record, **{f.name: getattr(record, f.name)[first : first + count] for f in dataclasses.fields(record)}
+        record, **{f.name: getattr(record, f.name)[rows] for f in dataclasses.fields(record)}
     )
 
 
@@ -364,13 +376,13 @@ class _Nearest(beam.DoFn):
                 neighbors = searcher.nearest(self._read(block), self._k)
                 self._milliseconds.update(round(1000 * (time.monotonic() - start)))
                 for first in range(0, len(neighbors.similarity), self._step):
-                    yield (block.name, first), _rows(neighbors, first, self._step)
+                    yield (block.name, first), _rows(neighbors, slice(first, first + self._step))
                 start = time.monotonic()
 
     def _read(self, block: QueryBlock) -> DescriptorBlock:
         if self._block is None or self._block[0] != block.name:
             self._block = None  # one block in memory, not two
-            self._block = block.name, read_query_block(self._queries, block.units)
+            self._block = block.name, read_query_block(self._queries, block)
             self._bytes.inc(self._block[1].descriptors.nbytes)
         return self._block[1]
 
@@ -386,18 +398,21 @@ class _Queries(beam.DoFn):
 
     def process(self, block: QueryBlock) -> Iterator[tuple[tuple[str, int], _Locations]]:
         columns = _locations(_read(self._queries, block.units, _LOCATION_COLUMNS)[0])
+        columns = _rows(columns, _in_share(columns.image_ids, block.share))
         self._in.inc(len(columns.image_ids))
         for first in range(0, len(columns.image_ids), self._step):
-            yield (block.name, first), _rows(columns, first, self._step)
+            yield (block.name, first), _rows(columns, slice(first, first + self._step))
 
 
 _UNKNOWN = "unknown"
 
 
 @beam.typehints.with_input_types(QueryBlock)
-@beam.typehints.with_output_types(CandidateUnit, **{_UNKNOWN: QueryBlock})
+@beam.typehints.with_output_types(tuple[tuple[str, int], CandidateUnit], **{_UNKNOWN: QueryBlock})
 class _Known(beam.DoFn):
-    """Blocks whose candidates are kept -> their units; the other blocks go to the output _UNKNOWN."""
+    """Blocks whose candidates are kept -> their units by (block, first query); the other blocks go to the
+    output _UNKNOWN.
+    """
 
     def __init__(self, queries: FeatureStore, step: int, run: str | None) -> None:
         self._queries, self._step, self._run = queries, step, run
@@ -411,14 +426,17 @@ class _Known(beam.DoFn):
             }
             if all(files.exists(uri) for uri in parts.values()):
                 for first, uri in parts.items():
-                    yield from _units(block.name, first, run_store.read_candidates(uri))
+                    for unit in _units(block.name, first, run_store.read_candidates(uri)):
+                        yield (block.name, first), unit
                 return
         yield beam.pvalue.TaggedOutput(_UNKNOWN, block)
 
 
 @beam.typehints.with_output_types(CandidateUnit)
 class _Candidates(beam.DoFn):
-    """Queries joined with their neighbours, kept where they are complete, in units."""
+    """Queries joined with their neighbours, kept where they are complete, in units; units that are known, as
+    they are.
+    """
 
     def __init__(self, deadline: float, run: str | None) -> None:
         self._deadline, self._run = deadline, run
@@ -426,7 +444,10 @@ class _Candidates(beam.DoFn):
 
     def process(self, joined: tuple[tuple[str, int], dict[str, Iterable[Any]]]) -> Iterator[CandidateUnit]:
         (block, first), sides = joined
-        [queries] = sides["queries"]
+        yield from sides["known"]
+        queries = next(iter(sides["queries"]), None)
+        if queries is None:
+            return
         neighbors = next(iter(sides["neighbors"]), None)
         found = [_query_candidates(queries, neighbors, q) for q in range(len(queries.image_ids))]
         self._out.inc(len(found))

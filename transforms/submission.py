@@ -24,15 +24,16 @@ def write_submission(run: str) -> int:
     """Writes RUN/submission.csv from the prediction shards and the plan of a run, for the images that it says
     are wanted, or all.
 
-    Images without a prediction get null predictions, in a shard of their own, and an empty row. May be called
-    again when there are more predictions.
+    Predictions are ranked by their probability where they have one. Images without a prediction get null
+    predictions, in a shard of their own, and an empty row. May be called again when there are more
+    predictions.
 
     Returns:
       Number of rows.
     """
     unpredicted = files.join(run, "predictions", UNPREDICTED + ".parquet")
     files.delete(unpredicted)
-    columns = ["image_id", "landmark_id", "score"]
+    columns = ["image_id", "landmark_id", "score", "probability"]
     schema = pa.schema([PREDICTION_SCHEMA.field(c) for c in columns])
     predicted = pa.concat_tables([schema.empty_table(), *read_predictions(run, columns)])
     known = set(predicted.column("image_id").to_pylist())
@@ -44,7 +45,7 @@ def write_submission(run: str) -> int:
     ids = None
     if files.exists(files.join(run, WANTED)):
         ids = files.read_parquet(files.join(run, WANTED))["image_id"].combine_chunks()
-    tables.write_submission_csv(files.join(run, SUBMISSION), predicted, ids)
+    tables.write_submission_csv(files.join(run, SUBMISSION), tables.ranked_by_probability(predicted), ids)
     return len(predicted if ids is None else ids)
 
 

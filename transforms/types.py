@@ -55,7 +55,7 @@ class ImageUnit:
 
     Attributes:
       name: deterministic, from the images and the extraction settings; the name of the shard.
-      images: in ascending order of image_id.
+      images: in ascending order of landmark_id and image_id.
     """
 
     name: str
@@ -254,6 +254,8 @@ class Candidate:
       location: where its local features lie in the index.
       inliers: matches that agree with the homography; None before verification or where it is off.
       score: the total score that candidates are ranked by.
+      augmented: cosine of the query's global descriptor and the image's, augmented by those of its label, see
+        `transforms.arrays.augmentation`; None where the index has none.
     """
 
     image_id: str
@@ -262,6 +264,7 @@ class Candidate:
     location: FeatureLocation
     inliers: int | None = None
     score: float = 0.0
+    augmented: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,12 +291,11 @@ class QueryCandidates:
 
 @dataclasses.dataclass(frozen=True)
 class VerificationSettings:
-    """How pairs are verified and scored; every value is checked.
+    """How pairs are verified; every value is checked.
 
     Attributes:
       max_distance: descriptors match when their Euclidean distance is below this; in (0, 2], rows have unit
         length.
-      max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
       max_reprojection_error: in pixels of the image as fed to the model; a match is an inlier where both of
         its points need to move by less than this together, see `transforms.verification.count_inliers`.
       max_ransac_iterations: homographies tried at most.
@@ -301,34 +303,51 @@ class VerificationSettings:
       mutual_check: whether each of two matched descriptors must be the nearest of the other.
       ratio_test: the nearest descriptor must be nearer than this times the second nearest; in (0, 1]; None
         for no such test.
-      global_weight: weight of the global similarity in the total score; not negative.
     """
 
     max_distance: float = 0.9
-    max_inlier_score: int = 60
     max_reprojection_error: float = 16.5
     max_ransac_iterations: int = 10_000
     homography_confidence: float = 0.999
     mutual_check: bool = False
     ratio_test: float | None = None
-    global_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        def check(name: str, ok: bool, wanted: str) -> None:
-            if not ok:
-                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+        _check(self, "max_distance", 0 < self.max_distance <= 2, "in (0, 2]")
+        pixels = 0 < self.max_reprojection_error < math.inf
+        _check(self, "max_reprojection_error", pixels, "a positive number of pixels")
+        _check(self, "max_ransac_iterations", self.max_ransac_iterations >= 1, "at least 1")
+        _check(self, "homography_confidence", 0 < self.homography_confidence < 1, "in (0, 1)")
+        _check(self, "ratio_test", self.ratio_test is None or 0 < self.ratio_test <= 1, "in (0, 1] or None")
 
-        check("max_distance", 0 < self.max_distance <= 2, "in (0, 2]")
-        check("max_inlier_score", self.max_inlier_score >= 1, "at least 1")
-        check(
-            "max_reprojection_error",
-            0 < self.max_reprojection_error < math.inf,
-            "a positive number of pixels",
-        )
-        check("max_ransac_iterations", self.max_ransac_iterations >= 1, "at least 1")
-        check("homography_confidence", 0 < self.homography_confidence < 1, "in (0, 1)")
-        check("ratio_test", self.ratio_test is None or 0 < self.ratio_test <= 1, "in (0, 1] or None")
-        check("global_weight", 0 <= self.global_weight < math.inf, "a number not below 0")
+
+@dataclasses.dataclass(frozen=True)
+class ScoringSettings:
+    """How candidates are scored and become a prediction, see `transforms.arrays.scoring`; every value is
+    checked.
+
+    Attributes:
+      top_k: so many of the best candidates vote, each with its total score for its landmark.
+      max_inlier_score: number of inliers that gives the full geometric score of 1; more add nothing.
+      global_weight: weight of the cosine in the total score; not negative.
+      augmented_weight: weight of the cosine to the augmented descriptor; not negative.
+    """
+
+    top_k: int = 3
+    max_inlier_score: int = 60
+    global_weight: float = 1.0
+    augmented_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, "top_k", self.top_k >= 1, "at least 1")
+        _check(self, "max_inlier_score", self.max_inlier_score >= 1, "at least 1")
+        for name in ("global_weight", "augmented_weight"):
+            _check(self, name, 0 <= getattr(self, name) < math.inf, "a number not below 0")
+
+
+def _check(settings: object, name: str, ok: bool, wanted: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {wanted}, not {getattr(settings, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,6 +377,7 @@ class Prediction:
       score: its sum, the confidence; None where there is no class.
       candidates: in their final order, best total score first.
       verified: as in QueryCandidates.
+      probability: that the landmark is right, in [0, 1]; None without a calibration.
     """
 
     image_id: str
@@ -365,6 +385,7 @@ class Prediction:
     score: float | None
     candidates: tuple[Candidate, ...] = ()
     verified: bool = False
+    probability: float | None = None
 
     def _repr_html_(self) -> str:
         """A table of the candidates, for a notebook."""

@@ -1,8 +1,7 @@
 """Geometric verification: do a query and a candidate show the same surface, seen from two places?
 
 Local features of both are matched, a homography is fitted to the matches by RANSAC, and the matches that
-agree with it, the inliers, are counted. Candidates are then ranked by their total score, inliers and global
-similarity together.
+agree with it, the inliers, are counted.
 """
 
 import contextlib
@@ -124,41 +123,22 @@ def verify_pair(
     return Verified(inliers, matches, mask)
 
 
-def total_score(similarity: float, inliers: int | None, settings: VerificationSettings) -> float:
-    """min(inliers, max_inlier_score) / max_inlier_score + global_weight * similarity; no inliers known count
-    as none.
-    """
-    return (
-        min(inliers or 0, settings.max_inlier_score) / settings.max_inlier_score
-        + settings.global_weight * similarity
-    )
-
-
-def ranked(candidates: Iterable[Candidate], settings: VerificationSettings) -> tuple[Candidate, ...]:
-    """Candidates with their total score, best first, ties in ascending order of image_id."""
-    scored = [
-        dataclasses.replace(c, score=total_score(c.similarity, c.inliers, settings)) for c in candidates
-    ]
-    return tuple(sorted(scored, key=lambda c: (-c.score, c.image_id)))
-
-
 @dataclasses.dataclass
 class VerifyCandidates(beam.PTransform):
-    """CandidateUnits as retrieved -> the same, their candidates verified and ranked by total score.
+    """CandidateUnits as retrieved -> the same, their candidates verified.
 
     Local features are read where they lie, each image's by one ranged read. Where what is read is no block of
-    features the unit gets a Failure of stage "verify", and what could not be verified keeps its global score,
-    with `inliers` None. A shard that cannot be read, or is cut short, is an error: a later start, with the
+    features the unit gets a Failure of stage "verify", and the `inliers` of what could not be verified stay
+    None. A shard that cannot be read, or is cut short, is an error: a later start, with the
     shard mended, goes on from there.
 
     Attributes:
       index: folder of the index, a feature store.
       queries: folder of the queries' feature store.
-      settings: how pairs are verified and scored.
-      enabled: False where the model has no local features: nothing is read, global scores rank alone,
-        `inliers` stays None.
-      deadline: as time.time() tells it. Queries that are not verified by then keep their global scores, and
-        their units are not final. With a deadline the most promising units come first, see
+      settings: how pairs are verified.
+      enabled: False where the model has no local features: nothing is read, `inliers` stays None.
+      deadline: as time.time() tells it. Queries that are not verified by then stay as they are, and their
+        units are not final. With a deadline the most promising units come first, see
         QueryCandidates.promise, since a verified query outranks those that are not
         (benchmarks/README.md, "Choices").
     """
@@ -248,13 +228,14 @@ class _Verify(beam.DoFn):
         return time.time() >= self._deadline
 
     def _verify(self, query: QueryCandidates, failures: list[Failure]) -> QueryCandidates:
-        """The query with its candidates ranked, verified where that is possible in time; what could not be
-        read goes to `failures`.
+        """The query with its candidates verified where that is possible in time; what could not be read goes
+        to `failures`.
         """
         verified = self._count_inliers(query, failures) if self._enabled else None
-        candidates = query.candidates if verified is None else verified
-        return dataclasses.replace(
-            query, candidates=ranked(candidates, self._settings), verified=verified is not None
+        return (
+            query
+            if verified is None
+            else dataclasses.replace(query, candidates=tuple(verified), verified=True)
         )
 
     def _count_inliers(self, query: QueryCandidates, failures: list[Failure]) -> list[Candidate] | None:

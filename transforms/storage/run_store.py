@@ -17,7 +17,14 @@ import pyarrow as pa
 
 from transforms.storage import files
 from transforms.storage.feature_store import failure_table
-from transforms.types import Candidate, FeatureLocation, Prediction, PredictionUnit, QueryCandidates
+from transforms.types import (
+    Candidate,
+    CandidateUnit,
+    FeatureLocation,
+    Prediction,
+    PredictionUnit,
+    QueryCandidates,
+)
 
 PROVISIONAL = ".provisional"
 """Part of a prediction shard's name where time ran out before all was done for it: a later start of the run
@@ -32,6 +39,7 @@ CANDIDATE_TYPE = pa.struct(
         pa.field("image_id", pa.string()),
         pa.field("landmark_id", pa.string()),
         pa.field("similarity", pa.float32()),
+        pa.field("augmented", pa.float32()),
         pa.field("inliers", pa.int32()),
         pa.field("score", pa.float64()),
     ]
@@ -42,6 +50,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("landmark_id", pa.string()),
         pa.field("score", pa.float64()),
+        pa.field("probability", pa.float64()),
         pa.field("candidates", pa.list_(CANDIDATE_TYPE), nullable=False),
         pa.field("verified", pa.bool_(), nullable=False),
     ]
@@ -55,6 +64,7 @@ def prediction_table(predictions: Iterable[Prediction]) -> pa.Table:
             "image_id": p.image_id,
             "landmark_id": p.landmark_id,
             "score": p.score,
+            "probability": p.probability,
             "candidates": [_candidate_row(c) for c in p.candidates],
             "verified": p.verified,
         }
@@ -114,6 +124,36 @@ def read_predictions(run: str, columns: Sequence[str] | None = None) -> Iterator
     for uri in files.list_files(files.join(run, "predictions"), ".parquet"):
         yield files.read_parquet(uri, columns)
 
+
+def predicted(run: str) -> int:
+    """Number of queries of a run for which a landmark is predicted."""
+    tables = read_predictions(run, ["landmark_id"])
+    return sum(len(table) - table.column("landmark_id").null_count for table in tables)
+
+
+def read_prediction_unit(uri: str, num_to_rerank: int) -> CandidateUnit:
+    """The queries of a prediction shard as they were before they were scored, with the `num_to_rerank`
+    candidates of each that are most similar. Places of local features and failures are not in it.
+    """
+    queries = []
+    for row in files.read_parquet(uri, ["image_id", "candidates", "verified"]).to_pylist():
+        known = sorted(row["candidates"], key=lambda c: (-c["similarity"], c["image_id"]))
+        candidates = tuple(
+            Candidate(
+                c["image_id"],
+                c["landmark_id"],
+                c["similarity"],
+                _NOWHERE,
+                c["inliers"],
+                augmented=c.get("augmented"),
+            )
+            for c in known[:num_to_rerank]
+        )
+        queries.append(QueryCandidates(row["image_id"], _NOWHERE, candidates, row["verified"]))
+    return CandidateUnit(uri.rsplit("/", 1)[-1].removesuffix(".parquet"), tuple(queries))
+
+
+_NOWHERE = FeatureLocation("", 0, 0)
 
 CANDIDATES = "candidates"
 

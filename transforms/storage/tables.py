@@ -238,7 +238,7 @@ def read_prediction_shard(uri: str) -> pa.Table:
     """Reads one file of `prediction_shards`.
 
     Returns:
-      a table of ANSWER_SCHEMA.
+      a table of ANSWER_SCHEMA; the score is the probability where there is one.
 
     Raises:
       TableError: see `read_submission`; for Parquet, a column is missing or of another type, a score is
@@ -248,7 +248,8 @@ def read_prediction_shard(uri: str) -> pa.Table:
     if not uri.endswith(".parquet"):
         return read_submission(uri)
     try:
-        table = files.read_parquet(uri, ANSWER_SCHEMA.names).select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA)
+        table = ranked_by_probability(files.read_parquet(uri, [*ANSWER_SCHEMA.names, "probability"]))
+        table = table.select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA)
     except (KeyError, ValueError) as e:  # pyarrow's errors of content are ValueErrors
         raise TableError(f"{uri}: no table of predictions: {e}") from e
     bad = pc.and_(
@@ -260,6 +261,15 @@ def read_prediction_shard(uri: str) -> pa.Table:
             f"{uri}, row {row}: score {table['score'][row]} of image {table['image_id'][row]} is not finite"
         )
     return table
+
+
+def ranked_by_probability(predictions: pa.Table) -> pa.Table:
+    """Predictions with their probability for a score where they have a landmark and one."""
+    if "probability" not in predictions.column_names:
+        return predictions
+    known = pc.and_(pc.is_valid(predictions["landmark_id"]), pc.is_valid(predictions["probability"]))
+    score = pc.if_else(known, predictions["probability"], predictions["score"])
+    return predictions.set_column(predictions.column_names.index("score"), "score", score)
 
 
 def read_answers(run_or_csv: str) -> pa.Table:

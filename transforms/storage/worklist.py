@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -61,14 +62,15 @@ def unit_size(images: int) -> int:
 
 
 def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
-    """Splits images into units, in ascending order of image_id.
+    """Splits images into units, in ascending order of landmark and image_id, so that images of a landmark lie
+    together.
 
     Args:
       settings: JSON-able; all that the features depend on beside the images. A unit's name has a digest of it
         and of its images, so that a shard of this name holds just these features.
     """
     size = unit_size(len(images))
-    ordered = sorted(images, key=lambda ref: ref.image_id)
+    ordered = sorted(images, key=lambda ref: (ref.landmark_id or "", ref.image_id))
     units = []
     for position, start in enumerate(range(0, len(ordered), size)):
         members = tuple(ordered[start : start + size])
@@ -119,6 +121,15 @@ def read_worklist(root: str, only: str | None = None) -> list[ImageRef]:
             rows = rows.filter(pc.equal(rows["image_id"], only))
         refs += [ImageRef(**{"version": NO_VERSION, **row}) for row in rows.to_pylist()]
     return refs
+
+
+def label_counts(root: str) -> Counter[str]:
+    """How many photographs of the list below `root` have each label."""
+    counts: Counter[str] = Counter()
+    for uri in files.list_files(files.join(root, "plan"), ".parquet"):
+        for pair in pc.value_counts(files.read_parquet(uri, ["landmark_id"]).column("landmark_id")):
+            counts[pair["values"].as_py()] += pair["counts"].as_py()
+    return counts
 
 
 def unit_count(root: str) -> int:

@@ -1,0 +1,124 @@
+"""How candidates become predictions, as a run remembers it; and the calibration of an index."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from beam_pipeline.config import ConfigError
+from beam_pipeline.manifest import IndexManifest
+from transforms.aggregation import AggregatePredictions
+from transforms.arrays.calibration import Calibration
+from transforms.storage import files
+from transforms.types import ScoringSettings, VerificationSettings
+
+CALIBRATION = "calibration.json"
+
+S = TypeVar("S", VerificationSettings, ScoringSettings, Calibration)
+
+
+def _record(kind: type[S], values: Mapping[str, Any]) -> S:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: values[name] for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """How candidates become predictions.
+
+    Attributes:
+      scoring: of the candidates.
+      calibration: of the predictions; None for no probabilities.
+      min_probability: below it a query has no landmark.
+    """
+
+    scoring: ScoringSettings
+    calibration: Calibration | None = None
+    min_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min_probability and self.calibration is None:
+            raise ConfigError("--min_probability needs a calibration: --preset tuned, or --calibration")
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """What of it a run remembers."""
+        values = dataclasses.asdict(self.scoring)
+        if self.calibration is not None:
+            values["calibration"] = dataclasses.asdict(self.calibration)
+            values["min_probability"] = self.min_probability
+        return values
+
+    @classmethod
+    def of(cls, hyperparameters: Mapping[str, Any]) -> "Judgement":
+        """That of a run."""
+        known = hyperparameters.get("calibration")
+        return cls(
+            _record(ScoringSettings, hyperparameters),
+            None if known is None else _record(Calibration, known),
+            hyperparameters.get("min_probability", 0.0),
+        )
+
+    @property
+    def step(self) -> AggregatePredictions:
+        """The step that does it."""
+        return AggregatePredictions(self.scoring, self.calibration, self.min_probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What the calibration of an index says.
+
+    Attributes:
+      index: digest of the index's manifest.
+      num_to_rerank: candidates that are retrieved and verified.
+      verification: how.
+      scoring: of the candidates.
+      calibration: None where the index was too small to learn one.
+    """
+
+    index: str
+    num_to_rerank: int
+    verification: VerificationSettings
+    scoring: ScoringSettings
+    calibration: Calibration | None
+
+    def judgement(self, min_probability: float) -> Judgement:
+        """How candidates become predictions by it."""
+        return Judgement(self.scoring, self.calibration, min_probability)
+
+
+def read_calibration(uri: str) -> Tuned:
+    """Reads what `landmarks calibrate` wrote.
+
+    Raises:
+      ConfigError: there is none, or it is no calibration.
+    """
+    if not files.exists(uri):
+        raise ConfigError(f"there is no {uri}: `landmarks calibrate` makes it")
+    try:
+        value = files.read_json(uri)
+        settings, coefficients = value["settings"], value["coefficients"]
+        return Tuned(
+            value["index"],
+            settings["num_to_rerank"],
+            _record(VerificationSettings, settings),
+            _record(ScoringSettings, settings),
+            None if coefficients is None else _record(Calibration, coefficients),
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise ConfigError(f"{uri} is no calibration, or is damaged: {e!r}") from e
+
+
+def calibration_of(index: str, manifest: IndexManifest) -> Tuned:
+    """The calibration of an index.
+
+    Raises:
+      ConfigError: it has none, or the index was changed since.
+    """
+    uri, command = files.join(index, CALIBRATION), f"`landmarks calibrate --index {index}`"
+    if not files.exists(uri):
+        raise ConfigError(f"{index} is not calibrated, which --preset tuned needs: {command} does it")
+    tuned = read_calibration(uri)
+    if tuned.index != manifest.digest(index):
+        raise ConfigError(f"{uri} is of before the index was changed: {command} makes it anew")
+    return tuned

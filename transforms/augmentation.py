@@ -1,0 +1,213 @@
+"""Augmentation as Beam steps: an index's augmented descriptors, made once and kept beside its features, and
+the cosines of queries to those of their candidates. See `transforms.arrays.augmentation`.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+
+from transforms.arrays.augmentation import Augmented, augment, augmented_cosines, without_query
+from transforms.storage.derived_shards import DerivedShards, list_name, shard_name
+from transforms.storage.feature_store import FeatureStore, descriptors_of
+from transforms.types import Candidate, CandidateUnit, QueryCandidates
+
+KIND = "augmented"
+
+_COLUMNS = ("image_id", "landmark_id", "global_descriptor")
+_SHARDS_HELD = 256  # shards of 64 images in memory: 34 MB of descriptors 2,048 wide in 8 bits
+
+
+def augmented_shards(index: str) -> DerivedShards:
+    """The augmented descriptors of an index: image_id, length, least, and descriptor, as `Augmented` has
+    them.
+    """
+    return DerivedShards(index, KIND)
+
+
+@dataclasses.dataclass
+class AugmentIndex(beam.PTransform):
+    """Names (str) of all units of an index that have images -> the name of the list of its augmented shards,
+    once all that it lacked are written; nothing where it is too late.
+
+    Attributes:
+      index: folder of the index.
+      deadline: as time.time() tells it; nothing is begun after it.
+    """
+
+    index: str
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection[str]) -> beam.PCollection[str]:
+        store, shards, deadline = FeatureStore(self.index), augmented_shards(self.index), self.deadline
+
+        def labels(unit: str) -> list[tuple[str, str]]:
+            column = store.read_images(unit, ["landmark_id"]).column("landmark_id")
+            return [(label, unit) for label in column.unique().to_pylist()]
+
+        def together(label: str, units: Iterable[str]) -> list[tuple[str, str]]:
+            members = sorted(units)
+            return [(unit, other) for unit in members for other in members]
+
+        def write_list(names: list[tuple[str, str]]) -> Iterator[str]:
+            if names and time.time() < deadline:
+                shards.write_list(dict(names))
+                yield list_name(unit for unit, _ in names)
+
+        pair = tuple[str, str]
+        return (
+            units
+            | "Labels" >> beam.FlatMap(labels).with_input_types(str).with_output_types(pair)
+            | "ByLabel" >> beam.GroupByKey()
+            | "Together" >> beam.FlatMapTuple(together).with_output_types(pair)
+            | "ByUnit" >> beam.GroupByKey()
+            | "Augment" >> beam.ParDo(_Augment(store, shards, deadline))
+            | "Gather" >> beam.combiners.ToList()
+            | "List" >> beam.FlatMap(write_list).with_input_types(list[pair]).with_output_types(str)
+        )
+
+
+@beam.typehints.with_input_types(tuple[str, Iterable[str]])
+@beam.typehints.with_output_types(tuple[str, str])
+class _Augment(beam.DoFn):
+    """A unit with all that share a landmark with it -> the unit and the name of its shard, which is there
+    then.
+    """
+
+    def __init__(self, store: FeatureStore, shards: DerivedShards, deadline: float) -> None:
+        self._store, self._shards, self._deadline = store, shards, deadline
+        self._milliseconds = Metrics.distribution("landmarks", "augment_milliseconds")
+
+    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[str, str]]:
+        unit, others = element[0], sorted(set(element[1]))
+        name = shard_name(unit, others)
+        if not self._shards.has(name):
+            if time.time() >= self._deadline:
+                return
+            started = time.monotonic()
+            self._shards.write(name, augmented_table(self._store, unit, others))
+            self._milliseconds.update(round(1000 * (time.monotonic() - started)))
+        yield unit, name
+
+
+def augmented_table(store: FeatureStore, unit: str, others: Iterable[str]) -> pa.Table:
+    """The augmented descriptors of the images of `unit`, in its order; `others`, the unit among them, have
+    all images of its landmarks.
+    """
+    tables = {name: store.read_images(name, _COLUMNS) for name in others}
+    own = tables[unit]
+    wanted = own.column("landmark_id").unique()
+    parts = [table.filter(pc.is_in(table.column("landmark_id"), wanted)) for table in tables.values()]
+    known = pa.concat_tables(parts).sort_by("image_id")
+    descriptors, landmarks = descriptors_of(known), np.array(known.column("landmark_id").to_pylist())
+    place = {name: at for at, name in enumerate(known.column("image_id").to_pylist())}
+    at = np.array([place[name] for name in own.column("image_id").to_pylist()])
+    made = Augmented(
+        np.empty((len(own), descriptors.shape[1]), np.int8),
+        np.empty(len(own), np.float32),
+        np.empty(len(own), np.float32),
+    )
+    for landmark in wanted.to_pylist():
+        members = np.flatnonzero(landmarks == landmark)
+        rows = np.flatnonzero(landmarks[at] == landmark)
+        found = augment(np.searchsorted(members, at[rows]), descriptors[members])
+        for field in dataclasses.fields(Augmented):
+            getattr(made, field.name)[rows] = getattr(found, field.name)
+    values = pa.array(made.descriptors.reshape(-1))
+    return pa.table(
+        {
+            "image_id": own.column("image_id"),
+            "length": made.length,
+            "least": made.least,
+            "descriptor": pa.FixedSizeListArray.from_arrays(values, descriptors.shape[1]),
+        }
+    )
+
+
+@dataclasses.dataclass
+class AugmentCandidates(beam.PTransform):
+    """CandidateUnits -> the same, their candidates with cosines to the augmented descriptors.
+
+    Attributes:
+      index: folder of the index.
+      queries: folder of the queries' feature store.
+      listed: name of the list of the index's augmented shards; None where it has none, and nothing is done.
+      leave_out: the queries are images of the index: each is left out of the sums of its own landmark.
+    """
+
+    index: str
+    queries: str
+    listed: str | None
+    leave_out: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
+        if self.listed is None:
+            return units
+        queries = FeatureStore(self.queries)
+        return units | "Augmented" >> beam.ParDo(
+            _Cosines(augmented_shards(self.index), self.listed, queries, self.leave_out)
+        )
+
+
+@beam.typehints.with_input_types(CandidateUnit)
+@beam.typehints.with_output_types(CandidateUnit)
+class _Cosines(beam.DoFn):
+    def __init__(self, shards: DerivedShards, listed: str, queries: FeatureStore, leave_out: bool) -> None:
+        self._shards, self._listed, self._queries, self._leave_out = shards, listed, queries, leave_out
+
+    def setup(self) -> None:
+        names = self._shards.read_list(self._listed)
+        self._augmented = functools.lru_cache(_SHARDS_HELD)(lambda unit: _read(self._shards, names[unit]))
+        self._query = functools.lru_cache(_SHARDS_HELD // 4)(lambda unit: _query_rows(self._queries, unit))
+
+    def teardown(self) -> None:
+        del self._augmented, self._query
+
+    def process(self, unit: CandidateUnit) -> Iterator[CandidateUnit]:
+        yield dataclasses.replace(unit, queries=tuple(map(self._with_cosines, unit.queries)))
+
+    def _with_cosines(self, query: QueryCandidates) -> QueryCandidates:
+        landmark, descriptor = self._query(query.location.unit)[query.image_id]
+        return dataclasses.replace(
+            query, candidates=tuple(self._with_cosine(c, landmark, descriptor) for c in query.candidates)
+        )
+
+    def _with_cosine(self, candidate: Candidate, landmark: str | None, descriptor: np.ndarray) -> Candidate:
+        augmented = self._augmented(candidate.location.unit)[candidate.image_id]
+        cosine = augmented_cosines(descriptor, augmented)
+        if self._leave_out and candidate.landmark_id == landmark:
+            plain = np.array([candidate.similarity], np.float32)
+            cosine = without_query(cosine, augmented, plain)
+        return dataclasses.replace(candidate, augmented=float(cosine[0]))
+
+
+def _read(shards: DerivedShards, name: str) -> dict[str, Augmented]:
+    """The images of an augmented shard by id, each as Augmented of one row."""
+    table = shards.read(name)
+    column = table.column("descriptor").combine_chunks()
+    rows = column.flatten().to_numpy().reshape(len(table), -1)
+    length, least = (table.column(part).to_numpy() for part in ("length", "least"))
+    return {
+        image_id: Augmented(rows[at : at + 1], length[at : at + 1], least[at : at + 1])
+        for at, image_id in enumerate(table.column("image_id").to_pylist())
+    }
+
+
+def _query_rows(store: FeatureStore, unit: str) -> dict[str, tuple[str | None, np.ndarray]]:
+    """Landmark and descriptor of the images of a shard, by id."""
+    table = store.read_images(unit, _COLUMNS)
+    names, landmarks = (table.column(part).to_pylist() for part in ("image_id", "landmark_id"))
+    return dict(zip(names, zip(landmarks, descriptors_of(table))))
