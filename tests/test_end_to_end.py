@@ -276,7 +276,7 @@ def test_tuned_predictions_are_ranked_by_probability(data, calibrated):
     for image_id, text in submission(calibrated / "run").items():
         row = predictions.loc[image_id]
         assert text.split(" ") == [row.landmark_id, repr(float(row.probability))]
-    right = predictions.landmark_id == truth
+    right = predictions.landmark_id == truth.reindex(predictions.index)
     assert predictions.probability[right].mean() > predictions.probability[~right].mean() + 0.2
 
 

@@ -322,8 +322,8 @@ class RetrieveNearest(beam.PTransform):
             >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
-        # What is known goes the same way: of a Flatten of the two, Beam 2.77's local runner with several workers
-        # now and then reads elements from the wrong place.
+        # What is known goes the same way: of a Flatten of the two, Beam 2.77's local runner with several
+        # workers now and then reads elements from the wrong place.
         joined = {"known": known, "queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
         return joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run))
 
