@@ -1,5 +1,6 @@
 """The report's pages as a person sees them: opened from disk by the Chromium of this machine."""
 
+import csv
 import pathlib
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 
 from beam_pipeline import evaluate
 from beam_pipeline.config import EvaluateConfig, ReportConfig
+from beam_pipeline.main import main
 from beam_pipeline.report.pages import write_report
 from tests.finished_runs import candidate, make_index, make_run, write_truth
 from transforms.storage import tables
@@ -60,6 +62,7 @@ def browser():
 def page(browser, report):
     """A page in a profile of its own; what the console says is an error."""
     context = browser.new_context(viewport={"width": 1400, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(300_000)  # of a crowded machine
     opened, problems = context.new_page(), []
     opened.on("console", lambda message: problems.append(message.text))
     opened.on("pageerror", lambda error: problems.append(str(error)))
@@ -257,3 +260,34 @@ def test_paper_shows_cards_and_no_controls(page):
     assert page.locator(".card").first.is_visible()
     assert not page.locator("#filters").is_visible() and not page.locator(".review").first.is_visible()
     assert len(page.pdf()) > 10_000
+
+
+def test_the_report_of_real_photographs(photos, page, tmp_path):
+    """Index, recognize twice, and the report of one against the other, opened page by page."""
+    with open(photos / "photos.csv", newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["kind"] in ("landmark", "distractor")]
+    labels = sorted({row["label"] for row in rows if row["label"]})[:6]
+    shown_ = [row for row in rows if row["label"] in labels]
+    index, queries = shown_[::2], [*shown_[1::2], *[row for row in rows if row["kind"] == "distractor"][:6]]
+    for name, chosen in (("index", index), ("queries", queries)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{photos / row['path']}\n" for row in chosen))
+    table = "".join(f"{row['id']},{row['label']}\n" for row in rows if row["label"] in (*labels, ""))
+    (tmp_path / "truth.csv").write_text(f"id,landmarks\n{table}")
+    of_index = "".join(f"{row['id']},{row['label']}\n" for row in index)
+    (tmp_path / "labels.csv").write_text(f"id,landmark_id\n{of_index}")
+    lists = [f"@{tmp_path / name}.txt" for name in ("index", "queries")]
+    at = {
+        name: str(tmp_path / name) for name in ("made", "run", "other", "report", "labels.csv", "truth.csv")
+    }
+    assert main(["index", "--images", lists[0], "--labels", at["labels.csv"], "--output", at["made"]]) == 0
+    for run, *flags in ((at["other"],), (at["run"], "--preset", "accurate")):
+        command = ["recognize", "--images", lists[1], "--index", at["made"], "--output", run, *flags]
+        assert main([*command, "--query_store", str(tmp_path / "features")]) == 0
+    flags = ["--truth", at["truth.csv"], "--against", at["other"], "--output", at["report"]]
+    assert main(["report", "--run", at["run"], *flags]) == 0
+    for name in PAGES:
+        page.goto((tmp_path / "report" / f"{name}.html").as_uri())
+        assert page.evaluate("[...document.images].every(i => !i.complete || i.naturalWidth > 0)")
+    page.goto((tmp_path / "report" / "queries.html").as_uri())
+    assert page.locator(".count").first.text_content().startswith(f"{len(queries)} of {len(queries)},")
+    assert page.locator(".lines path").count() > 0
