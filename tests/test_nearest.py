@@ -185,7 +185,7 @@ def test_scores_keep_their_bounds(seed: int, width: int, scale: float) -> None:
         assert np.all(np.abs(scores - exact) <= of_query[:, None] + of_row)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 17, 48, 300])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 17, 48, 128, 300])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_rows_in_eight_bits_are_as_near_as_they_say(width: int, pairs: bool) -> None:
     rng = np.random.default_rng(width)
@@ -195,11 +195,11 @@ def test_rows_in_eight_bits_are_as_near_as_they_say(width: int, pairs: bool) -> 
     assert sizes.max() <= 127 and (width > 1 or sizes.min() == 127)
     if pairs:
         assert (sizes[:, : width - 1 : 2] + sizes[:, 1::2]).max(initial=0) <= 128
-    order = 16 if width % 16 == 0 else 4 if width % 4 == 0 else 1
+    order = next(order for order in (64, 16, 4, 1) if width % order == 0)
     signs = [[(-1) ** (i & j).bit_count() for j in range(order)] for i in range(order)]  # Hadamard's
     mixed = np.einsum("ij,njc->nic", signs, rows.astype(np.float64).reshape(300, order, -1)) / order**0.5
     distance = np.linalg.norm(mixed.reshape(300, width) - codes * scale[:, None].astype(np.float64), axis=1)
-    assert np.all(distance <= error) and np.all(error <= distance * 1.001 + 1e-5)
+    assert np.all(distance <= error) and np.all(error <= distance * 1.001 + 1e-4)
 
 
 def test_exact_scores_are_the_true_sum_rounded_whatever_its_order() -> None:
@@ -215,7 +215,7 @@ def test_exact_scores_are_the_true_sum_rounded_whatever_its_order() -> None:
     )
     expected = np.array([1, 1, 1 + 2**-23, 2**-80, 0.75], np.float32)
     for order in itertools.permutations(range(3)):
-        np.testing.assert_array_equal(exact_scores(terms[:, order], np.ones(3)), expected)
+        np.testing.assert_array_equal(exact_scores(terms[:, order], np.ones((5, 3))), expected)
 
 
 class Near(NumpyProduct):
@@ -269,7 +269,7 @@ def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.Mo
     small = nearest(queries, index, 5, product)
     monkeypatch.setattr(nearest_module, "TILE_ROWS", 1000)
     monkeypatch.setattr(nearest_module, "TILE_QUERIES", 7)
-    monkeypatch.setattr(nearest_module, "_EXACT_STEP", 1)
+    monkeypatch.setattr(nearest_module, "_STEP", 1)
     monkeypatch.setattr(nearest_module, "_cores", lambda: 3)
     assert_same(nearest(queries, index, 5, NumpyProduct()), small)
     monkeypatch.setattr(nearest_module, "TILE_ROWS", 256)

@@ -33,7 +33,7 @@ from transforms.arrays import integer_product
 
 UNIT_TOLERANCE = 1e-3
 _U = 2.0**-24
-_MIXED = 16  # components that share their size; more would cost more than they narrow the bound
+_MIXED = 64  # components that share their size; more would cost more than they narrow the bound
 _MIXED_ROWS = 128  # at a time, about what a core's cache holds
 
 
@@ -124,7 +124,7 @@ def in_eight_bits(rows: np.ndarray, pairs: bool) -> tuple[np.ndarray, np.ndarray
       numbers times its scale.
     """
     count, width = rows.shape
-    order = next(order for order in (_MIXED, 4, 1) if not width % order)  # whose roots are powers of 2
+    order = next(order for order in (_MIXED, 16, 4, 1) if not width % order)  # whose roots are powers of 2
     hadamard = np.ones((1, 1), np.float32)
     while len(hadamard) < order:
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
@@ -174,17 +174,18 @@ def _roundings(m: int, terms: Any, width: int) -> Any:
     return m * _U / (1 - m * _U) * terms + width * 2.0**-125 + 2 * _U * (1 + UNIT_TOLERANCE) ** 2 + 1e-12
 
 
-def exact_scores(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Exact scores of rows, float64 [P, D], and a query, float64 [D], all with float32's values: float32 [P].
+def exact_scores(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Exact scores of pairs of rows, float64 [P, D] with float32's values: float32 [P].
 
     A sum of m = D products, each exact in float64, errs by at most m u / (1 - m u) times the sum of their
     sizes, u = 2^-53, as in step 2 of the module's text. Nearly always all numbers so near round to one
     float32; else the sum is made anew, exactly.
     """
-    sums, error = np.vecdot(rows, query), (len(query) + 2) * 2.0**-53 * (1 + UNIT_TOLERANCE) ** 2
+    sums = np.vecdot(queries, rows)
+    error = (rows.shape[1] + 2) * 2.0**-53 * (1 + UNIT_TOLERANCE) ** 2
     scores = (sums - error).astype(np.float32)
     for p in np.flatnonzero(scores != (sums + error).astype(np.float32)):
-        scores[p] = math.fsum((rows[p] * query).tolist())
+        scores[p] = math.fsum((queries[p] * rows[p]).tolist())
     return scores
 
 

@@ -14,7 +14,7 @@ same whatever computes the fast pass, and however queries and index are cut into
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
@@ -35,7 +35,7 @@ from transforms.types import Neighbors
 # A tile of scores, 8 MB, stays in the cache between the product and the selection.
 TILE_ROWS = 4096
 TILE_QUERIES = 512
-_EXACT_STEP = 2**17  # components of rows at a time, half a MB
+_STEP = 2**17  # components of rows from memory at a time, half a MB
 # Products of fewer multiplications than this are over before the fastest product is known.
 SMALL_PRODUCT = 2e10
 
@@ -308,39 +308,56 @@ class _Scan:
         query, row, upper = (np.concatenate(parts) for parts in zip(*self._kept))
         possible = np.flatnonzero(upper >= self._limit[query])
         order = possible[np.argsort(query[possible], kind="stable")]  # of int16, so a radix sort
-        ends = np.searchsorted(query[order], np.arange(len(self._queries) - 1), "right")
-        best = [self._best_of(q, row[pairs], upper[pairs]) for q, pairs in enumerate(np.split(order, ends))]
-        query = np.repeat(np.arange(len(best)), [len(rows) for rows, _ in best])
-        row, score = (np.concatenate(parts) for parts in zip(*best))
-        return query, row, score
+        query, row, upper = query[order], row[order], upper[order]
+        starts, k = np.searchsorted(query, np.arange(len(self._queries))), self._best.shape[1]
+        # The k of each query that are likely its best tell a better limit for the others than bounds do.
+        likely = np.concatenate(
+            [
+                start + np.argpartition(-part, min(k, len(part)) - 1)[:k]
+                for start, part in zip(starts, np.split(upper, starts[1:]))
+            ]
+        )
+        score = np.full(len(query), -np.inf, np.float32)
+        score = np.full(len(query), -np.inf, np.float32)
+        score[likely] = self._exact(query[likely], row[likely])
+        least = np.minimum.reduceat(score[likely], np.searchsorted(query[likely], np.arange(len(starts))))
+        others = np.flatnonzero((score == -np.inf) & (upper >= least[query]))
+        others = others[self._reach(query[others], row[others], least)]
+        score[others] = self._exact(query[others], row[others])
+        scored = np.flatnonzero(score > -np.inf)
+        order = scored[np.lexsort((self._rank[row[scored]], -score[scored], query[scored]))]
+        order = order[_place(query[order]) < k]
+        return query[order].astype(np.int64), row[order], score[order]
 
-    def _best_of(self, q: int, row: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of some rows for a query, by their upper bounds, and their exact scores, in order."""
-        k = self._best.shape[1]
-        order = np.argpartition(-upper, min(k, len(row)) - 1)
-        row, upper = row[order], upper[order]
-        first, scores = self._scored(q, row[:k], -np.inf)
-        least = scores.min()  # a better limit for the others than that of bounds
-        others, their_scores = self._scored(q, row[k:][upper[k:] >= least], least)
-        row, score = np.concatenate([first, others]), np.concatenate([scores, their_scores])
-        best = np.lexsort((self._rank[row], -score))[:k]
-        return row[best], score[best]
+    def _exact(self, query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Exact scores, float32, of pairs."""
+        scores = np.empty(len(query), np.float32)
+        for some, queries, rows in self._gathered(query, row):
+            scores[some] = exact_scores(queries.astype(np.float64), rows.astype(np.float64))
+        return scores
 
-    def _scored(self, q: int, row: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-        """Those of some rows that may have an exact score of `least` for a query, and their exact scores,
-        float32.
-
-        A product in float32 of the rows as they come from memory leaves few that need one in float64.
+    def _reach(self, query: np.ndarray, row: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """bool [P], false only where the exact score of a pair is below `least` of its query: by a product in
+        float32, so that few pairs need one in float64.
         """
-        query, found, scores = self._queries[q], [row[:0]], [np.empty(0, np.float32)]
-        wide, step = query.astype(np.float64), max(1, _EXACT_STEP // len(query))
-        least -= float32_bound(len(query))
-        for low in range(0, len(row), step):
-            few = np.take(self._index.descriptors, row[low : low + step], axis=0, mode="clip")
-            near = np.flatnonzero(np.vecdot(few, query) >= least)
-            found.append(row[low + near])
-            scores.append(exact_scores(few[near].astype(np.float64), wide))
-        return np.concatenate(found), np.concatenate(scores)
+        reach, least = np.empty(len(query), bool), least - float32_bound(self._queries.shape[1])
+        for some, queries, rows in self._gathered(query, row):
+            reach[some] = np.vecdot(queries, rows) >= least[query[some]]
+        return reach
+
+    def _gathered(
+        self, query: np.ndarray, row: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The descriptors of pairs, some pairs at a time: their places, queries and index rows.
+
+        Rows come in their order, so that those of several pairs come once from memory; queries are few and
+        stay in the cache.
+        """
+        order, step = np.argsort(row), max(1, _STEP // self._queries.shape[1])
+        for low in range(0, len(order), step):
+            some = order[low : low + step]
+            queries = np.take(self._queries, query[some], axis=0, mode="clip")
+            yield some, queries, np.take(self._index.descriptors, row[some], axis=0, mode="clip")
 
 
 def _place(query: np.ndarray) -> np.ndarray:
