@@ -5,6 +5,7 @@ left. Landmark ids are strings everywhere, so that data sets with names instead 
 """
 
 import dataclasses
+import functools
 import html
 import math
 from collections.abc import Callable, Iterable
@@ -163,6 +164,13 @@ class QuantizedFeatures:
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    @functools.cached_property
+    def shortest_and_longest(self) -> tuple[float, float]:
+        """The least and the greatest length of a descriptor, of those that are not 0: at least 1."""
+        longest = max(self.squared_lengths.max(initial=1.0), 1.0)
+        shortest = np.where(self.squared_lengths > 0, self.squared_lengths, longest).min(initial=longest)
+        return math.sqrt(shortest), math.sqrt(longest)
 
 
 @dataclasses.dataclass(frozen=True)

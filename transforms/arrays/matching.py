@@ -11,12 +11,12 @@ few can be the nearest: of two dot products the higher one belongs to the nearer
 longer. `transforms.arrays.quantization` makes all of an image about equally long.
 """
 
-import math
-
 import numpy as np
 
 from transforms.arrays.integer_product import integer_product
 from transforms.types import QuantizedFeatures, VerificationSettings
+
+_LEAST = np.iinfo(np.int32).min
 
 
 def putative_matches(
@@ -46,24 +46,32 @@ def putative_matches(
     peak = dots.max(axis=1)
     least = 1 - settings.max_distance**2 / 2 - 1e-12  # more than the rounding of cosines and distances
     if least > 0:
-        shortest, _ = _shortest_and_longest(candidate.squared_lengths)
+        shortest, _ = candidate.shortest_and_longest
         rows = np.flatnonzero(
             peak >= np.maximum(np.floor(least * shortest * np.sqrt(query.squared_lengths)), 1)
         )
     else:
         rows = np.arange(len(query))
     near = dots[rows] if len(rows) < len(dots) else dots
-    nearest, cosine = _nearest(near, peak[rows], query.squared_lengths[rows], candidate.squared_lengths)
+    nearest, cosine = _nearest(
+        near,
+        peak[rows],
+        query.squared_lengths[rows],
+        candidate.squared_lengths,
+        *candidate.shortest_and_longest,
+    )
     keep = _distance(cosine) < settings.max_distance
     if settings.mutual_check:
         columns, place = np.unique(nearest, return_inverse=True)
         back = dots[:, columns].T
-        keep &= (
-            rows
-            == _nearest(back, back.max(axis=1), candidate.squared_lengths[columns], query.squared_lengths)[0][
-                place
-            ]
+        returned, _ = _nearest(
+            back,
+            back.max(axis=1),
+            candidate.squared_lengths[columns],
+            query.squared_lengths,
+            *query.shortest_and_longest,
         )
+        keep &= rows == returned[place]
     if settings.ratio_test is not None:
         cosines = _cosine(near, query.squared_lengths[rows, None], candidate.squared_lengths)
         cosines[np.arange(len(rows)), nearest] = -np.inf
@@ -74,7 +82,12 @@ def putative_matches(
 
 
 def _nearest(
-    dots: np.ndarray, peak: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray
+    dots: np.ndarray,
+    peak: np.ndarray,
+    squared_lengths: np.ndarray,
+    others: np.ndarray,
+    shortest: float,
+    longest: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each row the column of the highest cosine, int64 [R], of several the first, and that cosine,
     float64 [R].
@@ -83,24 +96,18 @@ def _nearest(
       dots: int32 [R, C], with C > 0.
       peak: int32 [R], the highest of each row.
       squared_lengths, others: float64 [R] and [C], of the descriptors of rows and of columns.
+      shortest, longest: of the lengths of columns; those of length 0 do not count.
     """
     if not len(dots):
         return np.zeros(0, np.int64), np.zeros(0)
-    shortest, longest = _shortest_and_longest(others)
     lag = np.where(peak > 0, shortest / longest, longest / shortest) - 1e-12
-    limit = np.maximum(np.floor(peak * lag), np.iinfo(np.int32).min).astype(np.int32)
+    limit = np.maximum(np.floor(peak * lag), _LEAST).astype(np.int32)
     row, column = np.divmod(np.flatnonzero(dots >= limit[:, None]), dots.shape[1])
     cosine = _cosine(dots[row, column], squared_lengths[row], others[column])
     rows = np.arange(len(dots))
     highest = np.maximum.reduceat(cosine, np.searchsorted(row, rows))
     best = np.flatnonzero(cosine == highest[row])
     return column[best[np.searchsorted(row[best], rows)]], highest
-
-
-def _shortest_and_longest(squared_lengths: np.ndarray) -> tuple[float, float]:
-    """Of those that are not 0; a descriptor of length 0 is near to none."""
-    longest = max(squared_lengths.max(), 1.0)
-    return math.sqrt(np.where(squared_lengths > 0, squared_lengths, longest).min()), math.sqrt(longest)
 
 
 def _cosine(dots: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray) -> np.ndarray:
