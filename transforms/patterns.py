@@ -28,6 +28,8 @@ _OF_SYSTEMS = frozenset(
     {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
 )
 
+_PERHAPS_HIDDEN = re.compile("|".join([r"/\.", *(f"/{re.escape(name)}/" for name in sorted(_OF_SYSTEMS))]))
+
 _LISTED_PER_REQUEST = 1000  # of S3 and of Google Cloud Storage
 
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps the bytes of such a name
@@ -135,6 +137,8 @@ def _is_hidden(uri: str, pattern: str) -> bool:
     """Whether a file is HIDDEN below the folder `pattern`, or in a tar file; a glob finds what begins with a
     dot only where it says so.
     """
+    if not _PERHAPS_HIDDEN.search(uri):
+        return False
     if member := member_of(uri):
         pattern, uri = member.archive, f"{member.archive}/{member.name}"
     is_folder = not globs.has_magic(pattern) or uri.startswith(files.join(files.absolute(pattern), ""))
