@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Recognises landmarks in photographs without training: index labelled photographs, "
         "recognize others, evaluate.",
         epilog="Options of Apache Beam (--runner, --direct_num_workers, --project, ...) may follow those of "
-        "any command but demo.",
+        "any command that runs a pipeline.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"landmarks {__version__}")
