@@ -1,5 +1,6 @@
 """Finished runs that no job made: photographs, stores and predictions as a job would leave them."""
 
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -24,12 +25,12 @@ SIZE = (240, 320)
 _NOWHERE = FeatureLocation("", 0, 0)
 
 
-def _features(folder: pathlib.Path, image_id: str, landmark_id: str | None) -> ImageFeatures:
+def _features(folder: str, image_id: str, landmark_id: str | None) -> ImageFeatures:
     """A photograph of noise, written below `folder`, with local features that are the same in all."""
     rng = np.random.default_rng(0)
-    uri = str(folder / f"{image_id.replace('/', '-')[:60]}.png")
-    folder.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(rng.integers(0, 256, size=(*SIZE, 3), dtype=np.uint8)).save(uri)
+    uri, encoded = files.join(folder, f"{image_id.replace('/', '-')[:60]}.png"), io.BytesIO()
+    PIL.Image.fromarray(rng.integers(0, 256, size=(*SIZE, 3), dtype=np.uint8)).save(encoded, "PNG")
+    files.write_bytes(uri, encoded.getvalue())
     local = LocalFeatures(
         rng.uniform(0, 200, size=(40, 2)).astype(np.float32), rng.standard_normal((40, 32)).astype(np.float32)
     )
@@ -37,10 +38,11 @@ def _features(folder: pathlib.Path, image_id: str, landmark_id: str | None) -> I
     return ImageFeatures(ref, SIZE[1], SIZE[0], 1.0, np.float32([1, 0]), local)
 
 
-def make_index(folder: pathlib.Path, photographs: Mapping[str, str]) -> str:
+def make_index(folder: pathlib.Path | str, photographs: Mapping[str, str]) -> str:
     """An index of photographs, landmarks by image_id, in two shards; returns its folder."""
-    made = [_features(folder / "photographs", i, landmark) for i, landmark in photographs.items()]
     store = FeatureStore(str(folder))
+    place = files.join(store.root, "photographs")
+    made = [_features(place, i, landmark) for i, landmark in photographs.items()]
     for unit, part in (("u0", made[::2]), ("u1", made[1::2])):
         store.write_unit(unit, part, [], 2)
     outputs.finish(store.root, index_manifest(shards=tuple(store.summaries(["u0", "u1"]))))
@@ -53,12 +55,16 @@ def candidate(image_id: str, landmark_id: str, score: float, inliers: int | None
 
 
 def make_run(
-    folder: pathlib.Path, index: str, predictions: Sequence[Prediction], without_features: Sequence[str] = ()
+    folder: pathlib.Path | str,
+    index: str,
+    predictions: Sequence[Prediction],
+    without_features: Sequence[str] = (),
 ) -> str:
     """A run with these predictions, in shards of ten, and the features of its queries; returns its folder."""
-    run, store = str(folder), FeatureStore(str(folder / "queries"))
+    run = str(folder)
+    store, place = FeatureStore(files.join(run, "queries")), files.join(run, "photographs")
     with_features = [p for p in predictions if p.image_id not in without_features]
-    made = [_features(folder / "photographs", p.image_id, None) for p in with_features]
+    made = [_features(place, p.image_id, None) for p in with_features]
     store.write_unit("v0", made, [], 2)
     for at in range(0, len(predictions), 10):
         unit = PredictionUnit(f"{at:06d}", tuple(predictions[at : at + 10]))

@@ -1,5 +1,6 @@
 """The report: what it says, reads and refuses. Its pages are looked at in test_report_pages.py."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -7,7 +8,6 @@ import re
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from beam_pipeline.config import ConfigError, ReportConfig
@@ -16,6 +16,7 @@ from beam_pipeline.report import answers as columns
 from beam_pipeline.report import pictures
 from beam_pipeline.report.answers import Answers, Comparison, Judgement, Landmarks, Pick
 from beam_pipeline.report.pages import write_report
+from tests.file_systems import FolderFileSystem
 from tests.finished_runs import candidate, make_index, make_run, write_truth
 from transforms import images
 from transforms.storage import files, tables
@@ -195,18 +196,22 @@ def test_reliability_is_the_share_that_is_right_by_bin():
     assert columns.reliability(np.zeros(0), np.zeros(0, bool), "score") == []
 
 
-def test_a_column_of_probabilities_is_taken_for_the_confidence(made, tmp_path):
-    index, _, _ = made
-    run = make_run(tmp_path / "run", index, PREDICTIONS)
-    for n, uri in enumerate(files.list_files(files.join(run, "predictions"), ".parquet")):
-        table = pq.read_table(uri)
-        values = [None if n else 0.1 * (row + 1) for row in range(len(table))]
-        pq.write_table(table.append_column("probability", pa.array(values, pa.float64())), uri)
+def test_probabilities_are_taken_for_the_confidence(made, tmp_path):
+    index, _, truth = made
+    sure = [dataclasses.replace(p, probability=(n + 1) / 10) for n, p in enumerate(PREDICTIONS)]
+    run = make_run(tmp_path / "run", index, sure)
     answers = Answers.read(run)
     assert answers.measure == "probability"
     assert answers.confidence.tolist() == pytest.approx([0.1 * (n + 1) for n in range(7)])
     assert columns.threshold_of({}, answers, None) == (0.5, "more likely right than wrong")
     assert columns.threshold_of({"min_probability": 0.8}, answers, None)[0] == 0.8
+    judged = Judgement.of(run, answers, tables.read_truth(truth), pa.array(["tower", "bridge", "castle"]))
+    assert answers.ids.take(pa.array(judged.ranked)).to_pylist() == ["q7", "q6", "q4", "q3", "q2", "q1"]
+    write_report(ReportConfig(run, str(tmp_path / "report"), truth=truth))
+    page = " ".join((tmp_path / "report" / "index.html").read_text().split())
+    assert "<dt>right, by their probabilities</dt><dd>2</dd>" in page
+    assert "probability, highest first" in (tmp_path / "report" / "queries.html").read_text()
+    assert "What the probabilities are worth" in (tmp_path / "report" / "mistakes.html").read_text()
 
 
 def test_a_score_has_a_threshold_only_where_the_truth_gives_one(made):
@@ -245,6 +250,22 @@ def test_photographs_are_read_once_each(made, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "read_image", lambda ref, *rest: read.append(ref.uri) or real(ref, *rest))
     write_report(ReportConfig(run, str(tmp_path / "report"), truth=truth))
     assert len(read) == len({*read}) == 6 + len(INDEX)
+
+
+def test_a_report_is_of_and_in_another_file_system(tmp_path, monkeypatch):
+    FolderFileSystem.use(tmp_path, monkeypatch)
+    index = make_index("folder://index", INDEX)
+    run = make_run("folder://run", index, PREDICTIONS, without_features=["q5"])
+    for _ in range(2):
+        FolderFileSystem.opened.clear()
+        write_report(ReportConfig(run, "folder://report"))
+        opened = [uri for uri in FolderFileSystem.opened if uri.endswith(".png")]
+        assert len(opened) == len({*opened}) == 6 + len(INDEX)
+    assert len(records(tmp_path / "report", "queries")) == len(PREDICTIONS)
+    assert len([*(tmp_path / "report" / "photographs").iterdir()]) == 6 + len(INDEX)
+    assert "file:" not in (tmp_path / "report" / "queries.js").read_text()
+    with pytest.raises(ConfigError, match="was not made by `landmarks report`"):
+        write_report(ReportConfig(run, run))
 
 
 def test_a_report_goes_on_without_photographs_and_features_that_are_gone(tmp_path, capsys):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms import gap
+from transforms.arrays import calibration
 from transforms.storage import run_store, spelling, tables
 
 OUTCOMES = {
@@ -132,10 +133,7 @@ class Judgement:
         Raises:
           ValueError: answers and truth do not fit together, see `gap.rank`.
         """
-        ranked_by = answers.table["score"]
-        if answers.measure == "probability":
-            ranked_by = pc.coalesce(answers.table["probability"], ranked_by)
-        given = answers.table.select(["image_id", "landmark_id"]).append_column("score", ranked_by)
+        given = tables.ranked_by_probability(answers.table).select(tables.ANSWER_SCHEMA.names)
         ranking = gap.rank(given, truth)
         rows = ranking.rows
         counted = _booleans(pc.is_in(truth["usage"], pa.array(gap.SPLITS["all"])))
@@ -385,12 +383,10 @@ def reliability(
     """
     if not len(confidence):
         return []
-    order = np.argsort(confidence, kind="stable")
     if measure == "probability":
-        edges = np.searchsorted(confidence[order], np.linspace(0, 1, bins + 1)[1:-1])
-        parts = np.split(order, edges)
-    else:
-        parts = np.array_split(order, bins)
+        found = calibration.reliability(confidence, correct, np.ones(len(confidence)), bins)
+        return [(bin_.probability, bin_.correct, round(bin_.weight)) for bin_ in found]
+    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
     return [(float(confidence[p].mean()), float(correct[p].mean()), len(p)) for p in parts if len(p)]
 
 

@@ -41,7 +41,7 @@ class CandidateCard:
     Attributes:
       photograph: of the index; None where it cannot be found there any more.
       landmark: its name and id.
-      similarity, inliers, score: see `transforms.types.Candidate`.
+      similarity, augmented, inliers, score: see `transforms.types.Candidate`.
       right: whether the query shows its landmark; None where that is not known.
       lines: between the points that agree.
     """
@@ -49,6 +49,7 @@ class CandidateCard:
     photograph: Photograph
     landmark: str
     similarity: float
+    augmented: float | None
     inliers: int | None
     score: float
     right: bool | None

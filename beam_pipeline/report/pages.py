@@ -139,7 +139,7 @@ def _context(
     pages = ["index", "queries", "landmarks"]
     pages += ["mistakes"] * (judged is not None) + ["changes"] * (compared is not None)
     pages += ["failures"] * (len(source.failures) > 0)
-    confidence = answers.confidence[~np.isnan(answers.confidence)]
+    answered = answers.confidence[pc.is_valid(answers.landmarks).to_numpy()]
     counts = source.manifest.counts
     return {
         "pages": pages,
@@ -153,7 +153,7 @@ def _context(
         "predicted": len(answers) - answers.landmarks.null_count,
         "verified": pc.sum(answers.table["verified"].cast("int64"), min_count=0).as_py(),
         "failed": counts.failed,
-        "expected_right": float(confidence.sum()) if answers.measure == "probability" else None,
+        "expected_right": float(np.nansum(answered)) if answers.measure == "probability" else None,
         "pick": pick,
         "cards": cards,
         "landmarks": landmarks,

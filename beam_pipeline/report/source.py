@@ -209,6 +209,7 @@ def query_cards(
                 index.get(c["image_id"]) or Photograph(c["image_id"], "", "", SIDE, SIDE * 3 // 4),
                 with_name(c["landmark_id"], source.names),
                 c["similarity"],
+                c.get("augmented"),
                 c["inliers"],
                 c["score"],
                 None if truth is None else c["landmark_id"] in truth,
