@@ -335,12 +335,20 @@ def test_names_stand_beside_the_ids_on_the_pages_and_on_the_terminal(tmp_path, c
 def test_a_run_of_nothing_but_failures_has_a_report(tmp_path):
     index = make_index(tmp_path / "index", INDEX)
     run = make_run(tmp_path / "run", index, [Prediction("q1", None, None)], without_features=["q1"])
-    failures = failure_table([Failure("decode", "q1", "/q1.jpg", "corrupt", "<b>broken</b>")])
+    PIL.Image.new("RGB", (8, 6)).save(tmp_path / "small.png")
+    failures = failure_table(
+        [
+            Failure("decode", "q1", "/q1.jpg", "corrupt", "<b>broken</b>"),
+            Failure("extract", "q2", str(tmp_path / "small.png"), "too_small", "8 x 6"),
+            Failure("extract", "q3", str(tmp_path / "small.png"), "crashed", "the process died"),
+        ]
+    )
     files.write_parquet(files.join(run, "failures", "extract.parquet"), failures)
     truth = write_truth(tmp_path / "truth.csv", {"q1": ""})
     write_report(ReportConfig(run, str(tmp_path / "report"), truth=truth, against=run))
     page = (tmp_path / "report" / "failures.html").read_text()
     assert "&lt;b&gt;broken&lt;/b&gt;" in page and "file:///q1.jpg" in page
+    assert page.count("<img ") == 1 and len([*(tmp_path / "report" / "photographs").iterdir()]) == 1
 
 
 def test_predictions_that_the_truth_does_not_know_are_an_error_before_anything_is_written(made, tmp_path):

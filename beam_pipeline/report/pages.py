@@ -12,12 +12,15 @@ import pyarrow.compute as pc
 
 from beam_pipeline import evaluate, outputs, runner
 from beam_pipeline.config import ConfigError, ReportConfig
+from beam_pipeline.matches import StoredImage
 from beam_pipeline.report import answers as columns
 from beam_pipeline.report.cards import TEMPLATES, LandmarkCard, QueryCard, template_text
-from beam_pipeline.report.pictures import Pairs, Photograph, in_threads, thumbnails
+from beam_pipeline.report.pictures import SIDE, Pairs, Photograph, in_threads, thumbnails
 from beam_pipeline.report.source import Shown, Source, landmark_cards, photographs, query_cards
+from transforms.processes import crash_notes
 from transforms.storage import files
 from transforms.submission import SUBMISSION
+from transforms.types import FeatureLocation, ImageRef
 
 _MARKER = "report.json"  # written first; says that the folder is a report
 _INDEX = "index.html"  # written last: a report without it is not whole
@@ -51,7 +54,8 @@ def write_report(config: ReportConfig) -> str:
     landmarks = source.landmarks.ids[:_MAX_LANDMARKS]
     shown = Shown.find(source, pick.positions, landmarks)
     in_index = shown.in_index()
-    wanted = [*shown.queries.values(), *in_index.values()]
+    failed = _decoded_failures(source, shown)
+    wanted = [*shown.queries.values(), *failed, *in_index.values()]
 
     def write(number: int, content: bytes) -> None:
         files.write_bytes(files.join(config.output, _href(number)), content)
@@ -59,7 +63,7 @@ def write_report(config: ReportConfig) -> str:
     wrong = list(
         _counted("photographs", len(wanted), thumbnails(wanted, source.manifest.recipe.reading, write))
     )
-    cut = len(shown.queries)
+    cut = len(shown.queries) + len(failed)
     queries = photographs(wanted[:cut], wrong[:cut], _href)
     index = photographs(wanted[cut:], wrong[cut:], lambda number: _href(cut + number))
     asked = [(query, shown.candidates(image_id)) for image_id, query in shown.queries.items()]
@@ -73,6 +77,7 @@ def write_report(config: ReportConfig) -> str:
     for asset in ("style.css", "report.js"):
         _write_text(config, asset, template_text(asset))
     context = _context(source, pick, cards, of_landmarks, Counter(filter(None, wrong)))
+    context["failures"] = _failures(source, queries)
     for name in ("queries", "landmarks", "failures", "mistakes", "changes", "index"):
         if name in context["pages"]:
             _write_text(
@@ -169,7 +174,6 @@ def _context(
         "metrics": judged.metrics["all"] if judged else None,
         "table": evaluate.format_metrics(judged.metrics) if judged else None,
         "compared": compared,
-        "failures": _failures(source, cards),
         "total_failures": len(source.failures),
         "failure_kinds": Counter(
             zip(*(source.failures[c].to_pylist() for c in ("stage", "kind")))
@@ -240,11 +244,25 @@ def _ends(cards: Sequence[QueryCard]) -> list[QueryCard]:
     return sure if len(sure) <= 2 * _EXAMPLES else sure[:_EXAMPLES] + sure[-_EXAMPLES:]
 
 
-def _failures(source: Source, cards: Sequence[QueryCard]) -> list[dict[str, Any]]:
-    """Failure rows, each with its photograph."""
-    shown = {card.photograph.image_id: card.photograph for card in cards}
+def _decoded_failures(source: Source, shown: Shown) -> list[StoredImage]:
+    """Photographs that the model could do nothing with, though they are pictures: these too can be shown.
+    None that ended a process is touched again.
+    """
+    rows = source.failures.filter(pc.equal(source.failures["stage"], "extract")).slice(0, _MAX_FAILURES)
     return [
-        {**row, "photograph": shown.get(row["image_id"]) or Photograph(row["image_id"], row["uri"], "", 0, 0)}
+        StoredImage(ImageRef(row["image_id"], row["uri"], 0), FeatureLocation("", 0, 0), SIDE, SIDE, 1.0)
+        for row in rows.to_pylist()
+        if row["kind"] != crash_notes.CRASHED and row["image_id"] not in shown.queries
+    ]
+
+
+def _failures(source: Source, queries: Mapping[str, Photograph]) -> list[dict[str, Any]]:
+    """Failure rows, each with its photograph."""
+    return [
+        {
+            **row,
+            "photograph": queries.get(row["image_id"]) or Photograph(row["image_id"], row["uri"], "", 0, 0),
+        }
         for row in source.failures.slice(0, _MAX_FAILURES).to_pylist()
     ]
 

@@ -21,6 +21,9 @@ from transforms.types import Failure, ImageRef
 
 IN_FLIGHT = "LANDMARKS_IN_FLIGHT"
 
+CRASHED = "crashed"
+"""The kind of failure of a photograph that a process has died of."""
+
 
 @contextlib.contextmanager
 def noted(ref: ImageRef) -> Iterator[None]:
@@ -47,7 +50,7 @@ def crash_of(ref: ImageRef) -> Failure | None:
         "extract",
         ref.image_id,
         ref.uri,
-        "crashed",
+        CRASHED,
         "the process died while it decoded or extracted this photograph alone",
     )
 
