@@ -93,6 +93,7 @@ class ExtractionOverrides:
     Attributes:
       preset: name in EXTRACTION_PRESETS, only where the flag was given.
       exif_orientation: see ReadingConfig.
+      device: what runs the model, wherever the index was made; None for the processor.
     """
 
     preset: str | None = None
@@ -102,10 +103,11 @@ class ExtractionOverrides:
     score_threshold: float | None = None
     max_image_side: int | None = None
     precision: str | None = None
+    device: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """The settings of the model that flags gave."""
-        others = ("preset", "exif_orientation")
+        """The settings of the features that flags gave."""
+        others = ("preset", "exif_orientation", "device")
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in others}
 
 
@@ -270,6 +272,15 @@ class FullSize:
     def is_given(self) -> bool:
         """Whether anything is."""
         return self != FullSize()
+
+
+@dataclasses.dataclass(frozen=True)
+class WhitenConfig:
+    """Arguments of `landmarks model whiten`; see its --help."""
+
+    index: str
+    dimensions: int = 512
+    shrinkage: float = 0.03
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from beam_pipeline.config import (
     TimeBudget,
 )
 from beam_pipeline.gldv2 import kaggle
-from transforms.models.card import PRECISIONS
+from transforms.models.card import DEVICES, PRECISIONS
 from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
 
 if TYPE_CHECKING:
@@ -121,6 +121,11 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
         "--precision",
         choices=PRECISIONS,
         help="bfloat16: faster on processors that multiply it in hardware, features move a little",
+    )
+    group.add_argument(
+        "--device",
+        choices=DEVICES,
+        help="what runs an ONNX model, where the installed ONNX Runtime has it (default: cpu)",
     )
     group.add_argument(
         "--exif_orientation",

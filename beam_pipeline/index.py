@@ -128,7 +128,7 @@ def prepare(config: IndexConfig) -> Prepared:
         )
     else:
         made = recipe.choose(
-            catalog.pair(config.model or catalog.EMBEDDED, config.local_model),
+            catalog.combined(config.model or catalog.EMBEDDED, config.local_model),
             config.overrides,
             config.reading,
         )

@@ -26,7 +26,7 @@ _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.pa
 _OWN = {
     "index": re.compile(
         rf"{_OUTPUT}|{_STORE}|failures/no_label-{UNIT_NAME}\.parquet"
-        rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})"
+        rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})|whitening/[0-9a-f]{{16}}\.npz"
         rf"|augmented/({SHARD_NAME}\.parquet|{LIST_NAME}\.json)"
         rf"|calibration\.json|calibration/[0-9a-f]{{16}}/(self|negatives-\d+)"
         rf"/(predictions/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"

@@ -132,9 +132,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("store", metavar="STORE", help="made by `landmarks index` or `landmarks recognize`")
 
-    model = commands.add_parser("model", help="look at a model", allow_abbrev=False).add_subparsers(
-        title="commands", metavar="COMMAND", required=True, help="what to look at"
+    models = commands.add_parser(
+        "model", help="look at a model, or whiten its descriptors", allow_abbrev=False
     )
+    model = models.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to do")
     inspect = _add_command(
         model, "inspect", _inspect, "what a model offers, its outputs on a test image, and a card to edit"
     )
@@ -156,6 +157,28 @@ def build_parser() -> argparse.ArgumentParser:
         default=config.ReportConfig.max_queries,
         metavar="N",
         help="queries shown whole; of more a sample is taken (default: %(default)s)",
+    )
+
+    whiten = _add_command(
+        model,
+        "whiten",
+        _whiten,
+        "whiten an index's global descriptors by what they have in common, and its queries' from then on",
+    )
+    whiten.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
+    whiten.add_argument(
+        "--dimensions",
+        type=flags.number(int, 1),
+        default=config.WhitenConfig.dimensions,
+        metavar="N",
+        help="leading axes kept (default: %(default)s, at most half as many as there are photographs)",
+    )
+    whiten.add_argument(
+        "--shrinkage",
+        type=flags.number(float, 0),
+        default=config.WhitenConfig.shrinkage,
+        metavar="S",
+        help="this part of the largest variance is added to that of each axis (default: %(default)s)",
     )
 
     demo = _add_command(
@@ -424,6 +447,12 @@ def _inspect(args: argparse.Namespace, options: Any) -> int:
 
     print(catalog.inspect(args.model))
     return EXIT_DONE
+
+
+def _whiten(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import whiten
+
+    return whiten.run(config.WhitenConfig(args.index, args.dimensions, args.shrinkage), options)
 
 
 def _demo(args: argparse.Namespace, options: Any) -> int:

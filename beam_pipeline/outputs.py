@@ -20,7 +20,7 @@ from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
 from transforms.storage import files, worklist
 from transforms.types import ImageRef, ReadingConfig
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 
 M = TypeVar("M", bound=Manifest)
 
@@ -184,13 +184,13 @@ def _take_up(root: str, settings: dict[str, Any], photographs: Photographs | Non
     if files.exists(uri):  # readers go on with what there is
         files.write_json(uri, {**files.read_json(uri), "complete": False})
     photographs.take_up(before)
-    files.write_json(files.join(root, _SETTINGS), settings)  # last: until then this is done again
+    files.write_json(files.join(root, SETTINGS), settings)  # last: until then this is done again
     return True
 
 
 def _clear(root: str, settings: dict[str, Any]) -> None:
     """Makes a locked `root` the unfinished or empty output of `settings`."""
-    uri, command = files.join(root, _SETTINGS), settings["command"]
+    uri, command = files.join(root, SETTINGS), settings["command"]
     found = _read_settings(root)
     if found == settings and not _is_complete(root):
         return
@@ -199,7 +199,7 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
     files.delete(files.join(root, MANIFEST))
     if found is not None:
         files.write_json(uri, {"command": _CLEARING, "of": command})
-        layout.delete(root, command, keep=(_SETTINGS, lock.LOCK))
+        layout.delete(root, command, keep=(SETTINGS, lock.LOCK))
     files.write_json(uri, settings)
 
 
@@ -265,7 +265,7 @@ def _read_settings(root: str) -> dict[str, Any] | None:
     Raises:
       ConfigError: a file of their name is somebody else's.
     """
-    uri = files.join(root, _SETTINGS)
+    uri = files.join(root, SETTINGS)
     if not files.exists(uri):
         return None
     try:
@@ -273,7 +273,19 @@ def _read_settings(root: str) -> dict[str, Any] | None:
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("command") not in ("index", "recognize", _CLEARING):
-        raise ConfigError(f"{root} was not made by landmarks, its {_SETTINGS} says; name another folder")
+        raise ConfigError(f"{root} was not made by landmarks, its {SETTINGS} says; name another folder")
+    return found
+
+
+def read_settings(root: str) -> dict[str, Any]:
+    """The settings of an output.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    found = _read_settings(root)
+    if found is None:
+        raise ConfigError(f"{root} was not made by landmarks: it has no {SETTINGS}")
     return found
 
 

@@ -75,7 +75,12 @@ class Recipe:
 
 def _placed(model: str, root: str, place: Callable[[str, str], str]) -> str:
     """A model as an output in `root` names it, or as it is found from there."""
-    return catalog.pair(*(p if p in catalog.BUILT_IN else place(root, p) for p in catalog.parts(model)))
+
+    def placed(part: str) -> str:
+        return part if part in catalog.BUILT_IN else place(root, part)
+
+    first, second, whitening = catalog.parts(model)
+    return catalog.combined(placed(first), second and placed(second), whitening and placed(whitening))
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
     values = dataclasses.asdict(OFFICIAL_DELG)
     values.update(EXTRACTION_PRESETS.get(overrides.preset or "", {}))
     values.update({k: v for k, v in _tuples(card).items() if k in values})
-    values.update(overrides.given())
+    values.update(overrides.given(), device=overrides.device or "cpu")
     # Where the scales were chosen anew, the global descriptor takes its own of them, or all.
     values["global_scales"] = (
         tuple(s for s in values["global_scales"] if s in values["image_scales"]) or values["image_scales"]
@@ -108,6 +113,7 @@ def choose(model: str, overrides: ExtractionOverrides, reading: ReadingConfig) -
         reading = dataclasses.replace(reading, exif_orientation=overrides.exif_orientation)
     for line in catalog.remarks(model):
         print(line, file=sys.stderr)
+    _say_device(model, overrides)
     return Recipe(model, name, catalog.fingerprint(model), settings, reading)
 
 
@@ -141,21 +147,28 @@ def choose_as_indexed(
             f"{no[not turned]} differs from the index's {no[turned]}: both sides need photographs that are "
             "read alike"
         )
-    first, *second = catalog.parts(indexed.model)
+    first, second, whitening = catalog.parts(indexed.model)
     if local_model and not second:
         raise ConfigError(
             f"--local_model {local_model}: the index has {first} alone, and both sides need the same features"
         )
-    uri = catalog.pair(model or first, *(local_model or part for part in second))
+    uri = catalog.combined(model or first, local_model or second, whitening)
     fingerprint = catalog.fingerprint(uri)
     if fingerprint != indexed.fingerprint:
         raise ConfigError(
             f"the model {uri} (fingerprint {fingerprint[:12]}) is not the one the index was made with "
             f"({indexed.model}, {indexed.fingerprint[:12]})"
         )
+    _say_device(uri, overrides)
+    settings = dataclasses.replace(indexed.settings, device=overrides.device or "cpu")
     return dataclasses.replace(
-        indexed, model=uri, reading=dataclasses.replace(reading, exif_orientation=turned)
+        indexed, model=uri, settings=settings, reading=dataclasses.replace(reading, exif_orientation=turned)
     )
+
+
+def _say_device(model: str, overrides: ExtractionOverrides) -> None:
+    if overrides.device is not None:
+        print(catalog.runs_on(model, overrides.device), file=sys.stderr)
 
 
 def card_distance(recipe: Recipe) -> float | None:

@@ -1,11 +1,13 @@
 """ONNX models of one's own: what is guessed, what the card says, what comes out, and errors."""
 
+import dataclasses
 import json
 import os
 import shutil
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
 from beam_pipeline import main
@@ -371,6 +373,42 @@ class TestFiles:
         assert catalog.card(uri)["name"] == "far" and catalog.fingerprint(uri) == catalog.fingerprint(path)
         with pytest.raises(ModelError, match=r"nosuch.onnx is not there; folder://shelf/m holds \['landm"):
             catalog.find("folder://shelf/m/nosuch.onnx")
+
+
+class TestDevice:
+    def test_one_that_is_not_installed(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+        path = build(tmp_path)
+        message = r"--device cuda needs ONNX Runtime's CUDAExecutionProvider, .*possible are \['cpu'\]"
+        with pytest.raises(ModelError, match=message):
+            load(path, device="cuda")
+        (tmp_path / "labels.csv").write_text("id,landmark_id\np,a\n")
+        cv2.imwrite(str(tmp_path / "p.png"), IMAGE)
+        command = ["index", "--images", str(tmp_path / "p.png"), "--labels", str(tmp_path / "labels.csv")]
+        command += ["--output", str(tmp_path / "index"), "--device", "cuda"]
+        assert main.main([*command, "--model", path]) == 1
+        assert "--device cuda needs ONNX" in capsys.readouterr().err
+        assert main.main([*command, "--model", "rootsift-vlad"]) == 1
+        assert "--device cuda is for ONNX models; rootsift-vlad runs on" in capsys.readouterr().err
+        assert not (tmp_path / "index").exists()
+
+    def test_one_that_does_not_start(self, tmp_path, monkeypatch):
+        there = ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+        path, session = build(tmp_path), onnxruntime.InferenceSession
+
+        def without(place, options, providers):
+            return session(place, options, providers=providers[-1:])
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+        with pytest.raises(ModelError, match="OpenVINOExecutionProvider does not start here"):
+            load(path, device="openvino")
+
+    def test_is_no_part_of_what_identifies_features(self, tmp_path):
+        settings = catalog.settings(build(tmp_path))
+        assert dataclasses.replace(settings, device="cuda").to_json() == settings.to_json()
+        with pytest.raises(ValueError, match="device must be one of .*'openvino'.*, not 'tpu'"):
+            dataclasses.replace(settings, device="tpu")
 
 
 class TestFaults:

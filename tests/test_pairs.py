@@ -32,7 +32,7 @@ def load(model, **changes):
 
 @pytest.mark.parametrize("local", ["embedded", "rootsift-vlad"])
 def test_each_gives_its_own_features(model, local):
-    paired = load(catalog.pair(model, local)).extract(IMAGE)
+    paired = load(catalog.combined(model, local)).extract(IMAGE)
     np.testing.assert_array_equal(paired.global_descriptor, load(model).extract(IMAGE).global_descriptor)
     alone = load(local).extract(IMAGE)
     for field in ("keypoints", "descriptors", "scores"):
@@ -40,7 +40,7 @@ def test_each_gives_its_own_features(model, local):
 
 
 def test_each_sees_the_side_that_it_wants(model):
-    pair = catalog.pair(model, "embedded")
+    pair = catalog.combined(model, "embedded")
     settings = catalog.settings(pair)
     assert settings.longest_side == 640 and settings.max_image_side == 512
     smaller = dataclasses.replace(settings, local=dataclasses.replace(settings.local, max_image_side=200))
@@ -52,7 +52,7 @@ def test_each_sees_the_side_that_it_wants(model):
 
 
 def test_limits_are_those_of_local_features(model):
-    pair = catalog.pair(model, "embedded")
+    pair = catalog.combined(model, "embedded")
     assert catalog.settings(pair).max_local_features == 700
     assert len(load(pair, max_local_features=50).extract(IMAGE).scores) == 50
     assert (
@@ -63,32 +63,32 @@ def test_limits_are_those_of_local_features(model):
 def test_a_saved_model_can_be_either(tmp_path, model):
     tiny_models.build("global_only", tmp_path / "global")
     tiny_models.build("local_only", tmp_path / "local")
-    pair = catalog.pair(str(tmp_path / "global"), str(tmp_path / "local"))
+    pair = catalog.combined(str(tmp_path / "global"), str(tmp_path / "local"))
     loaded = load(pair)
     assert (loaded.global_width, loaded.local_width) == (2048, 128)
     assert len(loaded.extract(IMAGE).keypoints)
-    with pytest.raises(ModelError, match="offers no global descriptor for the pair"):
-        load(catalog.pair(str(tmp_path / "local"), "embedded"))
-    with pytest.raises(ModelError, match="offers no local features for the pair"):
-        load(catalog.pair("embedded", model))
-    with pytest.raises(ModelError, match="is no pair of two models"):
-        catalog.pair(pair, "embedded")
+    with pytest.raises(ModelError, match="offers no global descriptor for "):
+        load(catalog.combined(str(tmp_path / "local"), "embedded"))
+    with pytest.raises(ModelError, match="offers no local features for "):
+        load(catalog.combined("embedded", model))
+    with pytest.raises(ModelError, match="is no model, one with local"):
+        catalog.combined(pair, "embedded")
 
 
 def test_the_fingerprint_covers_both(model):
-    names = [catalog.pair(model, local) for local in (None, "embedded", "rootsift-vlad")]
-    names += [catalog.pair("rootsift-vlad", "embedded")]
+    names = [catalog.combined(model, local) for local in (None, "embedded", "rootsift-vlad")]
+    names += [catalog.combined("rootsift-vlad", "embedded")]
     assert len({catalog.fingerprint(name) for name in names}) == 4
 
 
 def test_settings_survive_json(model):
-    settings = catalog.settings(catalog.pair(model, "embedded"))
+    settings = catalog.settings(catalog.combined(model, "embedded"))
     assert ExtractionSettings(**json.loads(json.dumps(settings.to_json()))) == settings
     assert "local" not in catalog.settings(model).to_json()
 
 
 def test_inspect_shows_both(model):
-    text = catalog.inspect(catalog.pair(model, "embedded"))
+    text = catalog.inspect(catalog.combined(model, "embedded"))
     assert "global descriptor [16], local [N, " in text and "landmarks-lite0, comes with the package" in text
 
 

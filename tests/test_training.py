@@ -11,7 +11,7 @@ from tests.pictures import textured
 from training import split
 from training.batches import Batches
 from training.correspondences import Correspondences
-from training.whitening import Whitening
+from transforms.arrays.whitening import Whitening
 
 ROWS = [
     ("0a", "in_qutub_minar", "landmark"),
@@ -118,24 +118,6 @@ class TestLosses:
             total += np.log(sum(np.exp(v) for v in logits.values())) - np.mean([logits[j] for j in positives])
         found = losses.supervised_contrastive(*(torch.from_numpy(array) for array in (rows, classes, places)))
         np.testing.assert_allclose(float(found), total / 8, rtol=1e-6)
-
-
-class TestWhitening:
-    def test_all_axes_have_the_same_variance_and_none_is_longer_than_one(self):
-        rng = np.random.default_rng(0)
-        rows = (
-            rng.standard_normal((4000, 6)) * [9, 5, 3, 2, 1, 0.5] @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
-        )
-        learned = Whitening.learn(rows + 7, 4, shrinkage=0.0)
-        white = (rows + 7 - learned.mean) @ learned.projection
-        np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=1e-3)
-        np.testing.assert_allclose(np.linalg.norm(learned(rows), axis=1), 1, rtol=1e-5)
-
-    def test_shrinkage_leaves_weak_axes_weak(self):
-        rows = np.random.default_rng(0).standard_normal((4000, 3)) * [10, 1, 0.1]
-        learned = Whitening.learn(rows, 3, shrinkage=0.1)
-        spread = np.sqrt(np.diag(np.cov(((rows - learned.mean) @ learned.projection).T)))
-        assert (np.diff(spread) < 0).all() and spread[0] == pytest.approx(1 / np.sqrt(1.1), rel=1e-3)
 
 
 class TestReport:

@@ -18,7 +18,7 @@ from onnxruntime import quantization
 
 from training import graph, photographs, split
 from training.network import Network, folded, pretrained
-from training.whitening import Whitening
+from transforms.arrays.whitening import Whitening
 from transforms.models.embedded import EmbeddedModel, feeds, fitted, strongest_corners
 
 TUNED = 0.5  # share of the tuned weights in the average

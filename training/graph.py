@@ -5,7 +5,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from training.network import GEM_POWER, STAGES
-from training.whitening import Whitening
+from transforms.arrays.whitening import Whitening
 from transforms.models.embedded import STRIDES
 
 OPSET = 17

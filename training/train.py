@@ -13,7 +13,7 @@ import torch
 from training import correspondences, losses, photographs, split
 from training.batches import Batch, Batches
 from training.network import Network, pretrained
-from training.whitening import Whitening, unit
+from transforms.arrays.whitening import Whitening
 
 SIDE = 288  # px of a view
 PAIRS = 35  # of views, a step
@@ -88,7 +88,8 @@ def main() -> None:
     )
     if not os.path.exists(untuned):
         np.save(untuned, np.stack([network.describe(image) for image in pixels]))
-    pooled = unit(np.load(untuned))
+    pooled = np.load(untuned)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     whitening = Whitening.learn(pooled, DIMENSIONS, SHRINKAGE)
     descriptors = whitening(pooled)
     if not os.path.exists(pairs):

@@ -17,6 +17,7 @@ from transforms.storage.uris import is_local
 
 CARD_NAME = "landmarks_card.json"
 PRECISIONS = ("float32", "bfloat16")
+DEVICES = ("cpu", "cuda", "tensorrt", "coreml", "openvino")
 
 
 def _check_scales(name: str, scales: Any) -> tuple[float, ...]:
@@ -50,6 +51,7 @@ class ExtractionSettings:
       score_threshold: least attention of a local feature.
       max_image_side: longest side of the image fed, in pixels.
       precision: "float32", or "bfloat16" for mixed precision on processors that have it.
+      device: what runs a model of ONNX Runtime, one of DEVICES; no part of what identifies features.
       local: scales and side of the second model of a pair, which gives the local features; its
         max_local_features and score_threshold are those above. None where one model gives all.
 
@@ -63,6 +65,7 @@ class ExtractionSettings:
     score_threshold: float
     max_image_side: int
     precision: str = "float32"
+    device: str = "cpu"
     local: "ExtractionSettings | None" = None
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class ExtractionSettings:
         object.__setattr__(self, "score_threshold", _check_number("score_threshold", self.score_threshold))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device must be one of {DEVICES}, not {self.device!r}")
 
     @property
     def longest_side(self) -> int:
@@ -85,13 +90,16 @@ class ExtractionSettings:
         return max(self.max_image_side, self.local.max_image_side if self.local else 0)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able, as the constructor takes it; without what is not used."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        return json.loads(json.dumps(values))
+        """What identifies features, JSON-able, as the constructor takes it; without what is not used."""
+        values = json.loads(json.dumps(dataclasses.replace(self, local=None).__dict__))
+        values = {k: v for k, v in values.items() if v is not None and k != "device"}
+        return {**values, "local": self.local.to_json()} if self.local else values
 
 
 # Those that a card may state.
-_SETTINGS = [field.name for field in dataclasses.fields(ExtractionSettings) if field.name != "local"]
+_SETTINGS = [
+    field.name for field in dataclasses.fields(ExtractionSettings) if field.name not in ("device", "local")
+]
 
 # Official DELG extraction: tensorflow/models, research/delf/delf/python/delg/*_config.pbtxt
 OFFICIAL_DELG = ExtractionSettings(

@@ -1,44 +1,59 @@
-"""Models by what users call them: built-in ones by their names, others by their file, folder or URI; a pair
-of them, the global descriptor of the first beside the local features of the second, as "FIRST + SECOND".
+"""Models by what users call them: built-in ones by their names, others by their file, folder or URI;
+combinations as "FIRST + SECOND + FILE.npz": the global descriptor of the first, whitened by the file, beside
+the local features of the second; the second or the file may be missing.
 """
 
 import dataclasses
 import functools
 import hashlib
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from transforms.arrays.whitening import Whitening
 from transforms.models.card import ExtractionSettings, settings_from_card
 from transforms.models.embedded import EmbeddedModel
 from transforms.models.model import BuiltInModel, Extracted, Model, ModelError, check_image, resized
 from transforms.models.model_files import ONNX, fetch_model
-from transforms.models.onnx_model import OnnxModel
+from transforms.models.onnx_model import OnnxModel, provider
 from transforms.models.rootsift_vlad import RootSiftVlad
 from transforms.models.saved_model import DelgModel
 
 EMBEDDED = "embedded"
 ROOTSIFT_VLAD = "rootsift-vlad"
 BUILT_IN: dict[str, type[BuiltInModel]] = {EMBEDDED: EmbeddedModel, ROOTSIFT_VLAD: RootSiftVlad}
-_PLUS = " + "
+_PLUS, _WHITENING = " + ", ".npz"
+_LIMITS = ("max_local_features", "score_threshold")  # of local features, whichever model gives them
 
 
-def pair(model: str, local_model: str | None = None) -> str:
-    """What the pair of a model and one with local features is called; the model itself where there is none.
+class Parts(NamedTuple):
+    """What a model consists of: the model itself, another one that gives the local features, and the file of
+    a whitening of its global descriptor, see `Whitening`.
+    """
+
+    first: str
+    second: str | None = None
+    whitening: str | None = None
+
+
+def combined(first: str, second: str | None = None, whitening: str | None = None) -> str:
+    """What a model of these parts is called.
 
     Raises:
-      ModelError: one of them is a pair.
+      ModelError: a part is a combination itself, or the whitening no .npz file.
     """
-    both = [model] if local_model is None else [model, local_model]
-    if len(both) > 1 and any(_PLUS in one for one in both):
-        raise ModelError(f"{_PLUS.join(both)} is no pair of two models")
-    return _PLUS.join(both)
+    name = _PLUS.join(part for part in (first, second, whitening) if part is not None)
+    if parts(name) != (first, second, whitening):
+        raise ModelError(f"{name} is no model, one with local features and a whitening ({_WHITENING})")
+    return name
 
 
-def parts(model: str) -> list[str]:
-    """The two models of a pair, or the one that it is."""
-    return model.split(_PLUS)
+def parts(model: str) -> Parts:
+    """What a model consists of, by its name."""
+    first, *others = model.split(_PLUS)
+    whitening = others.pop() if others and others[-1].endswith(_WHITENING) else None
+    return Parts(first, _PLUS.join(others) or None, whitening)
 
 
 def find(model: str) -> tuple[type[Model], str]:
@@ -49,8 +64,8 @@ def find(model: str) -> tuple[type[Model], str]:
     """
     if model in BUILT_IN:
         return BUILT_IN[model], BUILT_IN[model].CONSTANTS
-    if len(parts(model)) == 2:
-        return PairedModel, model
+    if parts(model) != (model, None, None):
+        return CombinedModel, model
     place = fetch_model(model)
     return OnnxModel if place.endswith(ONNX) else DelgModel, place
 
@@ -80,6 +95,19 @@ def remarks(model: str) -> list[str]:
     return adapter.remarks(place)
 
 
+def runs_on(model: str, device: str) -> str:
+    """What runs a model on a device, for people.
+
+    Raises:
+      ModelError: nothing does: no part of it is an ONNX model, or ONNX Runtime lacks the device.
+    """
+    if device == "cpu":
+        return f"{model} runs on the processor"
+    if not any(find(part)[0] is OnnxModel for part in parts(model)[:2] if part):
+        raise ModelError(f"--device {device} is for ONNX models; {model} runs on the processor")
+    return f"{model} is run by ONNX Runtime's {provider(device)}"
+
+
 def inspect(model: str) -> str:
     """What `landmarks model inspect` prints; raises ModelError where the model cannot be used."""
     adapter, place = find(model)
@@ -92,9 +120,10 @@ def load(model: str, settings: ExtractionSettings) -> Model:
     Raises:
       ModelError: it cannot be loaded or breaks its contract.
     """
+    runs_on(model, settings.device)
     adapter, place = find(model)
     found: list[str] = []
-    for part in parts(model):
+    for part in filter(None, parts(model)[:2]):
         where = find(part)[1]
         found += [os.path.join(root, name) for root, _, names in os.walk(where) for name in names] or [where]
     return _load(adapter, place, settings, max(os.stat(path).st_mtime_ns for path in found))
@@ -117,68 +146,114 @@ def load_for_retrieval(model: str, settings: ExtractionSettings) -> Model:
     return loaded
 
 
-class PairedModel(Model):
-    """The global descriptor of one model beside the local features of another; its place is its name."""
+class CombinedModel(Model):
+    """The global descriptor of a model, perhaps whitened, beside its own local features or those of a second
+    one; its place is its name.
+    """
 
-    def __init__(self, first: Model, second: Model, settings: ExtractionSettings):
+    def __init__(
+        self, first: Model, second: Model | None, whitening: Whitening | None, settings: ExtractionSettings
+    ):
         """Use `load`."""
-        self._first, self._second, self.settings = first, second, settings
-        self.global_width, self.local_width = first.global_width, second.local_width
-        wanted = [n for n in (first.images_in_flight, second.images_in_flight) if n is not None]
+        self._first, self._second, self._whitening, self.settings = first, second, whitening, settings
+        self.global_width = whitening.projection.shape[1] if whitening else first.global_width
+        self.local_width = (second or first).local_width
+        wanted = [one.images_in_flight for one in (first, second) if one and one.images_in_flight]
         self.images_in_flight = min(wanted, default=None)
 
     @classmethod
     def card(cls, place: str) -> dict[str, Any]:
         """The first model's, with limits and distance of the second one's local features."""
-        cards = [card(part) or {} for part in parts(place)]
-        names = [c.get("name") or part.rstrip("/").rsplit("/", 1)[-1] for c, part in zip(cards, parts(place))]
-        local = settings_from_card(cards[1])
-        made = {key: value for key, value in cards[0].items() if key not in ("max_distance", "onnx")}
-        if "max_distance" in cards[1]:
-            made["max_distance"] = cards[1]["max_distance"]
-        limits = {name: getattr(local, name) for name in ("max_local_features", "score_threshold")}
-        return {**made, **limits, "name": _PLUS.join(names), "local": local}
+        first, second, _ = parts(place)
+        made = {key: value for key, value in (card(first) or {}).items() if key != "onnx"}
+        made["name"] = made.get("name") or _base_name(first)
+        if second is None:
+            return made
+        its = card(second) or {}
+        local = settings_from_card(its)
+        made["name"] += _PLUS + (its.get("name") or _base_name(second))
+        made.pop("max_distance", None)
+        made.update({"max_distance": its["max_distance"]} if "max_distance" in its else {})
+        return {**made, **{name: getattr(local, name) for name in _LIMITS}, "local": local}
 
     @classmethod
     def fingerprint(cls, place: str) -> str:
-        return hashlib.sha256("\0".join(map(fingerprint, parts(place))).encode()).hexdigest()
+        first, second, whitening = parts(place)
+        digest = hashlib.sha256(f"{fingerprint(first)}\0{second and fingerprint(second)}\0".encode())
+        digest.update(_read_whitening(whitening) if whitening else b"")
+        return digest.hexdigest()
 
     @classmethod
     def remarks(cls, place: str) -> list[str]:
-        return [line for part in parts(place) for line in remarks(part)]
+        return [line for part in parts(place)[:2] if part for line in remarks(part)]
 
     @classmethod
-    def load(cls, place: str, settings: ExtractionSettings) -> "PairedModel":
-        """Loads both; raises ModelError where one cannot be loaded or lacks what it is for."""
-        if settings.local is None:
-            raise ModelError(f"{place} needs settings of its second model")
-        limits = {name: getattr(settings, name) for name in ("max_local_features", "score_threshold")}
-        loaded = []
-        for part, its in zip(parts(place), (settings, dataclasses.replace(settings.local, **limits))):
-            adapter, where = find(part)
-            loaded.append(adapter.load(where, dataclasses.replace(its, local=None)))
-        if not loaded[0].global_width:
-            raise ModelError(f"{parts(place)[0]} offers no global descriptor for the pair {place}")
-        if not loaded[1].local_width:
-            raise ModelError(f"{parts(place)[1]} offers no local features for the pair {place}")
-        return cls(loaded[0], loaded[1], settings)
+    def load(cls, place: str, settings: ExtractionSettings) -> "CombinedModel":
+        """Loads all parts; raises ModelError where one cannot be loaded or lacks what it is for."""
+        names = parts(place)
+        first = _loaded(names.first, dataclasses.replace(settings, local=None))
+        if not first.global_width:
+            raise ModelError(f"{names.first} offers no global descriptor for {place}")
+        second = whitening = None
+        if names.second is not None:
+            if settings.local is None:
+                raise ModelError(f"{place} needs settings of its second model")
+            limits = {name: getattr(settings, name) for name in _LIMITS}
+            its = dataclasses.replace(settings.local, **limits, device=settings.device)
+            second = _loaded(names.second, its)
+            if not second.local_width:
+                raise ModelError(f"{names.second} offers no local features for {place}")
+        if names.whitening is not None:
+            try:
+                whitening = Whitening.from_bytes(_read_whitening(names.whitening))
+            except (ValueError, KeyError) as error:
+                raise ModelError(f"{names.whitening} is no whitening: {error}") from error
+            if len(whitening.mean) != first.global_width:
+                raise ModelError(
+                    f"{names.whitening} whitens descriptors {len(whitening.mean)} wide, {names.first} gives "
+                    f"{first.global_width}"
+                )
+        return cls(first, second, whitening, settings)
 
     @classmethod
     def inspect(cls, place: str) -> str:
         loaded = cls.load(place, settings(place))
         gives = f"global descriptor [{loaded.global_width}], local [N, {loaded.local_width}]"
-        own = [f"pair         {place}", f"gives        {gives}", f"fingerprint  {cls.fingerprint(place)}"]
-        return "\n\n".join(["\n".join(own), *(inspect(part) for part in parts(place))])
+        own = [f"model        {place}", f"gives        {gives}", f"fingerprint  {cls.fingerprint(place)}"]
+        return "\n\n".join(["\n".join(own), *(inspect(part) for part in parts(place)[:2] if part)])
 
     def extract(self, pixels: np.ndarray) -> Extracted:
         check_image(pixels)
-        whole = self._first.extract(_shrunk(pixels, self._first.settings.max_image_side))
-        seen = _shrunk(pixels, self._second.settings.max_image_side)
-        local = self._second.extract(seen)
-        keypoints = local.keypoints * (np.array(pixels.shape[:2]) / seen.shape[:2])
-        return Extracted(
-            whole.global_descriptor, keypoints.astype(np.float32), local.descriptors, local.scores
-        )
+        seen = _shrunk(pixels, self._first.settings.max_image_side)
+        found = self._first.extract(seen)
+        descriptor = found.global_descriptor
+        if self._whitening:
+            descriptor = self._whitening(descriptor[None])[0]
+        if self._second:
+            seen = _shrunk(pixels, self._second.settings.max_image_side)
+            found = self._second.extract(seen)
+        keypoints = found.keypoints * (np.array(pixels.shape[:2]) / seen.shape[:2])
+        return Extracted(descriptor, keypoints.astype(np.float32), found.descriptors, found.scores)
+
+
+def _loaded(model: str, settings: ExtractionSettings) -> Model:
+    adapter, place = find(model)
+    return adapter.load(
+        place, settings if adapter is OnnxModel else dataclasses.replace(settings, device="cpu")
+    )
+
+
+def _base_name(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _read_whitening(uri: str) -> bytes:
+    from transforms.storage import files  # only here is Beam needed
+
+    try:
+        return files.read_bytes(uri)
+    except OSError as error:
+        raise ModelError(f"the whitening {uri} cannot be read: {error}") from error
 
 
 def _shrunk(pixels: np.ndarray, longest: int) -> np.ndarray:

@@ -37,6 +37,7 @@ from transforms.models.onnx_interface import PIXELS, POOLINGS, Interface, Tensor
 
 MIN_SIDE = 5  # px of a photograph at a scale
 GEM_FLOOR = 1e-6  # Radenovic, Tolias and Chum, TPAMI 2019
+_IN_FLIGHT = 4  # images at a time on a device of its own
 _TEST_SIDES = ((128, 96), (224, 288))  # px, of the images that a model is checked with when it is loaded
 
 
@@ -105,7 +106,9 @@ class OnnxModel(Model):
                 f"{place} takes images of {interface.image_sides} px alone, so it has the scale 1 and no "
                 f"other, not {list(settings.image_scales)}"
             )
-        model = cls(_session(place), interface, settings)
+        model = cls(_session(place, settings.device), interface, settings)
+        if settings.device != "cpu":
+            model.images_in_flight = _IN_FLIGHT  # others copy and postprocess meanwhile
         for height, width in _TEST_SIDES[: 1 if interface.image_sides else 2]:
             try:
                 extracted = model.extract(probe_image(height, width))
@@ -279,6 +282,15 @@ class OnnxModel(Model):
         return (ordered.astype(np.float64) + 0.5) / zoom, features, scores.astype(np.float32)
 
 
+# ONNX Runtime's execution providers by device.
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
 _OPEN_SIDES = (
     '; a model that takes images of one size alone needs "image_sides" in its card, one of patches the right '
     '"side_multiple"'
@@ -293,9 +305,30 @@ def _tensors(nodes: Sequence[Any]) -> tuple[Tensor, ...]:
     )
 
 
-def _session(place: str, optimised: bool = True) -> onnxruntime.InferenceSession:
-    """Raises ModelError where the file cannot be loaded."""
+def provider(device: str) -> str:
+    """ONNX Runtime's execution provider of a device.
+
+    Raises:
+      ModelError: the ONNX Runtime that is installed lacks it.
+    """
+    wanted, there = PROVIDERS[device], onnxruntime.get_available_providers()
+    if wanted not in there:
+        raise ModelError(
+            f"--device {device} needs ONNX Runtime's {wanted}, but the one that is installed has {there}: "
+            f"possible are {[name for name, its in PROVIDERS.items() if its in there]}"
+        )
+    return wanted
+
+
+def _session(place: str, device: str = "cpu", optimised: bool = True) -> onnxruntime.InferenceSession:
+    """The graph in a file, run by a device; what that cannot run, the processor does.
+
+    Raises:
+      ModelError: the file cannot be loaded, or the device is not there.
+    """
     onnx_files(place)
+    wanted = provider(device)
+    providers = list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
     options = onnxruntime.SessionOptions()
     # Whole photographs side by side keep cores busier than threads on parts of one.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -303,9 +336,12 @@ def _session(place: str, optimised: bool = True) -> onnxruntime.InferenceSession
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(place, options, providers=providers)
     except Exception as error:  # ONNX Runtime has a class of its own for each kind of trouble
         raise ModelError(f"{place} cannot be loaded: {first_line(error)}") from error
+    if session.get_providers()[0] != wanted:  # it falls back without a word
+        raise ModelError(f"--device {device}: {wanted} does not start here; its libraries may be missing")
+    return session
 
 
 def _signature(place: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -203,13 +203,35 @@ class FeatureStore:
         contents = {"local_features": b"".join(blocks), "images": files.parquet_bytes(table)}
         if failures:
             contents["failures"] = files.parquet_bytes(failure_table(failures))
-        else:  # of an attempt that was killed
+        self._write(unit, len(features), contents)
+
+    def write_whitened(self, unit: str, of: str, descriptors: np.ndarray) -> None:
+        """Writes the shard of `unit`, which is that of the unit `of` but for its global descriptors, float32
+        [N, D]. A finished shard is left alone.
+        """
+        if self.has_unit(unit):
+            return
+        table = self.read_images(of)
+        schema = image_schema(descriptors.shape[1])
+        columns = {name: table.column(name) for name in table.column_names}
+        columns["global_descriptor"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type
+        )
+        contents = {"local_features": files.read_bytes(self._path("local_features", of))}
+        contents["images"] = files.parquet_bytes(pa.table(columns, schema=schema))
+        if files.exists(self._path("failures", of)):
+            contents["failures"] = files.read_bytes(self._path("failures", of))
+        self._write(unit, len(table), contents)
+
+    def _write(self, unit: str, count: int, contents: dict[str, bytes]) -> None:
+        """Writes the files of the shard of a unit of `count` images, the one that makes it done last."""
+        if "failures" not in contents:  # of an attempt that was killed
             files.delete(self._path("failures", unit))
         records = {self._name(part, unit): files.content_record(data) for part, data in contents.items()}
         images = contents.pop("images")
         for part, data in contents.items():
             files.write_bytes(self._path(part, unit), data)
-        summary = ShardSummary(unit, len(features), records)
+        summary = ShardSummary(unit, count, records)
         files.write_json(self._summary_path(unit), dataclasses.asdict(summary))
         files.write_bytes(self._path("images", unit), images)
 
