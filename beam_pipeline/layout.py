@@ -48,6 +48,7 @@ _FOLDERS = {
         "appended",
         "augmented",
         "calibration",
+        "whitening",
     ),
     "recognize": ("queries", "predictions", "candidates", "failures", "plan"),
     "query store": ("images", "local_features", "summaries", "failures"),

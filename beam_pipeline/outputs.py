@@ -289,18 +289,6 @@ def read_settings(root: str) -> dict[str, Any]:
     return found
 
 
-def read_settings(root: str) -> dict[str, Any]:
-    """The settings of an output.
-
-    Raises:
-      ConfigError: it has none.
-    """
-    found = _read_settings(root)
-    if found is None:
-        raise ConfigError(f"{root} was not made by landmarks: it has no {_SETTINGS}")
-    return found
-
-
 def _command_of(settings: dict[str, Any] | None) -> str | None:
     """The command that made an output; None where that is not known."""
     if settings is None:

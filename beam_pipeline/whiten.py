@@ -76,7 +76,7 @@ def _learned(config: WhitenConfig, base: IndexManifest) -> str:
 
 
 def _whiten(
-    root: str, base: IndexManifest, recipe: Recipe, options: PipelineOptions, engine: PipelineRunner | None
+    root: str, base: IndexManifest, made: Recipe, options: PipelineOptions, engine: PipelineRunner | None
 ) -> IndexManifest:
     """Writes what the index lacks, then its manifest, and deletes what it needs no more."""
     store = FeatureStore(root)

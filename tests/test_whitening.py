@@ -13,6 +13,7 @@ from tests import tiny_onnx
 from tests.pictures import textured
 from transforms import whitening
 from transforms.arrays.whitening import Whitening
+from transforms.augmentation import augmented_shards
 from transforms.models import catalog
 from transforms.models.model import ModelError
 from transforms.storage.feature_store import FeatureStore, descriptors_of
@@ -147,6 +148,7 @@ class TestIndex:
             np.testing.assert_array_equal(after[image_id], learned(row[None])[0])
         names = {path.stem for path in (photographs / "index" / "images").iterdir()}
         assert names == {shard.unit for shard in made.shards}
+        assert augmented_shards(str(photographs / "index")).complete(made.derived_list)
         written = json.loads((photographs / "index" / "manifest.json").read_text())
         assert written["model"]["uri"] == f"{photographs}/m/tiny.onnx + embedded + whitening/{path.name}"
 
@@ -221,6 +223,9 @@ class TestIndex:
         assert index(photographs, str(photographs / "p00.png")) == 0
         assert whiten(photographs) == 2
         assert "has 1 photographs: too few" in capsys.readouterr().err
+        (photographs / "m" / "landmarks_card.json").write_text('{"onnx": {"std": [1, 1, 1]}}')
+        assert whiten(photographs) == 2
+        assert "is not the one the index was made with" in capsys.readouterr().err
 
 
 def test_learning_uses_some_of_many_units(tmp_path, monkeypatch):
