@@ -1,5 +1,6 @@
 """Running a pipeline: the choice of runner, visible progress, and what the metrics say afterwards."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -18,7 +19,7 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
     TestOptions,
 )
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
@@ -26,6 +27,7 @@ from transforms.storage import files
 
 # One `landmarks` line at least this often where standard error is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0
+_NEVER_MS = 1_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ def run_pipeline(
         setup.save_main_session = False  # all that workers run they import from the installed packages
     pipeline = beam.Pipeline(runner=engine, options=options)
     build(pipeline)
-    with Progress([] if not_awaited else phases):
+    with _whole_elements(), Progress([] if not_awaited else phases):
         try:
             result = pipeline.run()
             if not not_awaited:
@@ -148,6 +150,23 @@ def run_pipeline(
     if not_awaited:
         raise NotAwaited(not_awaited)
     return _metrics(result)
+
+
+@contextlib.contextmanager
+def _whole_elements() -> Iterator[None]:
+    """Keeps the local runner's worker threads from sending half an element.
+
+    They send what they have written once a second, from another thread and without a lock, in Beam 2.77 also
+    while an element is being written: its reader then takes bytes for what they are not, fails, or asks for
+    all memory. On a loaded machine that is met within minutes. Buffers are still sent by their size, and when
+    they end.
+    """
+    before = worker_handlers.DATA_BUFFER_TIME_LIMIT_MS
+    worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = _NEVER_MS
+    try:
+        yield
+    finally:
+        worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = before
 
 
 def _not_awaited(options: PipelineOptions) -> str | None:

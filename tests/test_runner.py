@@ -5,6 +5,8 @@ import os
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.testing.util import assert_that, equal_to
 
 from beam_pipeline import runner
 
@@ -100,3 +102,16 @@ def test_progress_is_a_live_line_on_a_terminal_and_whole_lines_elsewhere(monkeyp
         lines = capsys.readouterr().err
         assert lines.startswith("\r\033[Kextract" if terminal else "extract")
         assert lines.endswith("\n") and lines.count("\n") == 1
+
+
+def test_worker_threads_do_not_send_what_is_half_written():
+    before = worker_handlers.DATA_BUFFER_TIME_LIMIT_MS
+
+    def during(_):
+        return worker_handlers.DATA_BUFFER_TIME_LIMIT_MS >= 24 * 3600 * 1000
+
+    def build(pipeline):
+        assert_that(pipeline | beam.Create(range(4)) | beam.Map(during), equal_to([True] * 4))
+
+    runner.run_pipeline(build, PipelineOptions(["--direct_num_workers=2"]), [])
+    assert before == worker_handlers.DATA_BUFFER_TIME_LIMIT_MS < 24 * 3600 * 1000

@@ -322,10 +322,11 @@ class RetrieveNearest(beam.PTransform):
             >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
-        # What is known goes the same way: of a Flatten of the two, Beam 2.77's local runner with several
-        # workers now and then reads elements from the wrong place.
-        joined = {"known": known, "queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
-        return joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run))
+        joined = {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
+        return (
+            known,
+            joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run)),
+        ) | "All" >> beam.Flatten()
 
 
 def _tasks(
@@ -408,11 +409,9 @@ _UNKNOWN = "unknown"
 
 
 @beam.typehints.with_input_types(QueryBlock)
-@beam.typehints.with_output_types(tuple[tuple[str, int], CandidateUnit], **{_UNKNOWN: QueryBlock})
+@beam.typehints.with_output_types(CandidateUnit, **{_UNKNOWN: QueryBlock})
 class _Known(beam.DoFn):
-    """Blocks whose candidates are kept -> their units by (block, first query); the other blocks go to the
-    output _UNKNOWN.
-    """
+    """Blocks whose candidates are kept -> their units; the other blocks go to the output _UNKNOWN."""
 
     def __init__(self, queries: FeatureStore, step: int, run: str | None) -> None:
         self._queries, self._step, self._run = queries, step, run
@@ -426,17 +425,14 @@ class _Known(beam.DoFn):
             }
             if all(files.exists(uri) for uri in parts.values()):
                 for first, uri in parts.items():
-                    for unit in _units(block.name, first, run_store.read_candidates(uri)):
-                        yield (block.name, first), unit
+                    yield from _units(block.name, first, run_store.read_candidates(uri))
                 return
         yield beam.pvalue.TaggedOutput(_UNKNOWN, block)
 
 
 @beam.typehints.with_output_types(CandidateUnit)
 class _Candidates(beam.DoFn):
-    """Queries joined with their neighbours, kept where they are complete, in units; units that are known, as
-    they are.
-    """
+    """Queries joined with their neighbours, kept where they are complete, in units."""
 
     def __init__(self, deadline: float, run: str | None) -> None:
         self._deadline, self._run = deadline, run
@@ -444,10 +440,7 @@ class _Candidates(beam.DoFn):
 
     def process(self, joined: tuple[tuple[str, int], dict[str, Iterable[Any]]]) -> Iterator[CandidateUnit]:
         (block, first), sides = joined
-        yield from sides["known"]
-        queries = next(iter(sides["queries"]), None)
-        if queries is None:
-            return
+        [queries] = sides["queries"]
         neighbors = next(iter(sides["neighbors"]), None)
         found = [_query_candidates(queries, neighbors, q) for q in range(len(queries.image_ids))]
         self._out.inc(len(found))
