@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from beam_pipeline import __version__
 from beam_pipeline.recipe import Recipe
 from transforms.storage import files
-from transforms.storage.derived_shards import list_name
+from transforms.storage.derived_shards import list_name, unit_state
 from transforms.storage.feature_store import ShardSummary
 from transforms.storage.files import FileRecord
 from transforms.types import ScoringSettings, VerificationSettings
@@ -173,7 +173,7 @@ class IndexManifest(Manifest):
     @property
     def derived_list(self) -> str:
         """The name of the lists of its derived shards, see `transforms.storage.derived_shards`."""
-        return list_name(shard.unit for shard in self.shards if shard.images)
+        return list_name(unit_state(shard.unit, shard.images) for shard in self.shards if shard.images)
 
     def with_first(
         self, first: "IndexManifest", added: tuple[ShardSummary, ...], failures: Mapping[str, int]

@@ -9,7 +9,8 @@ from tests.descriptors import unit_rows
 from tests.feature_stores import write_store
 from transforms.arrays.augmentation import NEIGHBORS, augment, augmented_cosines, without_query
 from transforms.augmentation import AugmentCandidates, AugmentIndex, augmented_shards
-from transforms.storage.derived_shards import list_name
+from transforms.storage.derived_shards import list_name as list_of
+from transforms.storage.derived_shards import unit_state
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
     Candidate,
@@ -87,18 +88,23 @@ def index(tmp_path):
     return str(tmp_path / "index"), rows
 
 
+def list_name(units: list[str], root: str) -> str:
+    """The name of the list of an index of these units."""
+    return list_of(unit_state(unit, len(FeatureStore(root).read_images(unit))) for unit in units)
+
+
 def run(root: str, units: list[str]) -> None:
     with beam.Pipeline("FnApiRunner") as pipeline:
         listed = pipeline | beam.Create(units) | AugmentIndex(root)
-        assert_that(listed, equal_to([list_name(units)]))
+        assert_that(listed, equal_to([list_name(units, root)]))
 
 
 def test_an_index_gets_a_shard_for_each_unit(index):
     root, rows = index
     units, shards = FeatureStore(root).units(), augmented_shards(root)
-    assert not shards.complete(list_name(units))
+    assert not shards.complete(list_name(units, root))
     run(root, units)
-    names = shards.read_list(list_name(units))
+    names = shards.read_list(list_name(units, root))
     assert list(names) == units
     for unit in units:
         table, images = shards.read(names[unit]), FeatureStore(root).read_images(unit)
@@ -124,14 +130,14 @@ def test_units_that_are_added_renew_only_shards_of_their_labels(tmp_path):
 
     units, shards = [write(number, f"label {number}") for number in range(6)], augmented_shards(root)
     run(root, units)
-    before = shards.read_list(list_name(units))
+    before = shards.read_list(list_name(units, root))
     more = [*units, write(6, "label 2")]
     run(root, more)
-    after = shards.read_list(list_name(more))
+    after = shards.read_list(list_name(more, root))
     assert {unit for unit in units if before[unit] != after[unit]} == {units[2]}
-    assert shards.complete(list_name(units))  # readers of the index as it was go on
-    shards.prune(list_name(more))
-    assert not shards.complete(list_name(units)) and not shards.has(before[units[2]])
+    assert shards.complete(list_name(units, root))  # readers of the index as it was go on
+    shards.prune(list_name(more, root))
+    assert not shards.complete(list_name(units, root)) and not shards.has(before[units[2]])
     assert all(shards.has(name) for name in after.values())
 
 
@@ -157,7 +163,7 @@ def test_candidates_get_cosines(index, leave_out):
             assert candidate.augmented == pytest.approx(cosine(rows[0], want), abs=0.02)
 
     with beam.Pipeline("FnApiRunner") as pipeline:
-        step = AugmentCandidates(root, root, list_name(units), leave_out)
+        step = AugmentCandidates(root, root, list_name(units, root), leave_out)
         assert_that(pipeline | beam.Create([asked]) | step, expect)
 
 

@@ -46,13 +46,14 @@ IMAGE = "europe-docker.pkg.dev/some-project/some-repository/landmarks:cpu"
 GPU = "type:nvidia-l4;count:1;install-nvidia-driver"
 
 STEPS = {
-    "index": {"Extract"},
+    "index": {"Extract", "Augment"},
     "recognize": {
         "Extract",
         "Blocks",
         "Retrieve",
         "Pending",
         "Verify",
+        "Augmented",
         "Aggregate",
         "WritePredictions",
         "Submission",

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from transforms.arrays.augmentation import Augmented, augment, augmented_cosines, without_query
-from transforms.storage.derived_shards import DerivedShards, list_name, shard_name
+from transforms.storage.derived_shards import DerivedShards, list_name, shard_name, unit_state
 from transforms.storage.feature_store import FeatureStore, descriptors_of
 from transforms.types import Candidate, CandidateUnit, QueryCandidates
 
@@ -53,7 +53,7 @@ class AugmentIndex(beam.PTransform):
 
         def labels(unit: str) -> list[tuple[str, str]]:
             column = store.read_images(unit, ["landmark_id"]).column("landmark_id")
-            return [(label, unit) for label in column.unique().to_pylist()]
+            return [(label, unit_state(unit, len(column))) for label in column.unique().to_pylist()]
 
         def together(label: str, units: Iterable[str]) -> list[tuple[str, str]]:
             members = sorted(units)
@@ -61,8 +61,9 @@ class AugmentIndex(beam.PTransform):
 
         def write_list(names: list[tuple[str, str]]) -> Iterator[str]:
             if names and time.time() < deadline:
-                shards.write_list(dict(names))
-                yield list_name(unit for unit, _ in names)
+                listed = list_name(state for state, _ in names)
+                shards.write_list(listed, {state.partition(":")[0]: name for state, name in names})
+                yield listed
 
         pair = tuple[str, str]
         return (
@@ -80,8 +81,8 @@ class AugmentIndex(beam.PTransform):
 @beam.typehints.with_input_types(tuple[str, Iterable[str]])
 @beam.typehints.with_output_types(tuple[str, str])
 class _Augment(beam.DoFn):
-    """A unit with all that share a landmark with it -> the unit and the name of its shard, which is there
-    then.
+    """A unit with all that share a landmark with it, see `unit_state` -> the unit and the name of its shard,
+    which is there then.
     """
 
     def __init__(self, store: FeatureStore, shards: DerivedShards, deadline: float) -> None:
@@ -89,15 +90,16 @@ class _Augment(beam.DoFn):
         self._milliseconds = Metrics.distribution("landmarks", "augment_milliseconds")
 
     def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[str, str]]:
-        unit, others = element[0], sorted(set(element[1]))
-        name = shard_name(unit, others)
+        state, made_of = element[0], sorted(set(element[1]))
+        unit, others = state.partition(":")[0], [other.partition(":")[0] for other in made_of]
+        name = shard_name(unit, made_of)
         if not self._shards.has(name):
             if time.time() >= self._deadline:
                 return
             started = time.monotonic()
             self._shards.write(name, augmented_table(self._store, unit, others))
             self._milliseconds.update(round(1000 * (time.monotonic() - started)))
-        yield unit, name
+        yield state, name
 
 
 def augmented_table(store: FeatureStore, unit: str, others: Iterable[str]) -> pa.Table:

@@ -23,13 +23,20 @@ SHARD_NAME = UNIT_NAME + r"-[0-9a-f]{16}"  # regular expressions
 LIST_NAME = r"[0-9a-f]{16}"
 
 
+def unit_state(unit: str, images: int) -> str:
+    """A unit by name and number of images: a later start may have more under that name, where a limit kept
+    some out.
+    """
+    return f"{unit}:{images}"
+
+
 def list_name(units: Iterable[str]) -> str:
-    """The name of the list of the shards of an index that has just these units."""
+    """The name of the list of the shards of an index that has just these units, see `unit_state`."""
     return hashlib.sha256("\n".join(sorted(units)).encode()).hexdigest()[:16]
 
 
 def shard_name(unit: str, made_of: Iterable[str]) -> str:
-    """The name of the shard of `unit` that is made of the units `made_of`."""
+    """The name of the shard of `unit` that is made of the units `made_of`, see `unit_state`."""
     return f"{unit}-{list_name(made_of)}"
 
 
@@ -64,9 +71,9 @@ class DerivedShards:
         """Whether every unit of an index has its shard, by the name of the list."""
         return files.exists(self._uri(listed + ".json"))
 
-    def write_list(self, names: Mapping[str, str]) -> None:
-        """Says that the shards of an index with just these units are there: their names by unit."""
-        files.write_json(self._uri(list_name(names) + ".json"), dict(sorted(names.items())))
+    def write_list(self, listed: str, names: Mapping[str, str]) -> None:
+        """Says that the shards of an index are there: the list's name, and theirs by unit."""
+        files.write_json(self._uri(listed + ".json"), dict(sorted(names.items())))
 
     def read_list(self, listed: str) -> dict[str, str]:
         """The names of the shards by unit."""
