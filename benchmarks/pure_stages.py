@@ -16,7 +16,7 @@ from transforms.arrays.nearest import nearest
 from transforms.features import LoadedModel, extract_unit
 from transforms.models import catalog
 from transforms.patterns import match_images
-from transforms.retrieval import read_index_block, read_query_block
+from transforms.retrieval import QueryBlock, read_index_block, read_query_block
 from transforms.storage import run_store
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.worklist import make_units, write_worklist
@@ -47,7 +47,7 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
             extracted = extract_unit(unit, model, recipe.reader)
             queries.write_unit(unit.name, extracted.features, extracted.failures, extracted.dimensions)
     names = [unit.name for unit in units]
-    block = read_query_block(queries, names)
+    block = read_query_block(queries, QueryBlock("", tuple(names)))
     neighbors = nearest(
         block, read_index_block(index, [shard.unit for shard in manifest.shards]), num_to_rerank
     )

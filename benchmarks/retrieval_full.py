@@ -144,7 +144,7 @@ def brute_force(
     store, queries = FeatureStore(index_root), queries.astype(np.float64)
     best: list[list[tuple[float, str]]] = [[] for _ in queries]
     for start in range(0, len(units), 64):
-        block = read_query_block(store, [unit for unit, _ in units[start : start + 64]])
+        block = read_query_block(store, QueryBlock("", tuple(unit for unit, _ in units[start : start + 64])))
         scores = (queries @ block.descriptors.T.astype(np.float64)).astype(np.float32)
         kth = (
             np.partition(scores, -k, axis=1)[:, -k] if scores.shape[1] > k else np.full(len(scores), -np.inf)
@@ -247,7 +247,8 @@ def measure(
     blocks = [
         QueryBlock(f"{s:05d}", tuple(query_units[s : s + step])) for s in range(0, len(query_units), step)
     ]
-    checked = read_query_block(FeatureStore(query_root), query_units[: -(-options.check // options.per_unit)])
+    few = QueryBlock("", tuple(query_units[: -(-options.check // options.per_unit)]))
+    checked = read_query_block(FeatureStore(query_root), few)
     product = fastest_product()
     cores = len(os.sched_getaffinity(0))
     print(

@@ -141,7 +141,7 @@ class Searcher:
             )
         parts = max(_cores(), -(-len(queries) // TILE_QUERIES))
         starts = np.unique(np.linspace(0, len(queries), parts, endpoint=False, dtype=np.int64))
-        with one_thread, ThreadPoolExecutor(min(_cores(), len(starts)) + 1) as pool:
+        with one_thread, ThreadPoolExecutor(min(_cores(), len(starts))) as pool:
             scans = [
                 _Scan(descriptors, index, self._rank, k, product)
                 for descriptors in np.split(queries.descriptors, starts[1:])
