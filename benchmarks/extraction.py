@@ -255,7 +255,7 @@ def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, 
         )
         if jobs.has_fast_bfloat16():
             ratio = rates["(d) index job, bfloat16"] * seconds["notebook"] / number
-            goals.at_least(f"{name}: index job in bfloat16 / notebook", ratio, 2.8)
+            goals.at_least(f"{name}: index job in bfloat16 / notebook", ratio, {"bfloat16": 2.8})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -290,7 +290,7 @@ def measure(
         plot(
             sizes, [size * seconds for size, seconds in zip(sizes, per_image)], options.queries, options.plot
         )
-    goals.at_least("share of the bare matrix product, whole index", shares[-1], 0.6)
+    goals.at_least("share of the bare product, whole index", shares[-1], 0.6)
     goals.at_most("peak memory of all processes, GB", max(peaks) / 1e9, 4)
     goals.at_most(
         "seconds per index image, whole index against its first part", per_image[-1] / per_image[0], 1.15
