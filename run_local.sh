@@ -7,9 +7,11 @@ venv="${LANDMARKS_VENV:-$here/.venv}"
 
 usage() {
   cat <<'USAGE'
-usage: run_local.sh                    demo: makes a small data set, indexes, recognizes, evaluates, reports
+usage: run_local.sh                    demo: makes a small data set, indexes, calibrates, recognizes
+                                       with --preset tuned, evaluates, reports
        run_local.sh --images P... --labels CSV --queries P... [--truth CSV] [--output DIR] [OPTIONS]
                                        the same with your own photographs; OPTIONS go to `landmarks recognize`
+                                       (scores of your own need another --preset too: tuned has its own)
        run_local.sh test [PYTEST_ARGS] runs the test suite
        run_local.sh install            only makes the environment
 The environment is made once, in .venv beside this script (or in $LANDMARKS_VENV). $PYTHON names another python3.11.

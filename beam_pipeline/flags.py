@@ -216,7 +216,7 @@ def add_scoring_flags(parser: argparse._ActionsContainer, defaults: Mapping[str,
         shown = f" [{defaults[name]}]" if defaults else ""
         parser.add_argument("--" + name, type=kind, metavar=metavar, help=text + shown)
 
-    add("top_k", number(int, 1, 1000), "N", "best candidates summed per class")
+    add("top_k", number(int, 1, 1000), "N", "best candidates summed per landmark")
     add("max_inlier_score", number(int, 1), "N", "inliers beyond this count no more")
     add("global_weight", number(float, 0), "A", "weight of the cosine in the total score")
     add("augmented_weight", number(float, 0), "A", "weight of the cosine to the label-augmented descriptor")

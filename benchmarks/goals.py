@@ -40,7 +40,7 @@ class Goals:
     failed: int = 0
 
     def at_least(self, name: str, value: float, goal: float | Mapping[str, float]) -> None:
-        """`value` should reach `goal`; prints e.g. `retrieval vs faiss, k=3: 2.9 (goal 2.5) ok`.
+        """`value` should reach `goal`; prints e.g. `a vs b, CPU time: 1.56 (goal 1.5) ok`.
 
         Args:
           goal: or goals by instruction set, of which the first of INSTRUCTION_SETS counts that is here.
