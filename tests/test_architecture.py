@@ -16,14 +16,19 @@ STEPS = {
         "patterns",
         "images",
         "features",
+        "extraction",
         "retrieval",
         "verification",
         "augmentation",
         "aggregation",
         "submission",
         "gap",
+        "beam_yaml",
     )
 }
+
+# Folders below the steps; each imports those before it alone.
+FOLDERS = ("processes", "arrays", "storage", "models")
 
 
 def module_name(path):
@@ -96,6 +101,15 @@ def test_no_step_is_imported_by_another_nor_by_what_steps_use(graph):
     for above in ("transforms", "transforms.extraction", "transforms.beam_yaml"):  # put steps together
         del below[above]
     assert {name: modules & STEPS for name, modules in below.items() if modules & STEPS} == {}
+
+
+def test_folders_import_those_below_them_alone(graph):
+    for at, folder in enumerate(FOLDERS):
+        allowed = ("transforms.types", *(f"transforms.{name}" for name in FOLDERS[: at + 1]))
+        for name, modules in within(graph, f"transforms.{folder}").items():
+            assert [m for m in modules if m.startswith("transforms.") and not m.startswith(allowed)] == [], (
+                name
+            )
 
 
 def test_computing_on_arrays_knows_no_beam_and_no_disk(graph):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests import tiny_models
 from transforms import features
-from transforms.extraction import ExtractFeatures
+from transforms.extraction import ExtractFeatures, image_units
 from transforms.images import read_images
 from transforms.models import catalog
 from transforms.models.card import ExtractionSettings
@@ -143,6 +143,16 @@ def test_units_go_to_shards(unit, tmp_path):
         assert_that(names, equal_to(["unit"]))
     assert store.read_images("unit").column("image_id").to_pylist() == ["a", "b", "d"]
     assert store.failures(["unit"]).column("image_id").to_pylist() == ["c"]
+
+
+def test_units_of_another_model_are_refused(tmp_path):
+    tiny_models.build("delg_tf1", tmp_path / "model")
+    Image.new("RGB", (120, 90)).save(tmp_path / "a.png")
+    units = image_units(match_images([str(tmp_path / "a.png")]).images, "rootsift-vlad")
+    extract = ExtractFeatures(str(tmp_path / "model"), str(tmp_path / "store"), SETTINGS)
+    with pytest.raises(Exception, match="made for another model"), TestPipeline() as pipeline:
+        pipeline | beam.Create(units) | extract
+    assert FeatureStore(str(tmp_path / "store")).units() == []
 
 
 def test_a_model_that_cannot_retrieve_is_refused_before_anything_starts(tmp_path):

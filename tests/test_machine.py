@@ -14,9 +14,8 @@ from beam_pipeline.main import main
 from tests import tiny_models
 from transforms import features, images
 from transforms.models.model import ExtractionError
-from transforms.processes import machine
-from transforms.processes.machine import MachineError
-from transforms.storage import files
+from transforms.storage import files, machine
+from transforms.storage.machine import MachineError
 from transforms.storage.object_stores import StoreError
 from transforms.types import DecodedImage, Failure, ImageRef
 
@@ -132,7 +131,7 @@ LITTLE_MEMORY = """
 import io, resource, sys
 from PIL import Image
 from transforms import images
-from transforms.processes import machine
+from transforms.storage import machine
 from transforms.types import ImageRef, ReadingConfig
 
 ref = ImageRef("photo", sys.argv[1], 1)

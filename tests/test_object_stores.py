@@ -32,9 +32,9 @@ from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
 from transforms.models import model_files, saved_model
-from transforms.processes.machine import MachineError, is_of_machine
 from transforms.storage import files, object_stores, tables
 from transforms.storage.feature_store import FeatureStore
+from transforms.storage.machine import MachineError, is_of_machine
 from transforms.types import DecodedImage, Failure
 
 

@@ -21,7 +21,7 @@ from tests.descriptors import unit_rows
 from tests.feature_stores import write_store
 from transforms import retrieval
 from transforms.aggregation import AggregatePredictions
-from transforms.extraction import ExtractFeatures
+from transforms.extraction import ExtractFeatures, image_units
 from transforms.models.card import ExtractionSettings
 from transforms.patterns import match_images
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
@@ -50,11 +50,10 @@ def extraction(tmp_path: pathlib.Path, model: str, photographs: int) -> dict[str
     for n in range(photographs):
         Image.fromarray(tiny_models.textured(96, 96, n)).save(folder / f"{photographs}-{n:03d}.png")
     images = match_images([str(folder)]).images
-    listed = write_worklist(
-        str(folder),
-        [unit for start in range(0, photographs, 2) for unit in make_units(images[start : start + 2], start)],
-    )
     settings = ExtractionSettings((1.0,), (1.0,), 100, 0.0, 96)
+    pairs = [images[start : start + 2] for start in range(0, photographs, 2)]
+    units = [unit for pair in pairs for unit in image_units(pair, model, settings)]
+    listed = write_worklist(str(folder), units)
     found = measured(
         lambda pipeline: (
             pipeline

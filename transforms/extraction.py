@@ -16,7 +16,7 @@ from transforms.images import read_images
 from transforms.models import catalog
 from transforms.models.card import ExtractionSettings
 from transforms.storage.feature_store import FeatureStore
-from transforms.storage.worklist import make_units
+from transforms.storage.worklist import is_of_others, make_units
 from transforms.types import ImageRef, ImageUnit, ReadingConfig
 
 
@@ -72,6 +72,7 @@ class ExtractFeatures(beam.PTransform):
 
     Raises:
       ModelError: there is no such model.
+      ValueError: in the pipeline, a unit was made for another model, settings or reading (`image_units`).
     """
 
     model: str
@@ -86,6 +87,7 @@ class ExtractFeatures(beam.PTransform):
 
     def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
         settings = self.settings or catalog.settings(self.model)
+        made_with = list(identity(settings, catalog.fingerprint(self.model), self.reading).values())
         handler = UnitModelHandler(
             self.model,
             settings,
@@ -94,4 +96,17 @@ class ExtractFeatures(beam.PTransform):
             self.images_in_flight,
             self.deadline,
         )
-        return units | "ReadDecodeExtractWrite" >> RunInference(handler).with_output_types(str)
+        return (
+            units
+            | "OfThisModel" >> beam.Map(_checked, made_with).with_output_types(ImageUnit)
+            | "ReadDecodeExtractWrite" >> RunInference(handler).with_output_types(str)
+        )
+
+
+def _checked(unit: ImageUnit, made_with: list[Any]) -> ImageUnit:
+    if is_of_others(unit, made_with):
+        raise ValueError(
+            f"unit {unit.name} was made for another model, other settings or another reading than those of "
+            "ExtractFeatures: its shard would pass for what its name says"
+        )
+    return unit

@@ -18,11 +18,11 @@ from transforms.models import catalog
 from transforms.models.card import ExtractionSettings
 from transforms.models.model import Extracted, ExtractionError, Model
 from transforms.processes import crash_notes
-from transforms.processes.machine import MachineError, has_memory
 from transforms.processes.settings import one_thread
 from transforms.processes.threads import map_ahead
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
+from transforms.storage.machine import MachineError, has_memory
 from transforms.types import DecodedImage, Failure, ImageFeatures, ImageRef, ImageUnit, LocalFeatures
 
 ReadImages = Callable[[Sequence[ImageRef]], Iterator[DecodedImage | Failure]]

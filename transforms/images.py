@@ -21,10 +21,10 @@ from transforms.file_formats import (
     xmp_orientation,
 )
 from transforms.processes import crash_notes
-from transforms.processes.machine import MachineError, has_memory, is_of_machine
 from transforms.processes.settings import Held
 from transforms.processes.threads import map_ahead
 from transforms.storage import files, object_stores
+from transforms.storage.machine import MachineError, has_memory, is_of_machine
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 

@@ -13,11 +13,11 @@ import PIL.Image
 from beam_pipeline.manifest import RunManifest
 from beam_pipeline.matches import StoredImage, agreeing_points, choose_lines, colours, unlimited
 from transforms import images
-from transforms.processes.machine import MachineError
 from transforms.processes.settings import one_thread
 from transforms.processes.threads import map_ahead
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
+from transforms.storage.machine import MachineError
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.storage.uris import member_of
 from transforms.types import DecodedImage, Failure, QuantizedFeatures, ReadingConfig

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -71,14 +72,21 @@ def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
     """
     size = unit_size(len(images))
     ordered = sorted(images, key=lambda ref: (ref.landmark_id or "", ref.image_id))
-    units = []
-    for position, start in enumerate(range(0, len(ordered), size)):
-        members = tuple(ordered[start : start + size])
-        content = json.dumps([settings, [dataclasses.astuple(ref) for ref in members]], sort_keys=True)
-        units.append(
-            ImageUnit(f"{position:06d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}", members)
-        )
-    return units
+    parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+    return [
+        ImageUnit(_unit_name(position, members, settings), members) for position, members in enumerate(parts)
+    ]
+
+
+def is_of_others(unit: ImageUnit, settings: Any) -> bool:
+    """Whether a unit has a name of `make_units`, and not the one that it gives with these settings."""
+    named = re.fullmatch(UNIT_NAME, unit.name)
+    return named is not None and unit.name != _unit_name(int(unit.name[:6]), unit.images, settings)
+
+
+def _unit_name(position: int, images: Sequence[ImageRef], settings: Any) -> str:
+    content = json.dumps([settings, [dataclasses.astuple(ref) for ref in images]], sort_keys=True)
+    return f"{position:06d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def places(units: Sequence[ImageUnit]) -> list[ListedUnit]:
