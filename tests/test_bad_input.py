@@ -302,6 +302,7 @@ MAY_BE = {
         "--augmented_weight",
         "--min_probability",
         "--max_failure_rate",
+        "--shrinkage",
     },
     "-1": {"--score_threshold"},
 }

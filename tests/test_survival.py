@@ -263,7 +263,7 @@ def test_a_read_only_folder_can_be_read_and_is_an_error_to_write_to(reference, f
     with mounted(folder / "index", "size=64m"):
         remount(folder / "index", "ro")
         assert run(folder, *INDEX.arguments) == 1
-        assert "Read-only file system" in capsys.readouterr().err
+        assert "read-only file system" in capsys.readouterr().err
         remount(folder / "index", "rw")
         shutil.copytree(reference / "index", folder / "index", dirs_exist_ok=True)
         remount(folder / "index", "ro")
