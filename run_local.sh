@@ -41,7 +41,7 @@ case "${1:-}" in
     shift
     install test
     cd "$here"
-    exec "$venv/bin/python" -m pytest "$@"
+    exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" # -n 0: one process, to look at output
     ;;
 esac
 

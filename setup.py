@@ -29,6 +29,7 @@ setup(
             "mypy>=2.4,<3",
             "onnx>=1.17,<2",
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.17.6,<0.18",  # another version formats in another way
             "scipy>=1.13,<2",
             # What of the extra gcp builds a Dataflow job; all of it takes a minute to install.
