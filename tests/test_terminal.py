@@ -159,6 +159,9 @@ def test_a_strangers_transforms_is_named(tmp_path, name):
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith(f"landmarks: error: `import transforms` finds {stranger}")
+    library = [sys.executable, "-c", "try: import beam_pipeline\nexcept ImportError as e: print(e)"]
+    done = subprocess.run(library, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert f"`import transforms` finds {stranger}" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("kilobytes", [60_000, 300_000, 600_000])
