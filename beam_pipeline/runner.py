@@ -244,7 +244,8 @@ class Stages:
             time_ = f", {time_text((phase.total - done) / rate)} left"
         number = f"{self._at + 1}/{len(self._phases)} " if len(self._phases) > 1 else ""
         amount = f"{done:>9,} of {phase.total:,}{phase.unit}"
-        return f"{number}{phase.label:<{self._width}} {amount}  {rate:,.1f}{phase.unit}/s{time_}"
+        rate_ = f"  {rate:,.1f}{phase.unit}/s{time_}" if rate or not last else ""  # done between two looks
+        return f"{number}{phase.label:<{self._width}} {amount}{rate_}"
 
 
 class Progress:

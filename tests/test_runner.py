@@ -92,6 +92,8 @@ def test_a_stage_says_how_fast_it_is_and_how_long_it_takes():
     ]
     assert [*stages.lines([3600], 400.0)] == [("download     3,600 of 3,600 MB  10.0 MB/s in 5m00s", True)]
     assert [*stages.lines([3600], 500.0, ended=True)] == [] and phase.unit == " MB"
+    seen_done = runner.Stages(phases, [3600], 100.0)
+    assert [*seen_done.lines([3600], 100.5)] == [("download     3,600 of 3,600 MB", True)]
 
 
 def test_progress_is_a_live_line_on_a_terminal_and_whole_lines_elsewhere(monkeypatch, capsys):
