@@ -8,7 +8,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import outputs, runner
+from beam_pipeline import left_out, outputs, runner
 from beam_pipeline.config import ConfigError, EvaluateConfig
 from beam_pipeline.manifest import RunManifest
 from transforms import gap
@@ -45,7 +45,9 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     if output is None and runner.local_workers(options) is None:
         raise ConfigError("--output is needed to score a CSV on a remote runner")
     # A runner would give a worker's error as the text of a stack trace; here it is the error itself.
-    gap.truth_rows(tables.read_answers(config.predictions), tables.read_truth(config.truth))
+    answers, truth = tables.read_answers(config.predictions), tables.read_truth(config.truth)
+    gap.truth_rows(answers, truth)
+    left_out.say_other_landmarks(answers["landmark_id"], truth, config.truth)
     with tempfile.TemporaryDirectory(prefix="landmarks") as scratch:
         written = output or os.path.join(scratch, "metrics.json")
 

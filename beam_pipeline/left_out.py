@@ -74,6 +74,20 @@ def wanted_without_image(wanted: pa.Array, images: pa.Array, uri: str) -> None:
         print(f"{more:,} of {len(images):,} images are not in {uri}, nor in the submission", file=sys.stderr)
 
 
+def say_other_landmarks(predicted: pa.ChunkedArray, truth: pa.Table, uri: str) -> None:
+    """Says that none of the landmarks that were predicted is one of the `truth` (tables.TRUTH_SCHEMA) at
+    `uri`, where that is so.
+    """
+    found = predicted.drop_null().unique()
+    wanted = pc.list_flatten(truth.column("landmark_ids").combine_chunks()).unique()
+    if len(found) and len(wanted) and pc.index_in(found, value_set=wanted).null_count == len(found):
+        print(
+            f"no landmark that was predicted is one of {uri}: predicted is {found[0].as_py()!r}, there it "
+            f"is {wanted[0].as_py()!r}{beside(found, wanted, uri)}",
+            file=sys.stderr,
+        )
+
+
 def landmarks_not_indexed(truth: pa.Table, images: pa.Array, root: str, index: IndexManifest) -> int:
     """Counts the queries whose `truth` (tables.TRUTH_SCHEMA) names landmarks and none that the index in
     `root` has, and says so.

@@ -225,7 +225,13 @@ def read_manifest(root: str, *kinds: type[M]) -> M:
     if not files.exists(uri):
         found = (_read_settings(root) or {}).get("command")
         if found in commands:
-            raise ConfigError(f"{root} is not finished: run the same `landmarks {found}` again")
+            failures = files.join(root, "failures")
+            why = (
+                f"; what failed, and why, stands in {failures}"
+                if files.list_files(failures, ".parquet")
+                else ""
+            )
+            raise ConfigError(f"{root} is not finished: run the same `landmarks {found}` again{why}")
         why = f"it has no {MANIFEST}"
         if files.is_local(root) and not os.path.exists(root):
             why = "there is no such folder"

@@ -173,7 +173,8 @@ def check_addition(
     if changes:
         raise ConfigError(
             f"{len(indexed):,} of {len(given):,} images are in {index} already, and since then {changes}: "
-            "`landmarks index --overwrite` makes it anew"
+            "another photograph needs a name of its own; for changed ones `landmarks index --overwrite` with "
+            f"all photographs of the index, {sum(shard.images for shard in base.shards):,}, makes it anew"
         )
     return {
         name: given[name]

@@ -92,6 +92,20 @@ def test_run_folder_gives_the_bytes_that_recognize_writes(run_dir, truth, submis
     assert metrics == evaluate.run(EvaluateConfig(submission, truth))
 
 
+def test_landmarks_and_images_that_the_truth_spells_otherwise_are_named(tmp_path, capsys):
+    submission, truth = tmp_path / "s.csv", tmp_path / "t.csv"
+    submission.write_text("id,landmarks\na1,3348 0.5\na2,3348 0.4\n")
+    truth.write_text("id,landmark_id\na1,3348.0\na2,3348.0\n")
+    evaluate.run(EvaluateConfig(str(submission), str(truth)))
+    assert f"is one of {truth}" in (said := capsys.readouterr().err) and "'3348' is '3348.0' in" in said
+    truth.write_text("id,landmark_id\na1.jpg,3348\na2.jpg,3348\n")
+    with pytest.raises(ValueError, match=r"2 of 2 predictions .*; 'a1' is 'a1.jpg' in the truth"):
+        evaluate.run(EvaluateConfig(str(submission), str(truth)))
+    truth.write_text("id,landmark_id\na1,3348\na2,7\n")
+    evaluate.run(EvaluateConfig(str(submission), str(truth)))
+    assert capsys.readouterr().err == ""
+
+
 def test_truth_in_the_form_of_labels(submission, tmp_path, capsys):
     path = tmp_path / "labels.csv"
     path.write_text(

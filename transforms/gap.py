@@ -114,6 +114,12 @@ def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
     rows = _numpy(pc.fill_null(known, -1)).astype(np.int64)
     unknown = np.flatnonzero((rows < 0) & _numpy(pc.is_valid(predictions["landmark_id"])))
     if len(unknown):
+        near = spelling.near(_text(image_ids).take(pa.array(unknown)), truth["image_id"].combine_chunks())
+        if near:
+            raise ValueError(
+                f"{len(unknown)} of {len(rows)} predictions are for images that the truth does not list; "
+                f"{near[0]!r} is {near[1]!r} in the truth"
+            )
         raise ValueError(
             f"{len(unknown)} of {len(rows)} predictions are for images that the truth does not list, such as "
             f"{image_ids[int(unknown[0])]}: list them with no landmark, or with Usage Ignored to leave them "
