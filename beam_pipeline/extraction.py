@@ -218,7 +218,13 @@ class ExtractMissing(beam.PTransform):
         if missing and time.time() < self.deadline:  # no model is loaded where there is nothing for it to do
             recipe, in_flight = self.recipe, runner.images_in_flight(options)
             extract = ExtractFeatures(
-                recipe.model, self.store_root, recipe.settings, recipe.reading, in_flight, self.deadline
+                recipe.model,
+                self.store_root,
+                recipe.settings,
+                recipe.reading,
+                in_flight,
+                self.deadline,
+                recipe.fingerprint,
             )
             parts.append(
                 begin

@@ -13,6 +13,7 @@ from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.files import FileRecord
+from transforms.submission import SUBMISSION
 
 MISSING = "missing"
 
@@ -28,6 +29,14 @@ def record_files(root: str, uris: Sequence[str]) -> dict[str, FileRecord]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         records = pool.map(lambda uri: files.content_record(files.read_bytes(uri)), uris)
         return {uri[len(root) :].lstrip("/"): record for uri, record in zip(uris, records)}
+
+
+def record_run(root: str) -> dict[str, FileRecord]:
+    """The records of the files of a run that its manifest vouches for, beside its features."""
+    uris = [files.join(root, SUBMISSION)]
+    for part in ("predictions", "failures"):
+        uris += files.list_files(files.join(root, part), ".parquet")
+    return record_files(root, uris)
 
 
 def wrong_sizes(records: Mapping[str, FileRecord]) -> dict[str, str]:

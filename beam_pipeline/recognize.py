@@ -345,9 +345,6 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
     else:
         files.delete(uri)
     answers = pa.concat_tables(run_store.read_predictions(config.output, ["landmark_id", "verified"]))
-    written = [files.join(config.output, SUBMISSION)]
-    for part in ("predictions", "failures"):
-        written += files.list_files(files.join(config.output, part), ".parquet")
     manifest = RunManifest(
         recipe=task.recipe,
         index=config.index,
@@ -365,7 +362,7 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
             landmark_not_indexed=prepared.landmark_not_indexed,
         ),
         shards=extracted.shards,
-        files=integrity.record_files(config.output, written),
+        files=integrity.record_run(config.output),
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),
         versions=versions(),

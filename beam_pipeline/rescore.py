@@ -111,7 +111,7 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
                 source,
                 hyperparameters=hyperparameters,
                 counts=dataclasses.replace(source.counts, predicted=run_store.predicted(config.output)),
-                files=integrity.record_files(config.output, written(config.output)),
+                files=integrity.record_run(config.output),
                 time_budget=None,
                 versions=versions(),
                 seconds=runner.seconds(started, metrics),
@@ -124,14 +124,6 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     return 0
-
-
-def written(run: str) -> list[str]:
-    """The files of a run that its manifest vouches for, beside its features."""
-    uris = [files.join(run, SUBMISSION)]
-    for part in ("predictions", "failures"):
-        uris += files.list_files(files.join(run, part), ".parquet")
-    return uris
 
 
 def _copy(source: str, output: str, folder: str) -> None:

@@ -69,6 +69,7 @@ class ExtractFeatures(beam.PTransform):
       reading: how photographs are read.
       images_in_flight: see UnitModelHandler.
       deadline: as time.time() tells it; a unit not finished by then gives nothing.
+      fingerprint: of the model's content, where it is known; else all of the model is read for it.
 
     Raises:
       ModelError: there is no such model.
@@ -81,13 +82,15 @@ class ExtractFeatures(beam.PTransform):
     reading: ReadingConfig = ReadingConfig()
     images_in_flight: int | None = None
     deadline: float = math.inf
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
         settings = self.settings or catalog.settings(self.model)
-        made_with = list(identity(settings, catalog.fingerprint(self.model), self.reading).values())
+        fingerprint = self.fingerprint or catalog.fingerprint(self.model)
+        made_with = list(identity(settings, fingerprint, self.reading).values())
         handler = UnitModelHandler(
             self.model,
             settings,
