@@ -20,14 +20,14 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import lock, outputs, parts, recipe, runner, tuning
+from beam_pipeline import index_parts, lock, outputs, recipe, runner, tuning
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
-from beam_pipeline.judgement import CALIBRATION
 from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest, digest
+from beam_pipeline.prediction_rule import CALIBRATION
 from beam_pipeline.tuning import MIN_QUERIES, TRIED, Queries, tune
 from transforms import retrieval, verification
 from transforms.aggregation import candidate_table
-from transforms.augmentation import AugmentCandidates, AugmentIndex, augmented_shards
+from transforms.database_augmentation import AugmentCandidates, AugmentIndex, augmented_shards
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import files, run_store, worklist
 from transforms.storage.feature_store import FeatureStore
@@ -222,7 +222,7 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
             **found["settings"],
         }
         files.write_json(output, found)
-        parts.prune_calibration(root, prepared.evidence)
+        index_parts.prune_calibration(root, prepared.evidence)
     print(f"{output}: {summary(found)}")
     return 0
 
@@ -238,8 +238,8 @@ def index_images(prepared: Prepared, search: Search) -> Iterator[int]:
 def read_queries(prepared: Prepared) -> Queries:
     """What was found for all queries, in the order of their ids."""
     config, index = prepared.config, prepared.index
-    labels = {part: worklist.label_counts(parts.folder(config.index, part)) for part in ("", *index.appended)}
-    count: Counter[str] = sum(labels.values(), Counter())
+    folders = [index_parts.folder(config.index, part) for part in ("", *index.appended)]
+    count: Counter[str] = sum(map(worklist.label_counts, folders), Counter())
     label_of = _labels(prepared)
     made: list[tuple[int, str | None, QueryCandidates]] = []
     for search in prepared.searches:

@@ -14,12 +14,12 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, costs, layout, left_out, lock, outputs, parts, pilot, recipe, runner
+from beam_pipeline import budget, costs, index_parts, layout, left_out, lock, outputs, pilot, recipe, runner
 from beam_pipeline.config import ConfigError, FullSize, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
 from transforms import features
-from transforms.augmentation import AugmentIndex
+from transforms.database_augmentation import AugmentIndex
 from transforms.models import catalog
 from transforms.storage import files, spelling, tables, worklist
 from transforms.storage.feature_store import ShardSummary, failure_table
@@ -120,7 +120,7 @@ def prepare(config: IndexConfig) -> Prepared:
             file=sys.stderr,
         )
     if base:
-        ids = pa.concat_arrays([ids, pa.array(parts.image_ids(config.output, base), pa.string())])
+        ids = pa.concat_arrays([ids, pa.array(index_parts.image_ids(config.output, base), pa.string())])
     lacking = left_out.labels_without_image(label_ids, ids, config.labels)
     if base:
         made = recipe.choose_as_indexed(
@@ -189,10 +189,10 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
             print(f"{root} is finished; nothing to do")
             return outputs.read_manifest(root, IndexManifest).counts
         before = outputs.find_manifest(root, IndexManifest)
-        added = parts.added_shards(root, before) if before else ()
+        added = index_parts.added_shards(root, before) if before else ()
         manifest = extract(_beside(prepared, added))
         if before is not None:  # photographs of its first part were mended; what was added to it stays
-            manifest = before.with_first(manifest, added, parts.failure_kinds(task.store, added))
+            manifest = before.with_first(manifest, added, index_parts.failure_kinds(task.store, added))
             if added:  # which have labels that the first part lacks
                 manifest = manifest.with_labels_lacking(before.counts.labels_without_image)
         if manifest.complete and not manifest.counts.indexed:
@@ -200,7 +200,7 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
                 f"there is no index: all of {manifest.counts.failed:,} images failed, why stands in "
                 f"{files.join(root, 'failures')}"
             )
-        parts.prune(task, manifest)
+        index_parts.prune(task, manifest)
         outputs.finish(root, manifest)
         _print_summary(root, manifest)
         return manifest.counts
@@ -217,10 +217,10 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
     root, task = prepared.config.output, prepared.task
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)  # again: another may have added to it meanwhile
-        known = parts.known(root, base, task)
-        mended = parts.check_addition(root, base, task, known)
+        known = index_parts.known(root, base, task)
+        mended = index_parts.check_addition(root, base, task, known)
         new = [ref for ref in task.refs if ref.image_id not in known]
-        again = sorted({known[image_id][0] for image_id in mended} | parts.unfinished(root, base))
+        again = sorted({known[image_id][0] for image_id in mended} | index_parts.unfinished(root, base))
         if not new and not again:
             print(f"{root} has these images and labels already; nothing to do")
             return base.appended.get(task.digest, base.counts)
@@ -234,7 +234,7 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
             return base.counts
         if known:
             print(f"{len(known):,} of {len(task.refs):,} images are in {root} already; {len(new):,} are new")
-        told = parts.without_label(root)
+        told = index_parts.without_label(root)
         unlabelled = [ref for ref in prepared.unlabelled if ref.image_id not in told]
         prepared = dataclasses.replace(prepared, unlabelled=unlabelled)
         task = ExtractionTask.of(new, task.recipe, root, "")
@@ -243,7 +243,7 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
             return None
         manifest = base.with_more(added, task.digest).with_labels_lacking(prepared.labels_without_image)
         outputs.finish(root, manifest)
-        parts.prune_derived(root, manifest)
+        index_parts.prune_derived(root, manifest)
         _print_summary(root, added)
         return added.counts
 
@@ -257,7 +257,7 @@ def _extract_part(
 ) -> IndexManifest | None:
     """The manifest of a part of an index, which is extracted; None where time was too short for it."""
     root = prepared.config.output
-    task = dataclasses.replace(task, root=parts.folder(root, task.digest))
+    task = dataclasses.replace(task, root=index_parts.folder(root, task.digest))
     prepared = dataclasses.replace(prepared, task=task)
     files.write_json(files.join(task.root, "settings.json"), prepared.settings)
     made = extract(prepared)
@@ -281,10 +281,10 @@ def _retry(
     """
     root, recipe = prepared.config.output, prepared.task.recipe
     base = outputs.read_manifest(root, IndexManifest)
-    before = worklist.read_worklist(parts.folder(root, part))
+    before = worklist.read_worklist(index_parts.folder(root, part))
     old = ExtractionTask.of(before, recipe, root, "")
     task = ExtractionTask.of([mended.get(ref.image_id, ref) for ref in before], recipe, root, "")
-    rest = parts.without(root, base, part, old)
+    rest = index_parts.without(root, base, part, old)
     # The plan of before stays until all is done.
     prepared = _beside(dataclasses.replace(prepared, unlabelled=()), rest.shards)
     made = _extract_part(prepared, extract, task)
@@ -300,7 +300,7 @@ def _retry(
         manifest = rest.with_more(made, task.digest)
     else:
         manifest = rest.with_first(made, rest.shards, rest.failures)
-    parts.rename_unlabelled(root, old, task)
+    index_parts.rename_unlabelled(root, old, task)
     outputs.finish(root, manifest.with_labels_lacking(prepared.labels_without_image))
     if not part:
         first = dataclasses.replace(task, root=root)
@@ -309,7 +309,7 @@ def _retry(
         files.write_json(files.join(root, "settings.json"), settings)
     if part != task.digest:
         layout.delete(root, "index", below=f"appended/{part or task.digest}/")
-    parts.prune(task, manifest)
+    index_parts.prune(task, manifest)
     return manifest
 
 
@@ -344,7 +344,7 @@ def _record_unlabelled(prepared: Prepared) -> None:
         return
     problem = f"not in {config.labels}"
     rows = [Failure("match", ref.image_id, ref.uri, "no_label", problem) for ref in unlabelled]
-    uri = files.join(config.output, "failures", f"{parts.NO_LABEL}{task.names[0]}.parquet")
+    uri = files.join(config.output, "failures", f"{index_parts.NO_LABEL}{task.names[0]}.parquet")
     files.write_parquet(uri, failure_table(rows))
 
 
@@ -380,7 +380,7 @@ def conclude(
             labels_without_image=0 if prepared.base else prepared.labels_without_image,
             passed_over=sum(prepared.passed_over.values()),
         ),
-        failures=parts.failure_kinds(task.store, extracted.shards),
+        failures=index_parts.failure_kinds(task.store, extracted.shards),
         shards=extracted.shards,
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),

@@ -19,8 +19,8 @@ from beam_pipeline.config import (
     RecognizeConfig,
     RescoreConfig,
 )
-from beam_pipeline.judgement import CALIBRATION, Tuned, read_calibration
 from beam_pipeline.manifest import IndexManifest, RunManifest
+from beam_pipeline.prediction_rule import CALIBRATION, TunedSettings, read_tuned_settings
 from transforms.gap import Metrics
 from transforms.storage import files, object_stores
 
@@ -58,7 +58,7 @@ def recognize(config: RecognizeConfig, options: PipelineOptions | None = None) -
         return outputs.read_manifest(config.output, RunManifest)
 
 
-def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -> Tuned:
+def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -> TunedSettings:
     """Lets an index tune itself; arguments and errors are those of `index`.
 
     Returns:
@@ -67,7 +67,7 @@ def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -
     options = options or PipelineOptions([])
     with object_stores.using(options):
         _calibrate.run(config, options)
-        return read_calibration(config.output or files.join(config.index, CALIBRATION))
+        return read_tuned_settings(config.output or files.join(config.index, CALIBRATION))
 
 
 def rescore(config: RescoreConfig, options: PipelineOptions | None = None) -> RunManifest:

@@ -18,7 +18,7 @@ import PIL.PngImagePlugin
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipeline import outputs, parts
+from beam_pipeline import index_parts, outputs
 from beam_pipeline.changes import is_changed
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest, RunManifest
@@ -452,7 +452,7 @@ def _found(
 def _changed(ref: ImageRef, root: str, index: IndexManifest | None = None) -> list[str]:
     """The photograph's place, where it is another than the one that the plan of an output knows."""
     for part in ("", *sorted(index.appended if index else ())):
-        for planned in worklist.read_worklist(parts.folder(root, part), ref.image_id):
+        for planned in worklist.read_worklist(index_parts.folder(root, part), ref.image_id):
             now = current(planned.uri)
             if planned.uri == ref.uri and now is not None and is_changed(planned, now.size, now.version):
                 return [ref.uri]

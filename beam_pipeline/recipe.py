@@ -79,7 +79,7 @@ def _placed(model: str, root: str, place: Callable[[str, str], str]) -> str:
     def placed(part: str) -> str:
         return part if part in catalog.BUILT_IN else place(root, part)
 
-    first, second, whitening = catalog.parts(model)
+    first, second, whitening = catalog.components(model)
     return catalog.combined(placed(first), second and placed(second), whitening and placed(whitening))
 
 
@@ -147,7 +147,7 @@ def choose_as_indexed(
             f"{no[not turned]} differs from the index's {no[turned]}: both sides need photographs that are "
             "read alike"
         )
-    first, second, whitening = catalog.parts(indexed.model)
+    first, second, whitening = catalog.components(indexed.model)
     if local_model and not second:
         raise ConfigError(
             f"--local_model {local_model}: the index has {first} alone, and both sides need the same features"

@@ -18,10 +18,10 @@ from beam_pipeline.budget import Deadlines
 from beam_pipeline.changes import let_in
 from beam_pipeline.config import ConfigError, FullSize, RecognizeConfig
 from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
-from beam_pipeline.judgement import Judgement, calibration_of
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
+from beam_pipeline.prediction_rule import PredictionRule, tuned_settings_of
 from transforms import features, retrieval, verification
-from transforms.augmentation import AugmentCandidates, augmented_shards
+from transforms.database_augmentation import AugmentCandidates, augmented_shards
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, spelling, tables
 from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission, write_submission
@@ -40,7 +40,7 @@ class Prepared:
       index: the manifest of the index.
       passed_over: how many files the suffix passed over, by suffix.
       landmark_not_indexed: queries whose truth names a landmark that the index lacks.
-      judgement: how candidates become predictions.
+      rule: how candidates become predictions.
       augmented: name of the list of the index's augmented shards; None where it has none.
       wanted: ids of the submission's rows, string [N]; None for those of the queries.
     """
@@ -51,7 +51,7 @@ class Prepared:
     index: IndexManifest
     passed_over: Mapping[str, int]
     landmark_not_indexed: int
-    judgement: Judgement
+    rule: PredictionRule
     augmented: str | None
     wanted: pa.Array | None = None
 
@@ -62,7 +62,7 @@ class Prepared:
         return {
             "num_to_rerank": config.num_to_rerank,
             **dataclasses.asdict(config.verification),
-            **self.judgement.hyperparameters,
+            **self.rule.hyperparameters,
         }
 
     @property
@@ -101,7 +101,7 @@ def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam
         | "Pending" >> beam.Filter(lambda unit: not run_store.has_predictions(output, unit.name))
         | "Verify" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
         | "Augmented" >> AugmentCandidates(config.index, queries, prepared.augmented)
-        | "Aggregate" >> prepared.judgement.step
+        | "Aggregate" >> prepared.rule.step
     )
     return units | "WritePredictions" >> WritePredictions(output) | "Submission" >> WriteSubmission(output)
 
@@ -137,13 +137,13 @@ def prepare(config: RecognizeConfig) -> Prepared:
     task = ExtractionTask.of(images, made, query_store(config), config.output)
     task.try_suspects()
     if config.tuned:
-        tuned = calibration_of(config.index, index)
-        judgement = tuned.judgement(config.min_probability)
+        tuned = tuned_settings_of(config.index, index)
+        rule = tuned.rule(config.min_probability)
         config = dataclasses.replace(
             config, num_to_rerank=tuned.num_to_rerank, verification=tuned.verification, scoring=tuned.scoring
         )
     else:
-        judgement = Judgement(config.scoring)
+        rule = PredictionRule(config.scoring)
         distance = config.max_distance or recipe.card_distance(made) or config.verification.max_distance
         settled = dataclasses.replace(config.verification, max_distance=distance)
         config = dataclasses.replace(config, verification=settled)
@@ -153,7 +153,7 @@ def prepare(config: RecognizeConfig) -> Prepared:
             f"{config.index} has no augmented descriptors, which this needs: `landmarks calibrate --index "
             f"{config.index}` makes them"
         )
-    return Prepared(config, started, task, index, passed_over, not_indexed, judgement, augmented, wanted)
+    return Prepared(config, started, task, index, passed_over, not_indexed, rule, augmented, wanted)
 
 
 def _checked_truth(uri: str, images: Sequence[ImageRef]) -> pa.Table:

@@ -13,15 +13,15 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import evaluate, integrity, outputs, runner
 from beam_pipeline.config import ConfigError, RescoreConfig
-from beam_pipeline.judgement import Judgement, read_calibration
 from beam_pipeline.manifest import RunManifest, versions
+from beam_pipeline.prediction_rule import PredictionRule, read_tuned_settings
 from transforms.storage import files, run_store
 from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission
 from transforms.types import CandidateUnit
 
 
 def build(
-    pipeline: beam.Pipeline, shards: Sequence[str], judgement: Judgement, num_to_rerank: int, output: str
+    pipeline: beam.Pipeline, shards: Sequence[str], rule: PredictionRule, num_to_rerank: int, output: str
 ) -> beam.PCollection[int]:
     """The graph: prediction shards of a run are scored anew; gives the number of rows of the submission."""
     read = functools.partial(run_store.read_prediction_unit, num_to_rerank=num_to_rerank)
@@ -30,22 +30,22 @@ def build(
         | "Shards" >> beam.Create(list(shards)).with_output_types(str)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.Map(read).with_input_types(str).with_output_types(CandidateUnit)
-        | "Aggregate" >> judgement.step
+        | "Aggregate" >> rule.step
         | "WritePredictions" >> WritePredictions(output)
         | "Submission" >> WriteSubmission(output)
     )
 
 
-def _wanted(config: RescoreConfig, run: RunManifest) -> tuple[int, Judgement]:
+def _wanted(config: RescoreConfig, run: RunManifest) -> tuple[int, PredictionRule]:
     """Candidates per query, and how they are scored.
 
     Raises:
       ConfigError: the run does not have what that takes.
     """
     kept = run.hyperparameters["num_to_rerank"]
-    count, judgement = config.num_to_rerank or kept, Judgement.of(run.hyperparameters)
+    count, rule = config.num_to_rerank or kept, PredictionRule.of(run.hyperparameters)
     if config.calibration:
-        tuned = read_calibration(config.calibration)
+        tuned = read_tuned_settings(config.calibration)
         if tuned.verification != run.verification:
             raise ConfigError(
                 f"{config.calibration} is of candidates verified in another way than those of {config.run}: "
@@ -55,16 +55,16 @@ def _wanted(config: RescoreConfig, run: RunManifest) -> tuple[int, Judgement]:
                     )
                 )
             )
-        count, judgement = tuned.num_to_rerank, tuned.judgement(0.0)
+        count, rule = tuned.num_to_rerank, tuned.rule(0.0)
     if count > kept:
         raise ConfigError(f"{config.run} has {kept} candidates of each query, {count} are wanted")
-    scoring = dataclasses.replace(judgement.scoring, **config.scoring)
+    scoring = dataclasses.replace(rule.scoring, **config.scoring)
     if scoring.top_k > count:
         raise ConfigError(f"--top_k {scoring.top_k} is more than the {count} candidates of each query")
     if config.scoring or config.num_to_rerank:  # probabilities are of the scores that they were learned with
-        return count, Judgement(scoring, None, config.min_probability or 0.0)
-    minimum = judgement.min_probability if config.min_probability is None else config.min_probability
-    return count, dataclasses.replace(judgement, min_probability=minimum)
+        return count, PredictionRule(scoring, None, config.min_probability or 0.0)
+    minimum = rule.min_probability if config.min_probability is None else config.min_probability
+    return count, dataclasses.replace(rule, min_probability=minimum)
 
 
 def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner | None = None) -> int:
@@ -78,11 +78,11 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
     source = outputs.read_manifest(config.run, RunManifest)
     if not source.complete:
         raise ConfigError(f"{config.run} was not finished in time: run the same `landmarks recognize` again")
-    count, judgement = _wanted(config, source)
+    count, rule = _wanted(config, source)
     hyperparameters = {
         "num_to_rerank": count,
         **dataclasses.asdict(source.verification),
-        **judgement.hyperparameters,
+        **rule.hyperparameters,
     }
     settings = {**outputs.read_settings(config.run), "hyperparameters": hyperparameters}
     with outputs.opened(config.output, settings, config.overwrite) as unfinished:
@@ -101,7 +101,7 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
             ]
             rows = runner.row_counter(files.join(config.output, "predictions"))
             metrics = runner.run_pipeline(
-                lambda pipeline: build(pipeline, shards, judgement, count, config.output),
+                lambda pipeline: build(pipeline, shards, rule, count, config.output),
                 options,
                 [runner.Phase("rescore", source.counts.queries, rows)],
                 engine,

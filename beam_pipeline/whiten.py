@@ -12,13 +12,13 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import integrity, layout, lock, outputs, parts, recipe, runner
+from beam_pipeline import index_parts, integrity, layout, lock, outputs, recipe, runner
 from beam_pipeline.config import ConfigError, ExtractionOverrides, WhitenConfig
 from beam_pipeline.extraction import ExtractionTask, lost_work
 from beam_pipeline.manifest import IndexManifest, digest
 from beam_pipeline.recipe import Recipe
 from transforms import features, whitening
-from transforms.augmentation import AugmentIndex, augmented_shards
+from transforms.database_augmentation import AugmentIndex, augmented_shards
 from transforms.models import catalog
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore
@@ -36,7 +36,7 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
     outputs.read_manifest(root, IndexManifest)  # before a lock makes a folder of what is none
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)
-        if catalog.parts(base.recipe.model).whitening:
+        if catalog.components(base.recipe.model).whitening:
             print(f"{root} is whitened already, to {base.global_dimensions} dimensions; nothing to do")
             return 0
         if not base.complete:
@@ -44,7 +44,7 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
         integrity.check_sizes(root, base)
         recipe.choose_as_indexed(None, None, ExtractionOverrides(), base.recipe.reading, base.recipe)
         uri = _learned(config, base)
-        model = catalog.combined(*catalog.parts(base.recipe.model)[:2], uri)
+        model = catalog.combined(*catalog.components(base.recipe.model)[:2], uri)
         made = dataclasses.replace(base.recipe, model=model, fingerprint=catalog.fingerprint(model))
         manifest = _whiten(root, base, made, options, engine)
         print(
@@ -82,7 +82,7 @@ def _whiten(
     store = FeatureStore(root)
     tasks = {}
     for part in ("", *base.appended):
-        refs = worklist.read_worklist(parts.folder(root, part))
+        refs = worklist.read_worklist(index_parts.folder(root, part))
         tasks[part] = tuple(ExtractionTask.of(refs, how, root, "") for how in (base.recipe, made))
     new_of = {unit: new for old, whitened in tasks.values() for unit, new in zip(old.names, whitened.names)}
     if unknown := [shard.unit for shard in base.shards if shard.unit not in new_of]:
@@ -95,7 +95,7 @@ def _whiten(
 
     def build(pipeline: beam.Pipeline) -> None:
         hints = runner.resource_hints(pipeline.options, features.MIN_RAM)
-        whiten = whitening.WhitenUnits(root, catalog.parts(made.model).whitening or "")
+        whiten = whitening.WhitenUnits(root, catalog.components(made.model).whitening or "")
         units = (
             pipeline
             | "Units" >> beam.Create(pairs).with_output_types(tuple[str, str])
@@ -111,11 +111,11 @@ def _whiten(
     shards = tuple(store.summaries([new for _, new in pairs]))
     columns = store.read_images(next(s.unit for s in shards if s.images), ["global_descriptor"])
     for part, (old, whitened) in tasks.items():
-        folder = parts.folder(root, part and whitened.digest)
-        parts.rename_unlabelled(root, old, whitened)
+        folder = index_parts.folder(root, part and whitened.digest)
+        index_parts.rename_unlabelled(root, old, whitened)
         if part:
             worklist.write_worklist(folder, whitened.units)
-        settings = outputs.read_settings(parts.folder(root, part))
+        settings = outputs.read_settings(index_parts.folder(root, part))
         changed = {**settings, **made.identity, "images_and_labels": whitened.digest}
         files.write_json(files.join(folder, outputs.SETTINGS), changed)
     manifest = dataclasses.replace(
@@ -128,5 +128,5 @@ def _whiten(
     outputs.finish(root, manifest)
     for part in base.appended:
         layout.delete(root, "index", below=f"appended/{part}/")
-    parts.prune(tasks[""][1], manifest)
+    index_parts.prune(tasks[""][1], manifest)
     return manifest

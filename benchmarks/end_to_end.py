@@ -1,14 +1,14 @@
-"""The whole: index and recognize against the notebook's procedure on the same ResNet-50 model and
+"""The whole: index and recognize against the baseline's procedure on the same ResNet-50 model and
 photographs.
 
-First run: `landmarks index` and `landmarks recognize`, from start to exit, against the notebook script.
+First run: `landmarks index` and `landmarks recognize`, from start to exit, against its script.
 Second run: recognize with other verification parameters and the first one's --query_store, where nothing is
 extracted again, against the same script, which has to do everything again. Then Beam's own overhead
 (recognize against its stages' pure functions in threads, both whole processes on the same photographs), and
 all cores against one, each net of start-up: extraction is the index of a part of the photographs less one of
 8, verification a run with many candidates less one with few.
 
-Predictions are compared where the notebook's are clear, the best landmark ahead of the next by at least half
+Predictions are compared where the baseline's are clear, the best landmark ahead of the next by at least half
 of what one candidate's geometry can give, since RANSAC differs; 97 % of those have to be the same landmark.
 Among random features many are not clear.
 """
@@ -19,9 +19,9 @@ import json
 import pathlib
 import tempfile
 
-from benchmarks import jobs, resnet_delg
+from benchmarks import commands, resnet_delg
+from benchmarks.competition_baseline import inlier_counter
 from benchmarks.goals import Goals
-from benchmarks.notebook import inlier_counter
 
 FEW = 8  # photographs of the index whose time is the start-up
 # of the confidence, between the best and the next landmark: half of what one candidate's geometry can give
@@ -30,7 +30,7 @@ SCALES = (0.7071, 1.0, 1.4142)
 
 
 def write_lists(rows: list[tuple[str, str, str]], index: int, part: int, folder: pathlib.Path) -> None:
-    """Writes what the jobs and the notebook read: the first `index` photographs are the index, the others the
+    """Writes what the jobs and the baseline read: the first `index` photographs are the index, the others the
     queries.
     """
     for name, chosen in (
@@ -42,7 +42,7 @@ def write_lists(rows: list[tuple[str, str, str]], index: int, part: int, folder:
         (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
     with open(folder / "labels.csv", "w", newline="") as f:
         csv.writer(f).writerows([("id", "landmark_id"), *((i, label) for i, _, label in rows[:index])])
-    with open(folder / "notebook.csv", "w", newline="") as f:
+    with open(folder / "baseline.csv", "w", newline="") as f:
         csv.writer(f).writerows((path, label) for _, path, label in rows[:index])
 
 
@@ -53,7 +53,7 @@ def submission(run: pathlib.Path) -> dict[str, str]:
 
 
 def agreement(predicted: dict[str, str], ids: list[str], answers: list[list]) -> tuple[float, float, int]:
-    """Share of the notebook's answers that are predicted, of all and of the clear ones; and how many are
+    """Share of the baseline's answers that are predicted, of all and of the clear ones; and how many are
     clear.
     """
     same = [predicted[i] == landmark for i, (landmark, _, _) in zip(ids, answers)]
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py end-to-end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument(
         "--index", type=int, default=1000, metavar="N", help="labelled photographs (default: %(default)s)"
     )
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         help="where the ResNet-50 is built once (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    rows = [row for row in jobs.photographs(args.photos) if row[2]][: args.index + args.queries]
+    rows = [row for row in commands.photographs(args.photos) if row[2]][: args.index + args.queries]
     part = min(args.part, args.index)
     if len(rows) < args.index + args.queries or part <= FEW:
         parser.error(
@@ -104,19 +104,19 @@ def main(argv: list[str] | None = None) -> int:
             f"them {part} (more than {FEW}) as the part"
         )
     model = resnet_delg.ensure(args.model_cache, args.max_image_side, SCALES)
-    print(jobs.machine(f"homography of the notebook: {inlier_counter()[0]}"), flush=True)
+    print(commands.machine(f"homography of the baseline: {inlier_counter()[0]}"), flush=True)
     goals = Goals()
     with tempfile.TemporaryDirectory(prefix="landmarks-end-to-end-") as temporary:
         folder = pathlib.Path(temporary)
         write_lists(rows, args.index, part, folder)
-        whole = _against_the_notebook(folder, model, [i for i, _, _ in rows[args.index :]], goals)
+        whole = _against_the_baseline(folder, model, [i for i, _, _ in rows[args.index :]], goals)
         _beam_overhead(folder, whole, goals)
         _cores(folder, model, part, args.queries, min(args.many, args.index), goals)
     return goals.exit_code
 
 
 def _index(folder: pathlib.Path, images: str, output: str, model: str, cores: int | None = None) -> float:
-    return jobs.landmarks(
+    return commands.landmarks(
         "index",
         "--images",
         f"@{folder}/{images}.txt",
@@ -131,7 +131,7 @@ def _index(folder: pathlib.Path, images: str, output: str, model: str, cores: in
 
 
 def _recognize(folder: pathlib.Path, output: str, *flags: str, cores: int | None = None) -> float:
-    return jobs.landmarks(
+    return commands.landmarks(
         "recognize",
         "--images",
         f"@{folder}/queries.txt",
@@ -144,7 +144,7 @@ def _recognize(folder: pathlib.Path, output: str, *flags: str, cores: int | None
     ).seconds
 
 
-def _against_the_notebook(folder: pathlib.Path, model: str, ids: list[str], goals: Goals) -> float:
+def _against_the_baseline(folder: pathlib.Path, model: str, ids: list[str], goals: Goals) -> float:
     """Seconds of the first recognize."""
     indexing = _index(folder, "index", "index", model)
     first = _recognize(folder, "first")
@@ -158,28 +158,28 @@ def _against_the_notebook(folder: pathlib.Path, model: str, ids: list[str], goal
         "--max_distance",
         "0.85",
     )
-    notebook = jobs.run(
-        "benchmarks.notebook",
+    baseline = commands.run(
+        "benchmarks.competition_baseline",
         "--model",
         model,
         "--index",
-        f"{folder}/notebook.csv",
+        f"{folder}/baseline.csv",
         "--queries",
         f"{folder}/queries.txt",
         "--output",
-        f"{folder}/notebook.json",
+        f"{folder}/baseline.json",
     ).seconds
-    result = json.loads((folder / "notebook.json").read_text())
+    result = json.loads((folder / "baseline.json").read_text())
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in result["seconds"].items())
-    print(f"\n{'seconds':<44}{'notebook':>10}{'landmarks':>10}{'ratio':>8}")
+    print(f"\n{'seconds':<44}{'baseline':>10}{'landmarks':>10}{'ratio':>8}")
     for what, ours in (
         (f"first run (index {indexing:.1f}, recognize {first:.1f})", indexing + first),
         ("second run, other verification parameters", second),
     ):
-        print(f"{what:<44}{notebook:>10.1f}{ours:>10.1f}{notebook / ours:>8.1f}")
-    print(f"of the notebook: {parts}")
-    goals.at_least("first run / notebook", notebook / (indexing + first), 1.8)
-    goals.at_least("second run / notebook", notebook / second, 20)
+        print(f"{what:<44}{baseline:>10.1f}{ours:>10.1f}{baseline / ours:>8.1f}")
+    print(f"of the baseline: {parts}")
+    goals.at_least("first run / baseline", baseline / (indexing + first), 1.8)
+    goals.at_least("second run / baseline", baseline / second, 20)
     every, clear, number = agreement(submission(folder / "first"), ids, result["answers"])
     goals.agree(
         f"predictions ({every:.1%} of {len(ids)} queries, {clear:.1%} of the {number} clear ones)",
@@ -189,7 +189,7 @@ def _against_the_notebook(folder: pathlib.Path, model: str, ids: list[str], goal
 
 
 def _beam_overhead(folder: pathlib.Path, recognize: float, goals: Goals) -> None:
-    pure = jobs.run(
+    pure = commands.run(
         "benchmarks.pure_stages",
         "--images",
         f"@{folder}/queries.txt",

@@ -1,4 +1,4 @@
-"""Extraction: the index job against the bare model, which is its limit, and against the notebook's two passes
+"""Extraction: the index job against the bare model, which is its limit, and against the baseline's two passes
 with decoding in each.
 
 For the embedded model and for a ResNet-50 with DELG's heads and random weights. Every way runs in a process
@@ -6,7 +6,7 @@ of its own.
 
 (a) bare model   the model called in a loop on photographs that lie decoded in memory, TensorFlow's own choice
 of threads, a few warm-up calls; of the embedded model decoding and extraction, by a thread on each core
-(b) notebook     per photograph: decode, global pass, decode, local pass; no files written; only the ResNet-50
+(b) baseline     per photograph: decode, global pass, decode, local pass; no files written; only the ResNet-50
 (c) index job    `landmarks index`: read, decode, extract, write. Net of start-up: (N - n) / (seconds of N
 photographs - seconds of n)
 (d) bfloat16     the same with --precision bfloat16
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks import jobs, resnet_delg
+from benchmarks import commands, resnet_delg
 from benchmarks.goals import Goals
 from transforms.arrays.quantization import dequantized
 from transforms.processes.settings import one_thread
@@ -90,9 +90,9 @@ def as_stored(extracted) -> Features:
     return Features(extracted.global_descriptor, local.keypoints, local.descriptors)
 
 
-def notebook_passes(model: str, paths: list[str], settings) -> tuple[float, list[Features]]:
+def baseline_passes(model: str, paths: list[str], settings) -> tuple[float, list[Features]]:
     """Seconds of way (b) over all photographs; features of the first."""
-    from benchmarks.notebook import Extractor
+    from benchmarks.competition_baseline import Extractor
 
     extractor = Extractor(model, settings)
     for path in paths[:WARM_UP]:
@@ -149,7 +149,7 @@ def job_seconds(model: str, folder: pathlib.Path, name: str, flags: list[str]) -
     both = []
     for images in ("few", "all"):
         both.append(
-            jobs.landmarks(
+            commands.landmarks(
                 "index",
                 "--images",
                 f"@{folder}/{images}.txt",
@@ -171,7 +171,7 @@ def in_a_process(
     """Seconds and features of `way`, one of WAYS, run by a fresh interpreter."""
     output = folder / f"{way}.npz"
     side_flag = ["--max_image_side", str(side)] if side else []
-    jobs.run(
+    commands.run(
         "benchmarks.extraction",
         "--way",
         way,
@@ -188,7 +188,7 @@ def in_a_process(
         return seconds, [Features(*(data[f"{i}_{part}"] for part in range(3))) for i in range(count)]
 
 
-WAYS = {"bare": bare_model, "notebook": notebook_passes}
+WAYS = {"bare": bare_model, "baseline": baseline_passes}
 
 
 def _way_process(argv: list[str]) -> None:
@@ -219,7 +219,7 @@ def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, 
         folder = pathlib.Path(temporary)
         write_lists(rows, folder)
         flags = ["--max_image_side", str(side)] if side else []
-        ways = {"bare model": "bare", **({} if built_in else {"notebook": "notebook"})}
+        ways = {"bare model": "bare", **({} if built_in else {"baseline": "baseline"})}
         seconds, given = {}, {}
         for way, argument in ways.items():
             seconds[way], given[way] = in_a_process(argument, model, side, folder)
@@ -237,7 +237,7 @@ def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, 
     print(f"{'':<60}{'images/s':>10}" + "".join(f"{f'of ({letter})':>8}" for letter, _ in zip("ab", ways)))
     for label, rate in rates.items():
         print(f"{label:<60}{rate:>10.2f}" + "".join(f"{rate * seconds[way] / number:>8.2f}" for way in ways))
-    least = {"bare model": 0.85 if built_in else 0.9, "notebook": 1.8}
+    least = {"bare model": 0.85 if built_in else 0.9, "baseline": 1.8}
     for other in ways:
         ratio = rates["(c) index job"] * seconds[other] / number
         goals.at_least(f"{name}: index job / {other}", ratio, least[other])
@@ -253,16 +253,16 @@ def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, 
             f"{name}: bfloat16 moves descriptors to a least cosine of {cosine:.5f}, keeps {kept:.1%} of "
             f"keypoints, local cosine {local:.4f}"
         )
-        if jobs.has_fast_bfloat16():
-            ratio = rates["(d) index job, bfloat16"] * seconds["notebook"] / number
-            goals.at_least(f"{name}: index job in bfloat16 / notebook", ratio, {"bfloat16": 2.8})
+        if commands.has_fast_bfloat16():
+            ratio = rates["(d) index job, bfloat16"] * seconds["baseline"] / number
+            goals.at_least(f"{name}: index job in bfloat16 / baseline", ratio, {"bfloat16": 2.8})
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py extraction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument(
         "--number", type=int, default=300, metavar="N", help="photographs (default: %(default)s)"
     )
@@ -292,8 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.number <= FEW:
         parser.error(f"--number must be more than {FEW}")
-    rows = jobs.photographs(args.photos)[: args.number]
-    print(jobs.machine())
+    rows = commands.photographs(args.photos)[: args.number]
+    print(commands.machine())
     goals = Goals()
     if "embedded" in args.models:
         measure("embedded", "embedded", None, rows, goals)

@@ -20,7 +20,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 
 INDEX_SHARE, MIN_PHOTOGRAPHS = 0.6, 4
@@ -143,7 +143,7 @@ def check_broken(photos: pathlib.Path, folder: pathlib.Path, goals: Goals) -> No
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="run.py photographs", description=__doc__)
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--skip_broken", action="store_true", help="leave out the part with broken files")
     args = parser.parse_args(argv)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from beam_pipeline import outputs
 from beam_pipeline.manifest import IndexCounts, IndexManifest, RunCounts, RunManifest
 from beam_pipeline.recipe import Recipe
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 from transforms.models import catalog
 from transforms.storage import files
@@ -120,13 +120,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument("--queries", type=int, default=118_000, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--index", type=int, default=1_580_470, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--landmarks", type=int, default=81_313, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=20, metavar="N", help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    photographs = [path for _, path, _ in jobs.photographs(args.photos)]
+    photographs = [path for _, path, _ in commands.photographs(args.photos)]
     with tempfile.TemporaryDirectory(prefix="landmarks-report-") as temporary:
         folder = pathlib.Path(temporary)
         index, runs = str(folder / "index"), [str(folder / name) for name in ("run", "other")]
@@ -159,12 +159,12 @@ def main(argv: list[str] | None = None) -> int:
             )
             outputs.finish(run, manifest)
         write_truth(folder / "truth.csv", runs[0], args.queries, landmarks)
-        print(jobs.machine(f"{args.queries:,} queries, {args.index:,} index photographs"), flush=True)
+        print(commands.machine(f"{args.queries:,} queries, {args.index:,} index photographs"), flush=True)
         report = folder / "report"
         command = ["report", "--run", runs[0], "--truth", str(folder / "truth.csv"), "--against", runs[1]]
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "beam_pipeline", *command, "--output", str(report)], cwd=jobs.ROOT
+            [sys.executable, "-m", "beam_pipeline", *command, "--output", str(report)], cwd=commands.ROOT
         )
         _, status, usage = os.wait4(process.pid, 0)
         if os.waitstatus_to_exitcode(status):

@@ -144,7 +144,7 @@ def numpy_blocked(queries: np.ndarray, rows: np.ndarray, k: int, size: int = 163
 
 
 def cdist_seconds(queries: np.ndarray, rows: np.ndarray) -> float:
-    """Seconds of the notebook's search of these queries: for each a cdist with all float64 embeddings and a
+    """Seconds of the baseline's search of these queries: for each a cdist with all float64 embeddings and a
     partition.
     """
     from scipy.spatial import distance

@@ -20,7 +20,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import runner
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES, Descriptors, cluster_sizes, mixed_queries
 from transforms.arrays.dot_products import Product, fastest_product
@@ -121,7 +121,7 @@ def retrieve(
             | beam.io.WriteToText(os.path.join(answers, "found"))
         )
 
-    with jobs.Most(memory_held) as memory:
+    with commands.Most(memory_held) as memory:
         start = time.perf_counter()
         metrics = runner.run_pipeline(build, options, [])
         seconds = time.perf_counter() - start

@@ -22,7 +22,7 @@ from apache_beam.coders import registry
 from PIL import Image
 
 from beam_pipeline import demo
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 from benchmarks.retrieval import GLDV2_IMAGES
 from transforms import retrieval
@@ -226,7 +226,7 @@ def measure_jobs(folder: pathlib.Path, args: argparse.Namespace, goals: Goals) -
 
 
 def _report(folder: pathlib.Path, *arguments: str) -> dict[str, Any]:
-    jobs.run("benchmarks.scale_job", str(folder / "report.json"), *arguments)
+    commands.run("benchmarks.scale_job", str(folder / "report.json"), *arguments)
     return json.loads((folder / "report.json").read_text())
 
 
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     goals = Goals()
-    print(jobs.machine())
+    print(commands.machine())
     with tempfile.TemporaryDirectory(prefix="landmarks-scale-") as temporary:
         measure_jobs(pathlib.Path(temporary), args, goals)
         print(f"\n{'elements at the size of Google Landmarks v2':<54}{'bytes':>12}")

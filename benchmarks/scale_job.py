@@ -24,7 +24,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from beam_pipeline import index, main, recipe, runner
 from beam_pipeline.config import ExtractionOverrides
 from beam_pipeline.extraction import ExtractionTask, match
-from benchmarks import jobs
+from benchmarks import commands
 from transforms.models import catalog
 from transforms.storage import tables, worklist
 from transforms.types import ReadingConfig
@@ -108,7 +108,7 @@ def job(flags: list[str]) -> dict[str, Any]:
 
     runner.FnApiRunner = functools.partial(RecordingRunner, record)
     worklist.unit_size = lambda images: _UNIT_IMAGES
-    with jobs.Most(largest_worker) as memory:
+    with commands.Most(largest_worker) as memory:
         started = time.monotonic()
         if main.main([*flags, "--direct_running_mode=multi_processing"]):
             raise SystemExit(f"{' '.join(flags)} failed")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 
 INDEX = 64  # photographs of the index that is asked
@@ -17,7 +17,7 @@ INDEX = 64  # photographs of the index that is asked
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py startup", description=__doc__)
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument(
         "--queries", type=int, default=10, metavar="N", help="query photographs (default: %(default)s)"
     )
@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         "--runs", type=int, default=5, help="of which the median counts (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    print(jobs.machine())
-    rows = [row for row in jobs.photographs(args.photos) if row[2]][: INDEX + args.queries]
+    print(commands.machine())
+    rows = [row for row in commands.photographs(args.photos) if row[2]][: INDEX + args.queries]
     goals = Goals()
     with tempfile.TemporaryDirectory(prefix="landmarks-startup-") as temporary:
         folder = pathlib.Path(temporary)
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         (folder / "labels.csv").write_text(
             "id,landmark_id\n" + "".join(f"{i},{label}\n" for i, _, label in rows[:INDEX])
         )
-        jobs.landmarks(
+        commands.landmarks(
             "index",
             "--images",
             f"@{folder}/index.txt",
@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
             "--output",
             f"{folder}/index",
         )
-        helping = [jobs.landmarks("--help").seconds for _ in range(args.runs)]
+        helping = [commands.landmarks("--help").seconds for _ in range(args.runs)]
         recognizing = [
-            jobs.landmarks(
+            commands.landmarks(
                 "recognize",
                 "--images",
                 f"@{folder}/queries.txt",
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         "('tensorflow', 'apache_beam', 'cv2')))"
     )
     imported = subprocess.run(
-        [sys.executable, "-c", heavy], cwd=jobs.ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", heavy], cwd=commands.ROOT, check=True, capture_output=True, text=True
     ).stdout.strip()
     goals.agree("modules of --help and of a program without TensorFlow, Beam and OpenCV", imported == "False")
     return goals.exit_code

@@ -24,7 +24,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_pipeline import runner
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 from transforms.processes.threads import map_ahead
 from transforms.storage import files
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py stores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument("--root", required=True, metavar="URI", help="folder in a bucket that is there")
     parser.add_argument(
         "--number", type=int, default=500, metavar="N", help="photographs (default: %(default)s)"
@@ -53,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, options: PipelineOptions) -> int:
     """Reads by every way and prints the table."""
-    paths = [path for _, path, _ in jobs.photographs(args.photos)[: args.number]]
+    paths = [path for _, path, _ in commands.photographs(args.photos)[: args.number]]
     uris = [files.join(args.root, pathlib.Path(path).name) for path in paths]
     copy(paths, uris)
     sizes = {pathlib.Path(path).name: pathlib.Path(path).stat().st_size for path in paths}
     print(
-        jobs.machine(
+        commands.machine(
             f"{len(paths)} photographs of {sum(sizes.values()) / 1e6 / len(sizes):.2f} MB in the mean, in "
             f"{args.root}"
         )

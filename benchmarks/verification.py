@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-from benchmarks import jobs
+from benchmarks import commands
 from benchmarks.goals import Goals
 from transforms.arrays.quantization import dequantized
 from transforms.storage.feature_store import decode_local_features, encode_local_features
@@ -209,7 +209,7 @@ def show(results: dict[str, Result], settings: VerificationSettings) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="verification", description=__doc__)
-    jobs.add_photos_flag(parser)
+    commands.add_photos_flag(parser)
     parser.add_argument("--pairs", type=int, default=500, help="pairs of each kind")
     parser.add_argument(
         "--mutual_check", action="store_true", help="match with a mutual check, which is no default"

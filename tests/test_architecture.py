@@ -19,7 +19,7 @@ STEPS = {
         "extraction",
         "retrieval",
         "verification",
-        "augmentation",
+        "database_augmentation",
         "aggregation",
         "submission",
         "gap",

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import goals, jobs, run
+from benchmarks import commands, goals, run
 
 
 @pytest.mark.parametrize("name", sorted(run.NEEDS))
@@ -30,7 +30,7 @@ def test_an_unknown_benchmark_is_wrong_usage_with_the_names(capsys):
 def test_photographs_come_from_the_environment_where_no_flag_says_otherwise(monkeypatch):
     def parsed(*flags):
         parser = argparse.ArgumentParser(exit_on_error=False)
-        jobs.add_photos_flag(parser)
+        commands.add_photos_flag(parser)
         return parser.parse_args(flags).photos
 
     monkeypatch.setenv("LANDMARKS_PHOTOS", "/photos")
@@ -43,7 +43,7 @@ def test_photographs_come_from_the_environment_where_no_flag_says_otherwise(monk
 def test_every_benchmark_of_photographs_takes_them_so():
     for name in run.NAMES:
         source = pathlib.Path(importlib.util.find_spec(f"benchmarks.{name}").origin).read_text("utf-8")
-        assert "args.photos" not in source or "jobs.add_photos_flag(parser)" in source, name
+        assert "args.photos" not in source or "commands.add_photos_flag(parser)" in source, name
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from beam_pipeline.config import ConfigError, ReportConfig
 from beam_pipeline.main import main
 from beam_pipeline.report import answers as columns
 from beam_pipeline.report import pictures
-from beam_pipeline.report.answers import Answers, Comparison, Judgement, Landmarks, Pick
+from beam_pipeline.report.answers import Answers, Comparison, JudgedAnswers, Landmarks, Pick
 from beam_pipeline.report.pages import write_report
 from tests.file_systems import FolderFileSystem
 from tests.finished_runs import candidate, make_index, make_run, write_truth
@@ -64,7 +64,7 @@ def records(report, name):
 
 def judge(run, truth, indexed=("tower", "bridge", "castle")):
     answers = Answers.read(run)
-    return answers, Judgement.of(run, answers, tables.read_truth(truth), pa.array(indexed))
+    return answers, JudgedAnswers.of(run, answers, tables.read_truth(truth), pa.array(indexed))
 
 
 def test_every_query_has_its_outcome_and_the_costs_are_what_the_gap_lacks(made):
@@ -160,7 +160,7 @@ def test_a_sample_holds_mistakes_changes_and_the_whole_range_and_says_so():
     landmarks = Landmarks.of(answers, {"tree": 1, "tower": 99})
     cost = np.zeros(1000)
     cost[:20] = np.arange(20)
-    judged = Judgement(np.full(1000, "right"), cost, pa.nulls(1000), {}, np.arange(0), np.zeros(0, bool))
+    judged = JudgedAnswers(np.full(1000, "right"), cost, pa.nulls(1000), {}, np.arange(0), np.zeros(0, bool))
     changed = np.full(1000, "same")
     changed[500:600] = "gained"
     compared = Comparison(answers.landmarks, answers.confidence, changed, None, None, 0)
@@ -205,7 +205,7 @@ def test_probabilities_are_taken_for_the_confidence(made, tmp_path):
     assert answers.confidence.tolist() == pytest.approx([0.1 * (n + 1) for n in range(7)])
     assert columns.threshold_of({}, answers, None) == (0.5, "more likely right than wrong")
     assert columns.threshold_of({"min_probability": 0.8}, answers, None)[0] == 0.8
-    judged = Judgement.of(run, answers, tables.read_truth(truth), pa.array(["tower", "bridge", "castle"]))
+    judged = JudgedAnswers.of(run, answers, tables.read_truth(truth), pa.array(["tower", "bridge", "castle"]))
     assert answers.ids.take(pa.array(judged.ranked)).to_pylist() == ["q7", "q6", "q4", "q3", "q2", "q1"]
     write_report(ReportConfig(run, str(tmp_path / "report"), truth=truth))
     page = " ".join((tmp_path / "report" / "index.html").read_text().split())

@@ -122,7 +122,7 @@ class TestLosses:
 
 class TestReport:
     def test_a_perfect_model_has_a_gap_of_1_and_a_distractor_on_top_lowers_it(self):
-        from training import report
+        from training import compare
         from training.features import Features
         from transforms.arrays.quantization import quantized
         from transforms.types import LocalFeatures, VerificationSettings
@@ -138,9 +138,9 @@ class TestReport:
 
         index = [features("a", "x", [1, 0, 0]), features("b", "yy", [0, 1, 0])]
         queries = [features("c", "x", [0.9, 0.1, 0]), features("d", "yy", [0.1, 0.9, 0])]
-        perfect = report.measure(index, queries, 1, True, VerificationSettings())
+        perfect = compare.measure(index, queries, 1, True, VerificationSettings())
         assert (perfect.gap, perfect.top1, perfect.true_inliers) == (1, 1, 40)
-        worse = report.measure(
+        worse = compare.measure(
             index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings()
         )
         assert worse.gap == pytest.approx((1 / 2 + 2 / 3) / 2) and worse.gap_landmarks == worse.top1 == 1

@@ -13,7 +13,7 @@ from tests import tiny_onnx
 from tests.pictures import textured
 from transforms import whitening
 from transforms.arrays.whitening import Whitening
-from transforms.augmentation import augmented_shards
+from transforms.database_augmentation import augmented_shards
 from transforms.models import catalog
 from transforms.models.model import ModelError
 from transforms.storage.feature_store import FeatureStore, descriptors_of

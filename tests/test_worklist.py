@@ -44,7 +44,7 @@ def test_names_change_with_settings_and_images():
 def test_a_plan_reads_back_unit_by_unit(tmp_path):
     made = worklist.make_units(refs(5000), [])
     listed = worklist.write_worklist(str(tmp_path), made)
-    assert len(listed) == len(made) and max(p.part for p in listed) == 1
+    assert len(listed) == len(made) and max(unit.file for unit in listed) == 1
     assert [worklist.read_unit(str(tmp_path), p) for p in listed] == made
     assert sorted(worklist.listed_image_ids(str(tmp_path))) == [f"{i:05d}" for i in range(5000)]
     labels = worklist.label_counts(str(tmp_path))

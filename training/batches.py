@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from training import augment
+from training import image_augmentation
 from training.correspondences import Correspondences
 from training.split import Photograph
 
@@ -111,12 +111,12 @@ class Batches:
             centres = [m * self._pixels[n].shape[:2] for n, m in ((first, middle[:2]), (second, middle[2:]))]
         elif len(members) > 1 and draw > 1 - LABEL_PARTNER:
             second = members[rng.integers(len(members))]
-            centres = [augment.centre_of(self._pixels[n].shape[:2], rng) for n in (first, second)]
+            centres = [image_augmentation.centre_of(self._pixels[n].shape[:2], rng) for n in (first, second)]
         else:
-            second, centres = first, [augment.centre_of(size, rng)] * 2
+            second, centres = first, [image_augmentation.centre_of(size, rng)] * 2
         views = []
         for number, centre in zip((first, second), centres):
             size = self._pixels[number].shape[:2]
-            warp = augment.warp(size, side, centre + rng.normal(0, 0.06, 2) * size, rng)
-            views.append(augment.render(self._pixels[number], warp, side, rng))
+            warp = image_augmentation.warp(size, side, centre + rng.normal(0, 0.06, 2) * size, rng)
+            views.append(image_augmentation.render(self._pixels[number], warp, side, rng))
         return views

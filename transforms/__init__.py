@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transforms.aggregation import AggregatePredictions as AggregatePredictions
     from transforms.aggregation import PredictionRows as PredictionRows
-    from transforms.augmentation import AugmentCandidates as AugmentCandidates
-    from transforms.augmentation import AugmentIndex as AugmentIndex
+    from transforms.database_augmentation import AugmentCandidates as AugmentCandidates
+    from transforms.database_augmentation import AugmentIndex as AugmentIndex
     from transforms.extraction import ExtractFeatures as ExtractFeatures
     from transforms.extraction import image_units as image_units
     from transforms.gap import EvaluatePredictions as EvaluatePredictions
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AggregatePredictions": "aggregation",
-    "AugmentCandidates": "augmentation",
-    "AugmentIndex": "augmentation",
+    "AugmentCandidates": "database_augmentation",
+    "AugmentIndex": "database_augmentation",
     "Candidate": "types",
     "CandidateUnit": "types",
     "EvaluatePredictions": "gap",

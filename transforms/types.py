@@ -263,7 +263,7 @@ class Candidate:
       inliers: matches that agree with the homography; None before verification or where it is off.
       score: the total score that candidates are ranked by.
       augmented: cosine of the query's global descriptor and the image's, augmented by those of its label, see
-        `transforms.arrays.augmentation`; None where the index has none.
+        `transforms.arrays.database_augmentation`; None where the index has none.
     """
 
     image_id: str

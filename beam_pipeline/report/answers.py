@@ -103,7 +103,7 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class JudgedAnswers:
     """Answers beside the truth.
 
     Attributes:
@@ -123,7 +123,7 @@ class Judgement:
     correct: np.ndarray
 
     @classmethod
-    def of(cls, run: str, answers: Answers, truth: pa.Table, indexed: pa.Array) -> "Judgement":
+    def of(cls, run: str, answers: Answers, truth: pa.Table, indexed: pa.Array) -> "JudgedAnswers":
         """Judges the answers of a run.
 
         Args:
@@ -236,9 +236,13 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, answers: Answers, judged: Judgement | None, other: Answers, other_judged: Judgement | None
+        cls,
+        answers: Answers,
+        judged: JudgedAnswers | None,
+        other: Answers,
+        other_judged: JudgedAnswers | None,
     ) -> "Comparison":
-        """Compares; both judgements or none."""
+        """Compares; both are judged or none."""
         found = spelling.index_in(answers.ids.combine_chunks(), other.ids.combine_chunks())
         there = _booleans(pc.is_valid(found))
         at = pc.fill_null(found, 0).to_numpy()
@@ -296,7 +300,7 @@ class Landmarks:
 
 
 def threshold_of(
-    hyperparameters: Mapping[str, Any], answers: Answers, judged: Judgement | None
+    hyperparameters: Mapping[str, Any], answers: Answers, judged: JudgedAnswers | None
 ) -> tuple[float | None, str]:
     """From which confidence on an answer is accepted, and why; None where nothing says so."""
     asked = hyperparameters.get("min_probability")
@@ -330,7 +334,7 @@ class Pick:
     def of(
         cls,
         answers: Answers,
-        judged: Judgement | None,
+        judged: JudgedAnswers | None,
         compared: Comparison | None,
         landmarks: Landmarks,
         most: int,

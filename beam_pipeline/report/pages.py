@@ -184,7 +184,9 @@ def _context(
     }
 
 
-def _judged_context(source: Source, judged: columns.Judgement, cards: Sequence[QueryCard]) -> dict[str, Any]:
+def _judged_context(
+    source: Source, judged: columns.JudgedAnswers, cards: Sequence[QueryCard]
+) -> dict[str, Any]:
     """What the templates are told where there is a truth."""
     answers, precision = source.answers, judged.precision()
     confidence = answers.confidence[judged.ranked]

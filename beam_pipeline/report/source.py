@@ -17,7 +17,7 @@ from beam_pipeline.matches import STORED_COLUMNS, StoredImage, find_images, stor
 from beam_pipeline.report.answers import (
     Answers,
     Comparison,
-    Judgement,
+    JudgedAnswers,
     Landmarks,
     Pick,
     batches,
@@ -51,7 +51,7 @@ class Source:
     index: IndexManifest
     names: Mapping[str, str]
     answers: Answers
-    judged: Judgement | None
+    judged: JudgedAnswers | None
     compared: Comparison | None
     landmarks: Landmarks
     threshold: tuple[float | None, str]
@@ -73,11 +73,11 @@ class Source:
         truth = tables.read_truth(config.truth) if config.truth else None
         counts = _landmark_counts(manifest.index, index)
         answers, indexed = Answers.read(config.run), pa.array(list(counts), pa.string())
-        judged = Judgement.of(config.run, answers, truth, indexed) if truth else None
+        judged = JudgedAnswers.of(config.run, answers, truth, indexed) if truth else None
         compared = None
         if config.against and other:
             others = Answers.read(config.against)
-            others_judged = Judgement.of(config.against, others, truth, indexed) if truth else None
+            others_judged = JudgedAnswers.of(config.against, others, truth, indexed) if truth else None
             compared = Comparison.of(answers, judged, others, others_judged)
         return cls(
             config,

@@ -27,7 +27,7 @@ _PLUS, _WHITENING = " + ", ".npz"
 _LIMITS = ("max_local_features", "score_threshold")  # of local features, whichever model gives them
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """What a model consists of: the model itself, another one that gives the local features, and the file of
     a whitening of its global descriptor, see `Whitening`.
     """
@@ -38,22 +38,22 @@ class Parts(NamedTuple):
 
 
 def combined(first: str, second: str | None = None, whitening: str | None = None) -> str:
-    """What a model of these parts is called.
+    """What a model of these components is called.
 
     Raises:
-      ModelError: a part is a combination itself, or the whitening no .npz file.
+      ModelError: a component is a combination itself, or the whitening no .npz file.
     """
     name = _PLUS.join(part for part in (first, second, whitening) if part is not None)
-    if parts(name) != (first, second, whitening):
+    if components(name) != (first, second, whitening):
         raise ModelError(f"{name} is no model, one with local features and a whitening ({_WHITENING})")
     return name
 
 
-def parts(model: str) -> Parts:
+def components(model: str) -> Components:
     """What a model consists of, by its name."""
     first, *others = model.split(_PLUS)
     whitening = others.pop() if others and others[-1].endswith(_WHITENING) else None
-    return Parts(first, _PLUS.join(others) or None, whitening)
+    return Components(first, _PLUS.join(others) or None, whitening)
 
 
 def find(model: str) -> tuple[type[Model], str]:
@@ -64,7 +64,7 @@ def find(model: str) -> tuple[type[Model], str]:
     """
     if model in BUILT_IN:
         return BUILT_IN[model], BUILT_IN[model].CONSTANTS
-    if parts(model) != (model, None, None):
+    if components(model) != (model, None, None):
         return CombinedModel, model
     place = fetch_model(model)
     return OnnxModel if place.endswith(ONNX) else DelgModel, place
@@ -103,7 +103,7 @@ def runs_on(model: str, device: str) -> str:
     """
     if device == "cpu":
         return f"{model} runs on the processor"
-    if not any(find(part)[0] is OnnxModel for part in parts(model)[:2] if part):
+    if not any(find(part)[0] is OnnxModel for part in components(model)[:2] if part):
         raise ModelError(f"--device {device} is for ONNX models; {model} runs on the processor")
     return f"{model} is run by ONNX Runtime's {provider(device)}"
 
@@ -123,7 +123,7 @@ def load(model: str, settings: ExtractionSettings) -> Model:
     runs_on(model, settings.device)
     adapter, place = find(model)
     found: list[str] = []
-    for part in filter(None, parts(model)[:2]):
+    for part in filter(None, components(model)[:2]):
         where = find(part)[1]
         found += [os.path.join(root, name) for root, _, names in os.walk(where) for name in names] or [where]
     return _load(adapter, place, settings, max(os.stat(path).st_mtime_ns for path in found))
@@ -164,7 +164,7 @@ class CombinedModel(Model):
     @classmethod
     def card(cls, place: str) -> dict[str, Any]:
         """The first model's, with limits and distance of the second one's local features."""
-        first, second, _ = parts(place)
+        first, second, _ = components(place)
         made = {key: value for key, value in (card(first) or {}).items() if key != "onnx"}
         made["name"] = made.get("name") or _base_name(first)
         if second is None:
@@ -178,19 +178,19 @@ class CombinedModel(Model):
 
     @classmethod
     def fingerprint(cls, place: str) -> str:
-        first, second, whitening = parts(place)
+        first, second, whitening = components(place)
         digest = hashlib.sha256(f"{fingerprint(first)}\0{second and fingerprint(second)}\0".encode())
         digest.update(_read_whitening(whitening) if whitening else b"")
         return digest.hexdigest()
 
     @classmethod
     def remarks(cls, place: str) -> list[str]:
-        return [line for part in parts(place)[:2] if part for line in remarks(part)]
+        return [line for part in components(place)[:2] if part for line in remarks(part)]
 
     @classmethod
     def load(cls, place: str, settings: ExtractionSettings) -> "CombinedModel":
-        """Loads all parts; raises ModelError where one cannot be loaded or lacks what it is for."""
-        names = parts(place)
+        """Loads all components; raises ModelError where one cannot be loaded or lacks what it is for."""
+        names = components(place)
         first = _loaded(names.first, dataclasses.replace(settings, local=None))
         if not first.global_width:
             raise ModelError(f"{names.first} offers no global descriptor for {place}")
@@ -220,7 +220,7 @@ class CombinedModel(Model):
         loaded = cls.load(place, settings(place))
         gives = f"global descriptor [{loaded.global_width}], local [N, {loaded.local_width}]"
         own = [f"model        {place}", f"gives        {gives}", f"fingerprint  {cls.fingerprint(place)}"]
-        return "\n\n".join(["\n".join(own), *(inspect(part) for part in parts(place)[:2] if part)])
+        return "\n\n".join(["\n".join(own), *(inspect(part) for part in components(place)[:2] if part)])
 
     def extract(self, pixels: np.ndarray) -> Extracted:
         check_image(pixels)

@@ -1,7 +1,7 @@
 """The work list of a job: which images make which unit of work, written once and read unit by unit.
 
-It lies on disk, since the pipeline's graph has no room for a million paths: workers get (part, row group)
-and read their unit's images themselves. Layout: <root>/plan/<part>.parquet, a row group per unit.
+It lies on disk, since the pipeline's graph has no room for a million paths: workers get (file, row group)
+and read their unit's images themselves. Layout: <root>/plan/<file>.parquet, a row group per unit.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ NO_VERSION = -1
 
 UNIT_NAME = r"\d{6}-[0-9a-f]{16}"  # a regular expression
 
-_UNITS_PER_PART = 64
+_UNITS_PER_FILE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ class ListedUnit:
     Attributes:
       name: of the unit, in the order of the image ids.
       images: how many it has.
-      part: number of the file of the list.
+      file: number of the file of the list.
       row_group: of that file.
     """
 
     name: str
     images: int
-    part: int
+    file: int
     row_group: int
 
 
@@ -72,10 +72,8 @@ def make_units(images: Sequence[ImageRef], settings: Any) -> list[ImageUnit]:
     """
     size = unit_size(len(images))
     ordered = sorted(images, key=lambda ref: (ref.landmark_id or "", ref.image_id))
-    parts = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
-    return [
-        ImageUnit(_unit_name(position, members, settings), members) for position, members in enumerate(parts)
-    ]
+    groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+    return [ImageUnit(_unit_name(at, group, settings), group) for at, group in enumerate(groups)]
 
 
 def is_of_others(unit: ImageUnit, settings: Any) -> bool:
@@ -92,28 +90,28 @@ def _unit_name(position: int, images: Sequence[ImageRef], settings: Any) -> str:
 def places(units: Sequence[ImageUnit]) -> list[ListedUnit]:
     """Where each of `units` stands in their list."""
     return [
-        ListedUnit(unit.name, len(unit.images), *divmod(position, _UNITS_PER_PART))
+        ListedUnit(unit.name, len(unit.images), *divmod(position, _UNITS_PER_FILE))
         for position, unit in enumerate(units)
     ]
 
 
 def write_worklist(root: str, units: Sequence[ImageUnit]) -> list[ListedUnit]:
     """Writes the work list of `units` below `root` and returns where each stands in it."""
-    for part, start in enumerate(range(0, len(units), _UNITS_PER_PART)):
+    for file, start in enumerate(range(0, len(units), _UNITS_PER_FILE)):
         buffer = io.BytesIO()
         with pq.ParquetWriter(buffer, WORKLIST_SCHEMA) as writer:
-            for unit in units[start : start + _UNITS_PER_PART]:
+            for unit in units[start : start + _UNITS_PER_FILE]:
                 rows = [dataclasses.asdict(ref) for ref in unit.images]
                 writer.write_table(
                     pa.Table.from_pylist(rows, WORKLIST_SCHEMA), row_group_size=max(1, len(rows))
                 )
-        files.write_bytes(_part_uri(root, part), buffer.getvalue())
+        files.write_bytes(_file_uri(root, file), buffer.getvalue())
     return places(units)
 
 
 def read_unit(root: str, listed: ListedUnit) -> ImageUnit:
     """Reads one unit from the list below `root`."""
-    parquet = pq.ParquetFile(io.BytesIO(files.read_bytes(_part_uri(root, listed.part))))
+    parquet = pq.ParquetFile(io.BytesIO(files.read_bytes(_file_uri(root, listed.file))))
     rows = parquet.read_row_group(listed.row_group, use_threads=False).to_pylist()
     return ImageUnit(listed.name, tuple(ImageRef(**row) for row in rows))
 
@@ -152,8 +150,8 @@ def listed_image_ids(root: str) -> Iterator[str]:
         yield from files.read_parquet(uri, ["image_id"]).column("image_id").to_pylist()
 
 
-def _part_uri(root: str, part: int) -> str:
-    return files.join(root, "plan", f"{part:06d}.parquet")
+def _file_uri(root: str, file: int) -> str:
+    return files.join(root, "plan", f"{file:06d}.parquet")
 
 
 @dataclasses.dataclass

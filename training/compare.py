@@ -1,4 +1,4 @@
-"""Compares models on one part of the split: `python -m training.report --photographs FOLDER --part report`.
+"""Compares models on one part of the split: `python -m training.compare --photographs FOLDER --part report`.
 
 Every model goes through the product's own functions under the same settings: 60 % of every label are the
 index, the rest and as many photographs without a landmark are the queries.

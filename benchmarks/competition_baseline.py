@@ -29,7 +29,7 @@ Inliers = Callable[[np.ndarray, np.ndarray, VerificationSettings], int]
 
 
 class Extractor:
-    """The two passes of the notebook over one SavedModel.
+    """The two passes of the baseline over one SavedModel.
 
     Args:
       folder: of the SavedModel, TF1-style or one with the signatures "local" and "global".
@@ -96,7 +96,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def pydegensac_inliers(
     query_points: np.ndarray, index_points: np.ndarray, settings: VerificationSettings
 ) -> int:
-    """Inliers of the notebook's homography."""
+    """Inliers of the baseline's homography."""
     import pydegensac
 
     try:
@@ -205,8 +205,8 @@ def recognize(
 
 
 def command(argv: list[str] | None = None) -> None:
-    """`python -m benchmarks.notebook`: predictions as JSON, {"answers": [landmark, confidence, margin],
-    "seconds": {part: seconds}}.
+    """`python -m benchmarks.competition_baseline`: predictions as JSON, {"answers": [landmark, confidence,
+    margin], "seconds": {part: seconds}}.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of the SavedModel")

@@ -22,7 +22,7 @@ def _record(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class PredictionRule:
     """How candidates become predictions.
 
     Attributes:
@@ -49,7 +49,7 @@ class Judgement:
         return values
 
     @classmethod
-    def of(cls, hyperparameters: Mapping[str, Any]) -> "Judgement":
+    def of(cls, hyperparameters: Mapping[str, Any]) -> "PredictionRule":
         """That of a run."""
         known = hyperparameters.get("calibration")
         return cls(
@@ -65,7 +65,7 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned:
+class TunedSettings:
     """What the calibration of an index says.
 
     Attributes:
@@ -82,12 +82,12 @@ class Tuned:
     scoring: ScoringSettings
     calibration: Calibration | None
 
-    def judgement(self, min_probability: float) -> Judgement:
+    def rule(self, min_probability: float) -> PredictionRule:
         """How candidates become predictions by it."""
-        return Judgement(self.scoring, self.calibration, min_probability)
+        return PredictionRule(self.scoring, self.calibration, min_probability)
 
 
-def read_calibration(uri: str) -> Tuned:
+def read_tuned_settings(uri: str) -> TunedSettings:
     """Reads what `landmarks calibrate` wrote.
 
     Raises:
@@ -98,7 +98,7 @@ def read_calibration(uri: str) -> Tuned:
     try:
         value = files.read_json(uri)
         settings, coefficients = value["settings"], value["coefficients"]
-        return Tuned(
+        return TunedSettings(
             value["index"],
             settings["num_to_rerank"],
             _record(VerificationSettings, settings),
@@ -109,7 +109,7 @@ def read_calibration(uri: str) -> Tuned:
         raise ConfigError(f"{uri} is no calibration, or is damaged: {e!r}") from e
 
 
-def calibration_of(index: str, manifest: IndexManifest) -> Tuned:
+def tuned_settings_of(index: str, manifest: IndexManifest) -> TunedSettings:
     """The calibration of an index.
 
     Raises:
@@ -118,7 +118,7 @@ def calibration_of(index: str, manifest: IndexManifest) -> Tuned:
     uri, command = files.join(index, CALIBRATION), f"`landmarks calibrate --index {index}`"
     if not files.exists(uri):
         raise ConfigError(f"{index} is not calibrated, which --preset tuned needs: {command} does it")
-    tuned = read_calibration(uri)
+    tuned = read_tuned_settings(uri)
     if tuned.index != manifest.digest(index):
         raise ConfigError(f"{uri} is of before the index was changed: {command} makes it anew")
     return tuned

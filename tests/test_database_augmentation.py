@@ -7,8 +7,8 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from tests.descriptors import unit_rows
 from tests.feature_stores import write_store
-from transforms.arrays.augmentation import NEIGHBORS, augment, augmented_cosines, without_query
-from transforms.augmentation import AugmentCandidates, AugmentIndex, augmented_shards
+from transforms.arrays.database_augmentation import NEIGHBORS, augment, augmented_cosines, without_query
+from transforms.database_augmentation import AugmentCandidates, AugmentIndex, augmented_shards
 from transforms.storage.derived_shards import list_name as list_of
 from transforms.storage.derived_shards import unit_state
 from transforms.storage.feature_store import FeatureStore

@@ -1,5 +1,5 @@
 """Augmentation as Beam steps: an index's augmented descriptors, made once and kept beside its features, and
-the cosines of queries to those of their candidates. See `transforms.arrays.augmentation`.
+the cosines of queries to those of their candidates. See `transforms.arrays.database_augmentation`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
-from transforms.arrays.augmentation import Augmented, augment, augmented_cosines, without_query
+from transforms.arrays.database_augmentation import Augmented, augment, augmented_cosines, without_query
 from transforms.storage.derived_shards import DerivedShards, list_name, shard_name, unit_state
 from transforms.storage.feature_store import FeatureStore, descriptors_of
 from transforms.types import Candidate, CandidateUnit, QueryCandidates

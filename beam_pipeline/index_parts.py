@@ -15,7 +15,7 @@ from beam_pipeline.changes import Changes, failed, let_in
 from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest
-from transforms.augmentation import augmented_shards
+from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, read_failures
 from transforms.types import ImageRef
