@@ -99,7 +99,7 @@ def prepare(config: IndexConfig) -> Prepared:
     started = time.monotonic()
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
     labels = tables.read_labels(config.labels)
-    pa.default_memory_pool().release_unused()  # of a million labels 150 MB
+    pa.default_memory_pool().release_unused()  # of a million labels much
     matched, passed_over = match(config.images)
     outputs.check_inputs(
         config.output, "index", [("--labels", config.labels), *input_files(config.images, matched)]

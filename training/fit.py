@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnxruntime import quantization
 
@@ -20,6 +19,7 @@ from training import graph, photographs, split
 from training.network import Network, folded, pretrained
 from transforms.arrays.whitening import Whitening
 from transforms.models.embedded import EmbeddedModel, feeds, fitted, strongest_corners
+from transforms.processes.onnx_runtime import one_thread_session
 
 TUNED = 0.5  # share of the tuned weights in the average
 CALIBRATION = 40  # photographs that ranges of values are taken from
@@ -81,9 +81,7 @@ def learned(
     model: onnx.ModelProto, folder: str, chosen: list[split.Photograph]
 ) -> tuple[Whitening, Whitening]:
     """The whitening of the global and of the local descriptors of a graph without them."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    session = one_thread_session(model.SerializeToString())
     descriptors, local, rng = [], [], np.random.default_rng(0)
     for fed in inputs(folder, chosen):
         descriptor, rows = session.run(None, fed)

@@ -331,7 +331,7 @@ class EvaluatePredictions(beam.PTransform):
     `evaluate_predictions`.
 
     Precision at a rank needs every prediction at one place. Only the files' names travel there: a local
-    shuffle holds several times its payload, and five million rows as elements took over 2 GB.
+    shuffle holds several times its payload.
 
     Attributes:
       truth_uri: the truth, see `tables.read_truth`.

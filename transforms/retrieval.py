@@ -34,8 +34,8 @@ IMAGES_PER_BLOCK = 4096
 # Blocks that meet a group while it is in memory: more blocks than this share the reading of a group less, and
 # workers more.
 BLOCKS_PER_TASK = 8
-# Shards read at a time: an object store answers each only after some 50 ms, on a disk more readers get in
-# each other's way.
+# Shards read at a time: an object store answers each only after a while, on a disk more readers get in each
+# other's way.
 LOCAL_READERS, REMOTE_READERS = 2, 16
 # Neighbours in one shuffled element, at some 70 bytes each.
 ELEMENT_NEIGHBORS = 50_000

@@ -24,7 +24,7 @@ from transforms.types import DecodedImage, Failure, QuantizedFeatures, ReadingCo
 
 SIDE = 320  # the longest of a thumbnail, pixels
 GAP = 10  # between the two photographs of a pair
-_QUALITY = dict(quality=65, method=2)  # a slower method takes twice the time for 2 % less
+_QUALITY = dict(quality=65, method=2)  # a slower method saves next to nothing
 _SHADES = 4  # between green and orange: lines of one colour are one element
 
 

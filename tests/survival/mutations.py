@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from transforms.patterns import IMAGE_SUFFIXES
+
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 60_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 MAGICS = (
     b"\xff\xd8\xff\xe0",
@@ -73,10 +75,8 @@ def sources(photos: str | None = None) -> Sources:
         ("palette bmp", _saved(cat.quantize(64), "BMP")),
         ("rle bmp", _rle_bmp(300, 200)),
     ]
-    suffixes = (".jpg", ".jpeg", ".png", ".webp")
-    paths = (
-        sorted(p for p in pathlib.Path(photos).rglob("*") if p.suffix.lower() in suffixes) if photos else []
-    )
+    paths = sorted(pathlib.Path(photos).rglob("*")) if photos else []
+    paths = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return made + [("photo", path.read_bytes()) for path in paths[:200]]
 
 

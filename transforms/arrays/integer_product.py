@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from transforms.processes.onnx_runtime import one_thread_session
+
 MODEL_TEXTS = {
     "unsigned_by_signed": """
 <ir_version: 8, opset_import: ["": 13]>
@@ -128,11 +130,4 @@ def _largest() -> np.ndarray:
 @functools.cache
 def _session(name: str) -> _Session:
     """A model, loaded once per process."""
-    import onnxruntime  # 0.1 s and 20 MB, for those only who multiply
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # whoever calls has threads of their own
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        (_MODELS / f"{name}.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    return one_thread_session((_MODELS / f"{name}.onnx").read_bytes())

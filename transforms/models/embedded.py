@@ -21,6 +21,7 @@ from transforms.models.model import (
     resized,
     sides,
 )
+from transforms.processes.onnx_runtime import one_thread_session
 
 LONGEST_SIDE = 384  # px, of what the network sees
 SIDE_MULTIPLE = 32
@@ -56,11 +57,7 @@ class EmbeddedModel(BuiltInModel):
         for name, value in fixed.items():
             if getattr(settings, name) != value:
                 raise ModelError(f"{cls.NAME} has {name} {value} and no other, not {getattr(settings, name)}")
-        options = onnxruntime.SessionOptions()
-        # Whole photographs side by side keep cores busier than threads on parts of one.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return cls(onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"]), settings)
+        return cls(one_thread_session(place), settings)
 
     def extract(self, pixels: np.ndarray) -> Extracted:
         check_image(pixels)

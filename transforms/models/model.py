@@ -106,6 +106,7 @@ class Model(abc.ABC):
         Raises:
           ExtractionError: this image gives no features.
           ModelError: the model breaks its contract.
+          MemoryError: it needs more than there is now.
           ValueError: `pixels` is not an image.
         """
 

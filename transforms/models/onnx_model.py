@@ -34,6 +34,7 @@ from transforms.models.model import (
 )
 from transforms.models.model_files import ONNX, onnx_files, onnx_fingerprint
 from transforms.models.onnx_interface import PIXELS, POOLINGS, Interface, Tensor, guess
+from transforms.processes.onnx_runtime import one_thread_session
 
 MIN_SIDE = 5  # px of a photograph at a scale
 GEM_FLOOR = 1e-6  # Radenovic, Tolias and Chum, TPAMI 2019
@@ -155,17 +156,6 @@ class OnnxModel(Model):
         )
 
     def extract(self, pixels: np.ndarray) -> Extracted:
-        """Global descriptor and local features of one image, from a pass of the model for each scale.
-
-        Args:
-          pixels: uint8 [H, W, 3], RGB.
-
-        Raises:
-          ExtractionError: this image gives no features.
-          ModelError: the model breaks its interface.
-          MemoryError: it needs more than there is now.
-          ValueError: `pixels` is not an image.
-        """
         check_image(pixels)
         interface, settings = self.interface, self.settings
         # Without local features the other scales would be computed for nothing.
@@ -328,15 +318,8 @@ def _session(place: str, device: str = "cpu", optimised: bool = True) -> onnxrun
     """
     onnx_files(place)
     wanted = provider(device)
-    providers = list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
-    options = onnxruntime.SessionOptions()
-    # Whole photographs side by side keep cores busier than threads on parts of one.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(place, options, providers=providers)
+        session = one_thread_session(place, [*dict.fromkeys([wanted, PROVIDERS["cpu"]])], optimised)
     except Exception as error:  # ONNX Runtime has a class of its own for each kind of trouble
         raise ModelError(f"{place} cannot be loaded: {first_line(error)}") from error
     if session.get_providers()[0] != wanted:  # it falls back without a word

@@ -99,17 +99,6 @@ class DelgModel(Model):
         return model
 
     def extract(self, pixels: np.ndarray) -> Extracted:
-        """Global descriptor and local features of one image, in one pass of the model.
-
-        Args:
-          pixels: uint8 [H, W, 3], RGB.
-
-        Raises:
-          ExtractionError: this image gives no features.
-          ModelError: the model breaks its contract.
-          MemoryError: it needs more than there is now.
-          ValueError: `pixels` is not an image.
-        """
         scales, global_indices = self._scales_for(pixels)
         outputs = self._run(pixels, scales, global_indices)
         for name, values in outputs.items():

@@ -43,7 +43,7 @@ class Held(contextlib.ContextDecorator):
 def one_thread() -> Iterator[None]:
     """OpenCV and BLAS work with one thread each: extraction and verification run inside Beam's workers, one
     per core, where threads of their own would only fight for the cores. OpenBLAS starts a thread per core for
-    every product, in each worker; waiting for each other they take 10 times as long.
+    every product, in each worker; waiting for each other they take many times as long.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)

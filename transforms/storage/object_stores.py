@@ -1,7 +1,7 @@
 """Objects of S3 and of Google Cloud Storage, through one client per process and bucket that all its threads
 share.
 
-The requests are obstore's, which takes a sixth of the CPU time of boto3 or Google's client; Beam's own file
+The requests are obstore's, which takes far less CPU time than boto3 or Google's client; Beam's own file
 systems make a client for every file that they open. Credentials and addresses are found as ever, from Beam's
 options (--s3_endpoint_url, --no_auth, ...) and from the environment:
 
@@ -31,7 +31,7 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 
 from transforms.storage.uris import member_of
 
-# Reads that a thread which works on what it reads has under way; an answer takes some 30 ms to begin, whoever
+# Reads that a thread which works on what it reads has under way; an answer takes a while to begin, whoever
 # gives it.
 READS_IN_FLIGHT = 16
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _LOOKED_AT = 10_000
-_SUFFIX = re.compile(r"\.(0+|jpe?g|jfif|png|webp|gif|bmp|tiff?|heic|avif)$")
+_SUFFIX = re.compile(r"\.(0+|[a-z]{3,4})$")
 
 
 def index_in(ids: pa.Array, known: pa.Array) -> pa.Array:
