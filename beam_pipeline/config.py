@@ -5,6 +5,7 @@ The one home of every default. Light to import: no TensorFlow, no Beam, so that 
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,6 +117,9 @@ class IndexConfig:
     """Arguments of `landmarks index`; see its --help.
 
     Attributes:
+      labels: a table, or "folders" or "folders:2": the photographs' own.
+      image_ids: see `patterns.match_images`; None for "name", or, with append, for those of the index.
+      exclude: likewise.
       model: None for the embedded one, or, with append, for the one that the index names.
       local_model: what gives local features instead of `model`; None for itself, or as the index says.
     """
@@ -125,6 +129,8 @@ class IndexConfig:
     output: str
     model: str | None = None
     local_model: str | None = None
+    image_ids: str | None = None
+    exclude: tuple[str, ...] = ()
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
     append: bool = False
@@ -140,12 +146,19 @@ class IndexConfig:
                     "and its settings"
                 )
 
+    @property
+    def label_levels(self) -> int:
+        """How many folders are a photograph's label; 0 where a table has it."""
+        match = re.fullmatch(r"folders(?::([1-9]))?", self.labels)
+        return int(match[1] or 1) if match else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class RecognizeConfig:
     """Arguments of `landmarks recognize`; see its --help.
 
     Attributes:
+      image_ids, exclude: see `patterns.match_images`.
       sample_submission: a table whose ids are the submission's rows; None for a row of each image.
       model, local_model: None for those that the index names.
       query_store: folder of the queries' features; None for OUTPUT/queries.
@@ -162,6 +175,8 @@ class RecognizeConfig:
     local_model: str | None = None
     query_store: str | None = None
     sample_submission: str | None = None
+    image_ids: str = "name"
+    exclude: tuple[str, ...] = ()
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
     num_to_rerank: int = PRESETS[DEFAULT_PRESET].num_to_rerank

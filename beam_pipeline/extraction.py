@@ -25,14 +25,18 @@ from transforms.types import Failure, ImageRef, ImageUnit
 _TRIED = 8
 
 
-def match(patterns: Sequence[str]) -> Matches:
+def match(
+    patterns: Sequence[str], image_ids: str = "name", label_levels: int = 0, exclude: Sequence[str] = ()
+) -> Matches:
     """`patterns.match_images` with wrong patterns as wrong usage; what it says goes to standard error.
 
     Raises:
       ConfigError: no photographs, or those of another machine cannot be read at all.
     """
     try:
-        found = match_images(patterns, lambda line: print(line, file=sys.stderr))
+        found = match_images(
+            patterns, lambda line: print(line, file=sys.stderr), image_ids, label_levels, exclude
+        )
     except MatchError as e:
         raise ConfigError(str(e)) from e
     remote = [ref.uri for ref in found.images if not files.is_local(ref.uri)]
@@ -43,6 +47,11 @@ def match(patterns: Sequence[str]) -> Matches:
             "credentials, and what they allow"
         )
     return found
+
+
+def naming(image_ids: str) -> dict[str, str]:
+    """What settings say of the photographs' ids: nothing where they are the names."""
+    return {} if image_ids == "name" else {"image_ids": image_ids}
 
 
 def input_files(patterns: Sequence[str], images: Sequence[ImageRef]) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ from beam_pipeline.config import (
 )
 from beam_pipeline.gldv2 import kaggle
 from transforms.models.card import DEVICES, PRECISIONS
+from transforms.storage.uris import IMAGE_IDS
 from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
 
 if TYPE_CHECKING:
@@ -87,6 +88,25 @@ def _scales(text: str) -> tuple[float, ...]:
     if len(set(scales)) != len(scales):
         raise argparse.ArgumentTypeError(f"{text} names a scale twice")
     return scales
+
+
+def add_image_flags(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Adds the flags about which photographs --images names, and what they are called."""
+    parser.add_argument(
+        "--image_ids",
+        choices=IMAGE_IDS,
+        default=default,
+        help="what tables call a photograph: name, its file's without the suffix, or path, that below the "
+        f"pattern (default: {default or 'name; with --append as in the index'})",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out what a glob matches: without a slash any file's or folder's name, else a path below "
+        "the pattern or from the working folder on; may come several times",
+    )
 
 
 def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> None:
@@ -285,6 +305,7 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
     """The fields that IndexConfig and RecognizeConfig share, and that are no plain flags."""
     return {
         "images": tuple(args.images),
+        "exclude": tuple(args.exclude),
         # The limits alone: the orientation is a setting of the extraction.
         "reading": _record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation),
         "budget": _budget(args),
@@ -300,7 +321,9 @@ def index_config(args: argparse.Namespace) -> IndexConfig:
     common = _common(args)
     common["images"], labels = kaggle.index_inputs(common["images"], args.labels)
     if labels is None:
-        raise ConfigError("--labels is missing: a CSV id,landmark_id")
+        raise ConfigError(
+            "--labels is missing: a CSV id,landmark_id, or the word folders where each landmark has its own"
+        )
     overrides = _record(ExtractionOverrides, args)
     return _record(IndexConfig, args, labels=labels, overrides=overrides, **common)
 

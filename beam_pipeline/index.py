@@ -16,7 +16,7 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import budget, costs, index_parts, layout, left_out, lock, outputs, pilot, recipe, runner
 from beam_pipeline.config import ConfigError, FullSize, IndexConfig, PipelineError
-from beam_pipeline.extraction import ExtractionTask, input_files, match
+from beam_pipeline.extraction import ExtractionTask, input_files, match, naming
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
 from transforms import features
 from transforms.database_augmentation import AugmentIndex
@@ -37,6 +37,7 @@ class Prepared:
       started: when, as time.monotonic() tells it.
       task: the labelled photographs.
       unlabelled: those without a label, which are left out.
+      image_ids: what the ids are, see `patterns.match_images`.
       base: the manifest of the index to add to; None for a new index.
       labels_without_image: labels of the table that no photograph has, of the index that is added to neither.
       passed_over: how many files the suffix passed over, by suffix.
@@ -47,6 +48,7 @@ class Prepared:
     started: float
     task: ExtractionTask
     unlabelled: Sequence[ImageRef]
+    image_ids: str
     base: IndexManifest | None
     labels_without_image: int
     passed_over: Mapping[str, int]
@@ -55,8 +57,13 @@ class Prepared:
     @property
     def settings(self) -> dict[str, Any]:
         """What the index depends on; JSON-able."""
-        images = {"images_and_labels": self.task.digest}
-        return {"command": "index", "format": FORMAT, **self.task.recipe.identity, **images}
+        return {
+            "command": "index",
+            "format": FORMAT,
+            **self.task.recipe.identity,
+            **naming(self.image_ids),
+            "images_and_labels": self.task.digest,
+        }
 
 
 def build(
@@ -90,6 +97,36 @@ def labelled(images: Sequence[ImageRef], labels: pa.Table) -> tuple[list[ImageRe
     return known, unlabelled
 
 
+def _labelled(
+    config: IndexConfig, labels: pa.Table | None, matched: Sequence[ImageRef]
+) -> tuple[list[ImageRef], list[ImageRef]]:
+    """The images matched by whether they have a label: in the table `labels`, or None, that of their folder.
+    Says how many have none.
+    """
+    if labels is None:
+        images = [ref for ref in matched if ref.landmark_id is not None]
+        unlabelled = [ref for ref in matched if ref.landmark_id is None]
+        beside, problem = "", "lie in no folder below the pattern, which would be their label,"
+        where = f"lies in a folder below {' '.join(config.images)}: name the folder that holds those"
+    else:
+        images, unlabelled = labelled(matched, labels)
+        label_ids, problem = labels.column("image_id").combine_chunks(), "have no label"
+        beside = left_out.beside(left_out.ids_of(unlabelled), label_ids, config.labels)
+        where = f"has a label in {config.labels}: labels name {label_ids[0].as_py()!r}"
+    if not images:
+        first = unlabelled[0].image_id
+        raise ConfigError(
+            f"none of the {len(matched)} images matched {where}, photographs are {first!r}{beside}"
+        )
+    if unlabelled:
+        print(
+            f"{len(unlabelled)} of {len(matched)} images {problem} and are left out, see "
+            f"{config.output}/failures{beside}",
+            file=sys.stderr,
+        )
+    return images, unlabelled
+
+
 def prepare(config: IndexConfig) -> Prepared:
     """Finds the photographs, their labels, the model and, to add to it, the index.
 
@@ -98,30 +135,22 @@ def prepare(config: IndexConfig) -> Prepared:
     """
     started = time.monotonic()
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
-    labels = tables.read_labels(config.labels)
+    image_ids = _image_ids(config, base)
+    labels = None if config.label_levels else tables.read_labels(config.labels)
     pa.default_memory_pool().release_unused()  # of a million labels much
-    matched, passed_over = match(config.images)
-    outputs.check_inputs(
-        config.output, "index", [("--labels", config.labels), *input_files(config.images, matched)]
-    )
-    images, unlabelled = labelled(matched, labels)
-    ids, label_ids = left_out.ids_of(matched), labels.column("image_id").combine_chunks()
-    beside = left_out.beside(left_out.ids_of(unlabelled), label_ids, config.labels)
-    if not images:
-        raise ConfigError(
-            f"none of the {len(unlabelled)} images matched has a label in {config.labels}: labels name "
-            f"{label_ids[0].as_py()!r}, photographs are {unlabelled[0].image_id!r}{beside}"
-        )
+    matched, passed_over = match(config.images, image_ids, config.label_levels, config.exclude)
+    tables_read = [("--labels", config.labels)] if labels is not None else []
+    outputs.check_inputs(config.output, "index", [*tables_read, *input_files(config.images, matched)])
     left_out.say_passed_over(passed_over)
-    if unlabelled:
-        print(
-            f"{len(unlabelled)} of {len(matched)} images have no label and are left out, see "
-            f"{config.output}/failures{beside}",
-            file=sys.stderr,
+    images, unlabelled = _labelled(config, labels, matched)
+    lacking = 0
+    if labels is not None:
+        ids = left_out.ids_of(matched)
+        if base:
+            ids = pa.concat_arrays([ids, pa.array(index_parts.image_ids(config.output, base), pa.string())])
+        lacking = left_out.labels_without_image(
+            labels.column("image_id").combine_chunks(), ids, config.labels
         )
-    if base:
-        ids = pa.concat_arrays([ids, pa.array(index_parts.image_ids(config.output, base), pa.string())])
-    lacking = left_out.labels_without_image(label_ids, ids, config.labels)
     if base:
         made = recipe.choose_as_indexed(
             config.model, config.local_model, config.overrides, config.reading, base.recipe
@@ -133,7 +162,16 @@ def prepare(config: IndexConfig) -> Prepared:
             config.reading,
         )
     task = ExtractionTask.of(images, made, config.output, config.output)
-    return Prepared(config, started, task, unlabelled, base, lacking, passed_over)
+    return Prepared(config, started, task, unlabelled, image_ids, base, lacking, passed_over)
+
+
+def _image_ids(config: IndexConfig, base: IndexManifest | None) -> str:
+    if base is not None and config.image_ids not in (None, base.image_ids):
+        raise ConfigError(
+            f"--image_ids {config.image_ids} differs from the index's {base.image_ids}: one photograph would "
+            "have two ids"
+        )
+    return base.image_ids if base else config.image_ids or "name"
 
 
 def plan(config: IndexConfig, options: PipelineOptions, size: FullSize) -> int:
@@ -342,8 +380,8 @@ def _record_unlabelled(prepared: Prepared) -> None:
     config, unlabelled, task = prepared.config, prepared.unlabelled, prepared.task
     if not unlabelled:
         return
-    problem = f"not in {config.labels}"
-    rows = [Failure("match", ref.image_id, ref.uri, "no_label", problem) for ref in unlabelled]
+    where = "lies in no folder below the pattern" if config.label_levels else f"not in {config.labels}"
+    rows = [Failure("match", ref.image_id, ref.uri, "no_label", where) for ref in unlabelled]
     uri = files.join(config.output, "failures", f"{index_parts.NO_LABEL}{task.names[0]}.parquet")
     files.write_parquet(uri, failure_table(rows))
 
@@ -381,6 +419,7 @@ def conclude(
             passed_over=sum(prepared.passed_over.values()),
         ),
         failures=index_parts.failure_kinds(task.store, extracted.shards),
+        image_ids=prepared.image_ids,
         shards=extracted.shards,
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),

@@ -280,10 +280,12 @@ def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
     index.add_argument(
         "--labels",
-        metavar="CSV",
-        help="id,landmark_id (or id,url,landmark_id, or landmark_id,images); a folder of the Kaggle "
-        "competition has its own",
+        metavar="CSV_OR_FOLDERS",
+        help="id,landmark_id (or id,url,landmark_id, or landmark_id,images); or the word folders: the nearest"
+        " folder's name is the landmark, folders:2: the nearest two; a folder of the Kaggle competition has "
+        "its own",
     )
+    flags.add_image_flags(index, default=None)
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
     index.add_argument(
         "--model",
@@ -309,6 +311,7 @@ def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
 def _add_recognize(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     recognize = _add_command(commands, "recognize", run, text)
     recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    flags.add_image_flags(recognize, default=config.RecognizeConfig.image_ids)
     recognize.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
     recognize.add_argument("--output", required=True, metavar="RUN", help="folder to make")
     recognize.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")

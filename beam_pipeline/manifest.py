@@ -152,6 +152,7 @@ class IndexManifest(Manifest):
       has_local_features: whether the model has any.
       counts: of photographs.
       failures: failure rows by kind.
+      image_ids: what the photographs' ids are, see `patterns.match_images`.
       appended: counts of what was added later, by the digest of its units.
     """
 
@@ -161,6 +162,7 @@ class IndexManifest(Manifest):
     has_local_features: bool
     counts: IndexCounts
     failures: Mapping[str, int]
+    image_ids: str = "name"
     appended: Mapping[str, IndexCounts] = dataclasses.field(default_factory=dict)
 
     @classmethod

@@ -17,7 +17,7 @@ from beam_pipeline import budget, costs, evaluate, integrity, left_out, lock, ou
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.changes import let_in
 from beam_pipeline.config import ConfigError, FullSize, RecognizeConfig
-from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match
+from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match, naming
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
 from beam_pipeline.prediction_rule import PredictionRule, tuned_settings_of
 from transforms import features, retrieval, verification
@@ -73,6 +73,7 @@ class Prepared:
             "format": FORMAT,
             "index": self.index.digest(self.config.index),
             **self.task.recipe.identity,
+            **naming(self.config.image_ids),
             "images": self.task.digest,
             "hyperparameters": self.hyperparameters,
             **({} if self.wanted is None else {"sample_submission": digest(self.wanted.to_pylist())}),
@@ -116,7 +117,7 @@ def prepare(config: RecognizeConfig) -> Prepared:
     index = outputs.read_manifest(config.index, IndexManifest)
     if not index.shards or not sum(shard.images for shard in index.shards):
         raise ConfigError(f"{config.index} holds no images: there is nothing to recognize by")
-    images, passed_over = match(config.images)
+    images, passed_over = match(config.images, config.image_ids, exclude=config.exclude)
     tables_read = [("--truth", config.truth)] if config.truth else []
     if config.sample_submission:
         tables_read.append(("--sample_submission", config.sample_submission))

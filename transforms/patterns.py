@@ -3,6 +3,8 @@
 import itertools
 import os
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from typing import NamedTuple
 from transforms.processes.threads import map_ahead
 from transforms.storage import files, globs, tar_files
 from transforms.storage.object_stores import READS_IN_FLIGHT, Entry
-from transforms.storage.uris import Member, member_of
+from transforms.storage.uris import IMAGE_IDS, Member, image_id_of, member_of
 from transforms.types import ImageRef
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -23,6 +25,9 @@ HIDDEN = "hidden"
 """Stands in the place of a suffix for photographs that are no person's: in a folder, or under a name, that
 begins with a dot, or in one where a system keeps what it makes or what was thrown away.
 """
+
+EXCLUDED = "excluded"
+"""Likewise for photographs and archives that are not wanted."""
 
 _OF_SYSTEMS = frozenset(
     {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
@@ -42,25 +47,26 @@ class MatchError(ValueError):
     """The patterns match no image, or two images with one id."""
 
 
-def image_id_of(uri: str) -> str:
-    """The file's stem: "a/b/c/abc0.jpg" gives "abc0"."""
-    return os.path.splitext(uri.replace("\\", "/").rsplit("/", 1)[-1])[0]
-
-
 class Matches(NamedTuple):
     """What patterns match.
 
     Attributes:
       images: in ascending order of image_id; local ones with absolute paths.
       passed_over: how many files have another suffix than IMAGE_SUFFIXES, by suffix, the most first; and how
-        many are REFUSED, and photographs HIDDEN.
+        many are REFUSED or EXCLUDED, and photographs HIDDEN.
     """
 
     images: list[ImageRef]
     passed_over: dict[str, int]
 
 
-def match_images(patterns: Sequence[str], say: Callable[[str], None] = lambda line: None) -> Matches:
+def match_images(
+    patterns: Sequence[str],
+    say: Callable[[str], None] = lambda line: None,
+    image_ids: str = "name",
+    label_levels: int = 0,
+    exclude: Sequence[str] = (),
+) -> Matches:
     """The images that `patterns` name.
 
     A pattern is a folder (searched recursively), a glob (see storage/globs.py), a file, or @LIST, a text file
@@ -69,43 +75,134 @@ def match_images(patterns: Sequence[str], say: Callable[[str], None] = lambda li
     otherwise is taken as it is. What exists under the name of a pattern is meant before what it matches. A
     file that is reached twice, through links too, counts once. Tar files are like folders of what they hold.
 
+    The path below a pattern starts where it is searched: at the folder, the tar file, the list's folder, or
+    before the first name of a glob that stands for several.
+
     Args:
-      say: is called with a line for each member of a tar file that is REFUSED, and each archive that is
-        compressed.
+      say: is called with a line for each member of a tar file that is REFUSED, each archive that is
+        compressed, and each of `exclude` that nothing matches.
+      image_ids: what the ids are: "name", of the file without its suffix, or "path", the path below the
+        pattern.
+      label_levels: so many folders of that path, the nearest ones, are the landmark, in composed letters
+        (NFC) and joined by slashes; a photograph without a folder there has none. 0 for no landmarks.
+      exclude: globs of what is left out: a file, or all below a folder; without a slash of any name below the
+        pattern, with one of the path from there on, or from the working folder on.
 
     Raises:
-      MatchError: a pattern matches nothing, two files have one id (both are named), or a name cannot be
-        written to a table and read back: it is not UTF-8, or the id holds a control character or begins or
-        ends with a space; or a compressed archive is named, or what is named as a tar file is none.
+      MatchError: a pattern matches nothing, two files have one id (both are named), one file lies in folders
+        of two landmarks, through a link, or a name cannot be written to a table and read back: it is not
+        UTF-8, or the id or the landmark holds a control character, or the id begins or ends with a space; or
+        a compressed archive is named, or what is named as a tar file is none.
     """
+    if image_ids not in IMAGE_IDS:
+        raise ValueError(f"image_ids {image_ids!r} is none of {', '.join(IMAGE_IDS)}")
     by_id: dict[str, ImageRef] = {}
+    id_of: dict[str, str] = {}  # by URI, where two patterns can give one file two ids
     passed_over: Counter[str] = Counter()
+    unwanted = _Exclusion(exclude)
     for pattern in patterns:
         found = False
-        visible = _visible(pattern, _match(pattern), passed_over)
-        for entry, chosen in _visible(pattern, _with_members(visible, passed_over, say), passed_over):
-            uri, image_id = entry.uri, image_id_of(entry.uri)
+        base, entries = _match(pattern)
+        visible = _visible(pattern, base, entries, unwanted, passed_over)
+        with_members = _with_members(visible, passed_over, say)
+        for entry, chosen in _visible(pattern, base, with_members, unwanted, passed_over):
+            uri, below = entry.uri, _below(entry.uri, base)
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
                 continue
             found = True
-            if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id):
+            image_id = below if image_ids == "path" else image_id_of(uri)
+            landmark = _landmark(below, label_levels) if label_levels else None
+            if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id) or _UNWRITABLE.search(landmark or ""):
                 raise MatchError(
                     f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control "
                     "characters, outer spaces); rename it"
                 )
-            other = by_id.get(image_id)
-            if other is not None and other.uri != uri and not _is_same_file(other.uri, uri):
-                first, second = sorted((uri, other.uri))
-                raise MatchError(f"two files have the image id {image_id!r}: {first} and {second}")
-            if other is None or uri < other.uri:
-                by_id[image_id] = ImageRef(image_id, uri, entry.size, version=entry.version)
+            if image_ids == "path":
+                before = id_of.get(uri, image_id)
+                image_id = max(before, image_id, key=len)  # of a folder and one in it, from the former on
+                if before != image_id:
+                    del by_id[before]
+                id_of[uri] = image_id
+            ref = ImageRef(image_id, uri, entry.size, landmark and sys.intern(landmark), entry.version)
+            by_id[image_id] = _one_of(by_id.get(image_id), ref, image_ids)
         if not found:
             raise MatchError(_nothing(pattern, passed_over))
+    for glob in unwanted.unused():
+        say(f"--exclude {glob!r} leaves out nothing")
     return Matches(
         sorted(by_id.values(), key=lambda ref: ref.image_id),
         dict(sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))),
     )
+
+
+def _one_of(other: ImageRef | None, ref: ImageRef, image_ids: str) -> ImageRef:
+    """The reference to the one file that `other`, of the same id, and `ref` are to."""
+    if other is None:
+        return ref
+    if other.uri != ref.uri and not _is_same_file(other.uri, ref.uri):
+        first, second = sorted((ref.uri, other.uri))
+        lift = (
+            "name one folder that holds both"
+            if image_ids == "path"
+            else "--image_ids path makes the path below the pattern the id"
+        )
+        raise MatchError(f"two files have the image id {ref.image_id!r}: {first} and {second}; {lift}")
+    kept, gone = sorted((other, ref), key=lambda one: one.uri)
+    less, landmark = sorted((kept.landmark_id or "", gone.landmark_id or ""), key=len)
+    if less and not f"/{landmark}".endswith(f"/{less}"):
+        raise MatchError(
+            f"{kept.uri} and {gone.uri} are one file, and its landmark would be {kept.landmark_id!r} and "
+            f"{gone.landmark_id!r}; --exclude leaves out one"
+        )
+    return ImageRef(kept.image_id, kept.uri, kept.size_bytes, landmark or None, kept.version)
+
+
+def _below(uri: str, base: str) -> str:
+    """The path of a file, or of a member of an archive, from the folder or archive `base` on; from the root
+    on where it lies elsewhere.
+    """
+    if member := member_of(uri):
+        if member.archive == base:
+            return member.name
+        uri = f"{member.archive}/{member.name}"
+    start = base.rstrip("/") + "/"
+    return uri[len(start) :] if uri.startswith(start) else uri.partition("://")[2] or uri.lstrip("/")
+
+
+def _landmark(below: str, levels: int) -> str | None:
+    folders = below.replace("\\", "/").split("/")[:-1][-levels:]
+    names = (re.sub(r"\.tar$", "", name, flags=re.IGNORECASE).strip() for name in folders)
+    return unicodedata.normalize("NFC", "/".join(names)) or None
+
+
+class _Exclusion:
+    """What of a pattern's files is not wanted."""
+
+    def __init__(self, globs_given: Sequence[str]):
+        self._unused = dict.fromkeys(globs_given)
+        self._whole: list[tuple[str, re.Pattern[str], re.Pattern[str] | None]] = []
+        for glob in globs_given:
+            for reading in globs.braces_expanded(glob.rstrip("/")):
+                below = globs.translate(reading.removeprefix("./").lstrip("/"))
+                if "/" in reading:
+                    typed = re.compile(globs.translate(files.absolute(reading)) + "(?:/.*)?", re.DOTALL)
+                    self._whole.append((glob, re.compile(below + "(?:/.*)?", re.DOTALL), typed))
+                else:
+                    self._whole.append((glob, re.compile(f"(?:.*/)?{below}(?:/.*)?", re.DOTALL), None))
+
+    def __contains__(self, place: tuple[str, str]) -> bool:
+        """Whether a file, given as (path below the pattern, URI), is not wanted."""
+        below, uri = place
+        for glob, of_below, of_uri in self._whole:
+            if of_below.fullmatch(below) or (of_uri and of_uri.fullmatch(uri)):
+                self._unused.pop(glob, None)
+                return True
+        return False
+
+    def unused(self) -> list[str]:
+        """Those that nothing matched."""
+        return list(self._unused)
 
 
 def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
@@ -123,13 +220,21 @@ def described(passed_over: Mapping[str, int]) -> str:
 
 
 def _visible(
-    pattern: str, found: Iterable[tuple[Entry, bool]], passed_over: Counter[str]
+    pattern: str,
+    base: str,
+    found: Iterable[tuple[Entry, bool]],
+    unwanted: _Exclusion,
+    passed_over: Counter[str],
 ) -> Iterator[tuple[Entry, bool]]:
-    """The files of a pattern, see `_match`, but for those that are HIDDEN and not meant."""
+    """The files of a pattern, see `_match`, but for those that are EXCLUDED, or HIDDEN and not meant."""
     for entry, chosen in found:
-        if chosen or not _is_hidden(entry.uri, pattern):
+        name = entry.uri.lower()
+        if (_below(entry.uri, base), entry.uri) in unwanted:
+            if chosen or name.endswith((*IMAGE_SUFFIXES, tar_files.SUFFIX)):
+                passed_over[EXCLUDED] += 1
+        elif chosen or not _is_hidden(entry.uri, pattern):
             yield entry, chosen
-        elif entry.uri.lower().endswith(IMAGE_SUFFIXES):
+        elif name.endswith(IMAGE_SUFFIXES):
             passed_over[HIDDEN] += 1
 
 
@@ -147,20 +252,27 @@ def _is_hidden(uri: str, pattern: str) -> bool:
     return any((is_folder and name.startswith(".")) or name in _OF_SYSTEMS for name in names)
 
 
-def _match(pattern: str) -> Iterator[tuple[Entry, bool]]:
-    """The files of a pattern, and whether it says of each that it is meant, whatever its suffix."""
+def _match(pattern: str) -> tuple[str, Iterator[tuple[Entry, bool]]]:
+    """The folder or archive that a pattern is searched from, and its files; of each, whether the pattern says
+    that it is meant, whatever its suffix.
+    """
     if pattern.startswith("@"):
-        for entry in _read_list(pattern[1:]):
-            yield entry, True
-        return
+        return files.absolute(os.path.dirname(pattern[1:])), (
+            (entry, True) for entry in _read_list(pattern[1:])
+        )
     found = _local_named(pattern) if files.is_local(pattern) else _remote_named(pattern)
+    place = files.absolute(pattern).rstrip("/")
     if found is not None:
         entries, chosen = found
-        for entry in entries:
-            yield entry, chosen
-    elif globs.has_magic(pattern):
-        for reading, entry in globs.matches(pattern):
-            yield entry, _NAMES_SUFFIX.search(reading) is not None
+        if chosen and not place.lower().endswith(tar_files.SUFFIX):
+            place = place.rpartition("/")[0]
+        return place, ((entry, chosen) for entry in entries)
+    start = re.split(r"[*?\[{]", place, maxsplit=1)[0].rpartition("/")[0]
+    if not globs.has_magic(pattern):
+        return start, iter(())
+    return start, (
+        (entry, _NAMES_SUFFIX.search(reading) is not None) for reading, entry in globs.matches(pattern)
+    )
 
 
 def _with_members(
@@ -213,7 +325,8 @@ def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
         raise MatchError(f"{pattern!r}: no glob can stand for a bucket, name it in full")
     if key and not key.endswith("/") and (entry := files.remote_entry(pattern)) is not None:
         return [entry], True
-    entries = files.retried(lambda: list(files.remote_entries(pattern)))
+    below = pattern.rstrip("/") + "/"  # a file system of Beam takes the folder's name for a glob
+    entries = files.retried(lambda: [e for e in files.remote_entries(pattern) if e.uri.startswith(below)])
     return (entries, False) if entries else None
 
 

@@ -6,6 +6,9 @@ import os
 import re
 from typing import NamedTuple
 
+# What an image's id may be: the file's name without its suffix, or its path below the pattern.
+IMAGE_IDS = ("name", "path")
+
 _MEMBER = re.compile(r"(.+\.tar)#([0-9]{1,18})\+([0-9]{1,18})/(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -31,6 +34,11 @@ def is_local(uri: str) -> bool:
 def join(root: str, *names: str) -> str:
     """`root` and `names` joined by the rules of root's file system."""
     return os.path.join(root, *names) if is_local(root) else "/".join([root.rstrip("/"), *names])
+
+
+def image_id_of(uri: str) -> str:
+    """The file's stem: "a/b/c/abc0.jpg" gives "abc0"."""
+    return os.path.splitext(uri.replace("\\", "/").rsplit("/", 1)[-1])[0]
 
 
 def member_of(uri: str) -> Member | None:

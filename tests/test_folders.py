@@ -1,0 +1,259 @@
+"""Folders as people have them: their names as labels, paths as ids, what is left out, odd names."""
+
+import contextlib
+import csv
+import io
+import json
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from beam_pipeline import config, flags, index, main
+from tests import tiny_models
+from tests.file_systems import FolderFileSystem
+from transforms import patterns
+
+
+def write(path, data=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
+
+
+def tar_bytes(contents):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return content.getvalue()
+
+
+@pytest.fixture(params=["local", "remote"])
+def root(request, tmp_path, monkeypatch):
+    """Where photographs lie, as patterns name it, on this machine and elsewhere."""
+    if request.param == "local":
+        return str(tmp_path)
+    FolderFileSystem.use(tmp_path, monkeypatch)
+    return "folder:/"
+
+
+def labels_of(*given, levels=1, **options):
+    found = patterns.match_images(list(map(str, given)), label_levels=levels, **options)
+    return {ref.image_id: ref.landmark_id for ref in found.images}
+
+
+def ids(*given, **options):
+    found = patterns.match_images(list(map(str, given)), image_ids="path", **options)
+    return [ref.image_id for ref in found.images]
+
+
+@pytest.fixture
+def tree(root, tmp_path):
+    write(tmp_path / "p" / "Eiffel Tower" / "1.jpg")
+    write(tmp_path / "p" / "France" / "Louvre" / "2.png")
+    write(tmp_path / "p" / "0.jpg")
+    write(tmp_path / "p" / "Rome.tar", tar_bytes({"3.jpg": b"x", "Forum/old/4.jpg": b"x"}))
+    return f"{root}/p"
+
+
+def test_the_nearest_folder_is_the_landmark(tree):
+    assert labels_of(tree) == {"0": None, "1": "Eiffel Tower", "2": "Louvre", "3": "Rome", "4": "old"}
+    assert labels_of(tree, levels=2) == {
+        "0": None,
+        "1": "Eiffel Tower",
+        "2": "France/Louvre",
+        "3": "Rome",
+        "4": "Forum/old",
+    }
+    assert labels_of(tree, levels=0) == dict.fromkeys("01234")
+    assert labels_of(f"{tree}/Rome.tar") == {
+        "3": None,
+        "4": "old",
+    }  # what is named is where the search begins
+    assert labels_of(f"{tree}/*/*.jpg") == {"1": "Eiffel Tower"}
+    assert labels_of(f"{tree}/**/*.{{jpg,png}}", levels=9)["2"] == "France/Louvre"
+    assert labels_of(f"{tree}/France/") == {"2": "Louvre"} and labels_of(f"{tree}/0.jpg") == {"0": None}
+
+
+def test_the_path_below_the_pattern_is_the_id(tree):
+    below = [
+        "0.jpg",
+        "Eiffel Tower/1.jpg",
+        "France/Louvre/2.png",
+        "Rome.tar/3.jpg",
+        "Rome.tar/Forum/old/4.jpg",
+    ]
+    assert ids(tree) == ids(f"{tree}/") == below
+    assert ids(f"{tree}/Rome.tar") == ["3.jpg", "Forum/old/4.jpg"]
+    assert ids(f"{tree}/*.tar") == below[3:] and ids(f"{tree}/0.jpg") == below[:1]
+    assert ids(f"{tree}/*/*.jpg") == below[1:2] and ids(f"{tree}/France/**") == ["Louvre/2.png"]
+
+
+def test_a_list_tells_paths_from_its_folder_on(tree, tmp_path):
+    write(tmp_path / "p" / "list.txt", f"France/Louvre/2.png\n{tree}/0.jpg\n".encode())
+    assert ids(f"@{tree}/list.txt") == ["0.jpg", "France/Louvre/2.png"]
+    assert labels_of(f"@{tree}/list.txt") == {"0": None, "2": "Louvre"}
+    write(tmp_path / "elsewhere" / "list.txt", f"{tree}/Eiffel Tower/1.jpg\n".encode())
+    (one,) = ids(f"@{tree}/../elsewhere/list.txt" if "://" not in tree else "@folder://elsewhere/list.txt")
+    assert one.endswith("p/Eiffel Tower/1.jpg") and not one.startswith("/")
+
+
+def test_a_photograph_that_two_patterns_reach_is_told_from_the_outer_one(tree):
+    for given in (
+        [tree, f"{tree}/France/"],
+        [f"{tree}/France/", tree],
+        [f"{tree}/**/*.png", f"{tree}/France/**"],
+    ):
+        assert "France/Louvre/2.png" in ids(*given) and "Louvre/2.png" not in ids(*given)
+        assert labels_of(*given, levels=2)["2"] == "France/Louvre"
+
+
+def test_what_cameras_call_alike_is_refused_with_the_remedy_and_taken_by_path(tree, tmp_path):
+    for folder in ("100CANON", "101CANON"):
+        write(tmp_path / "p" / "DCIM" / folder / "IMG_0001.JPG")
+    with pytest.raises(
+        patterns.MatchError, match=r"'IMG_0001': .*100CANON.*101CANON.*; --image_ids path makes"
+    ):
+        patterns.match_images([tree])
+    assert {"DCIM/100CANON/IMG_0001.JPG", "DCIM/101CANON/IMG_0001.JPG"} < {*ids(tree)}
+    with pytest.raises(patterns.MatchError, match=r"id 'IMG_0001.JPG': .*; name one folder that holds both"):
+        ids(f"{tree}/DCIM/100CANON/", f"{tree}/DCIM/101CANON/")
+
+
+def test_one_file_in_the_folders_of_two_landmarks_is_refused(tmp_path):
+    photo = write(tmp_path / "p" / "Eiffel" / "1.jpg")
+    (tmp_path / "p" / "best").mkdir()
+    (tmp_path / "p" / "best" / "1.jpg").symlink_to(photo)
+    with pytest.raises(
+        patterns.MatchError, match=r"are one file, .* 'Eiffel' and 'best'; --exclude leaves out"
+    ):
+        labels_of(tmp_path / "p")
+    assert labels_of(tmp_path / "p", exclude=["best"]) == {"1": "Eiffel"}
+    assert patterns.match_images([f"{tmp_path}/p"]).images[0].uri == photo
+    assert labels_of(tmp_path / "p", image_ids="path") == {"Eiffel/1.jpg": "Eiffel", "best/1.jpg": "best"}
+
+
+@pytest.mark.parametrize(
+    "glob, left",
+    [
+        ("Eiffel*", ["0.jpg", "France/Louvre/2.png"]),
+        ("France", ["0.jpg", "Eiffel Tower/1.jpg"]),
+        ("France/", ["0.jpg", "Eiffel Tower/1.jpg"]),
+        ("*.jpg", ["France/Louvre/2.png"]),
+        ("/*.jpg", ["Eiffel Tower/1.jpg", "France/Louvre/2.png"]),
+        ("France/*", ["0.jpg", "Eiffel Tower/1.jpg"]),
+        ("**/2.png", ["0.jpg", "Eiffel Tower/1.jpg"]),
+        ("{0,1}.jpg", ["France/Louvre/2.png"]),
+        ("ROOT/France", ["0.jpg", "Eiffel Tower/1.jpg"]),
+    ],
+)
+def test_what_is_excluded_is_left_out_and_counted(tree, glob, left):
+    said = []
+    options = {"exclude": ["Rome.tar", glob.replace("ROOT", tree)], "image_ids": "path"}
+    found = patterns.match_images([tree], said.append, **options)
+    assert [ref.image_id for ref in found.images] == left and said == []
+    assert found.passed_over == {patterns.EXCLUDED: 4 - len(left)}  # one is the archive, which is not opened
+    assert patterns.described(found.passed_over) == f"{4 - len(left)} excluded"
+
+
+def test_members_of_archives_are_excluded_and_a_glob_that_excludes_nothing_is_said(tree):
+    said = []
+    found = patterns.match_images([tree], said.append, exclude=["Forum", "Rom"])
+    assert [ref.image_id for ref in found.images] == ["0", "1", "2", "3"]
+    assert said == ["--exclude 'Rom' leaves out nothing"]
+
+
+def test_excludes_are_read_from_the_working_folder_on_too(tmp_path, monkeypatch):
+    write(tmp_path / "p" / "a" / "1.jpg"), write(tmp_path / "p" / "b" / "2.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert ids("p", exclude=["p/a"]) == ids("p", exclude=["./p/a/"]) == ["b/2.jpg"]
+
+
+def prepared(tmp_path, *more):
+    options = ["--images", f"{tmp_path}/p", "--model", "rootsift-vlad", "--output", f"{tmp_path}/out", *more]
+    return index.prepare(flags.index_config(main.build_parser().parse_args(["index", *options])))
+
+
+def test_an_index_is_labelled_by_folders_and_says_what_lies_in_none(tmp_path, capsys):
+    write(tmp_path / "p" / "x y" / "1.jpg"), write(tmp_path / "p" / "2.jpg")
+    made = prepared(tmp_path, "--labels", "folders")
+    assert [(ref.image_id, ref.landmark_id) for ref in made.task.refs] == [("1", "x y")]
+    assert [ref.image_id for ref in made.unlabelled] == ["2"] and made.labels_without_image == 0
+    assert capsys.readouterr().err == (
+        "1 of 2 images lie in no folder below the pattern, which would be their label, and are left out, see "
+        f"{tmp_path}/out/failures\n"
+    )
+    (tmp_path / "p" / "x y" / "1.jpg").unlink()
+    with pytest.raises(
+        config.ConfigError, match=r"none of the 1 images matched lies in a folder below .*/p: name"
+    ):
+        prepared(tmp_path, "--labels", "folders")
+
+
+def test_a_table_called_folders_is_named_by_its_path(tmp_path, monkeypatch):
+    write(tmp_path / "folders", b"id,landmark_id\n1,7\n"), write(tmp_path / "p" / "x" / "1.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert prepared(tmp_path, "--labels", "./folders").task.refs[0].landmark_id == "7"
+    assert prepared(tmp_path, "--labels", "folders").task.refs[0].landmark_id == "x"
+
+
+def test_settings_remember_paths_as_ids_and_are_as_before_without(tmp_path):
+    write(tmp_path / "p" / "x" / "1.jpg")
+    assert "image_ids" not in prepared(tmp_path, "--labels", "folders").settings
+    made = prepared(tmp_path, "--labels", "folders", "--image_ids", "path")
+    assert made.settings["image_ids"] == "path" and made.task.refs[0].image_id == "x/1.jpg"
+
+
+# From end to end
+
+
+def photograph(path, seed, format="PNG"):
+    content = io.BytesIO()
+    Image.fromarray(tiny_models.textured(96, 96, seed)).save(content, format)
+    return write(path, content.getvalue())
+
+
+def run(folder, *arguments):
+    with contextlib.chdir(folder):
+        return main.main([str(argument) for argument in arguments])
+
+
+def ids_in(output):
+    return sorted(pq.read_table(f"{output}/images", columns=["image_id"])["image_id"].to_pylist())
+
+
+INDEX = ("index", "--images", "p", "--labels", "folders", "--output", "index", "--model", "rootsift-vlad")
+
+
+def test_photographs_of_one_name_go_through_every_command_by_their_paths(tmp_path, capsys):
+    for seed, place in enumerate(("Eiffel", "Louvre", "Rome")):
+        photograph(tmp_path / "p" / place / "IMG_1.png", seed)
+        photograph(tmp_path / "q" / f"roll {place}" / "IMG_1.png", seed)
+    rows = [(f"roll {place}/IMG_1.png", place) for place in ("Eiffel", "Louvre", "Rome")]
+    truth = "".join(f"{query},{place},Public\n" for query, place in rows)
+    write(tmp_path / "truth.csv", ("id,landmarks,Usage\n" + truth).encode())
+    assert run(tmp_path, *INDEX) == 2 and "--image_ids path" in capsys.readouterr().err
+    assert run(tmp_path, *INDEX, "--image_ids", "path") == 0
+    assert ids_in(tmp_path / "index") == ["Eiffel/IMG_1.png", "Louvre/IMG_1.png", "Rome/IMG_1.png"]
+    recognize = ("recognize", "--images", "q", "--image_ids", "path", "--index", "index", "--output", "run")
+    assert run(tmp_path, *recognize, "--truth", "truth.csv") == 0
+    assert run(tmp_path, "evaluate", "--predictions", "run/submission.csv", "--truth", "truth.csv") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["all"]["top1"] == 1.0
+    with open(tmp_path / "run" / "submission.csv", newline="") as f:
+        assert [(row["id"], row["landmarks"].split()[0]) for row in csv.DictReader(f)] == rows
+    matches = ("matches", "--run", "run", "--image_id", rows[0][0], "--output", "m.png")
+    assert run(tmp_path, *matches) == 0 and (tmp_path / "m.png").exists()
+    assert run(tmp_path, "report", "--run", "run", "--output", "report", "--truth", "truth.csv") == 0
+
+    photograph(tmp_path / "p" / "Zoo" / "IMG_1.png", 9)
+    capsys.readouterr()
+    assert run(tmp_path, *INDEX, "--append", "--image_ids", "name") == 2
+    assert "--image_ids name differs from the index's path" in capsys.readouterr().err
+    assert run(tmp_path, *INDEX, "--append") == 0  # as the index does
+    assert "3 of 4 images are in index already; 1 are new" in capsys.readouterr().out
+    assert "Zoo/IMG_1.png" in ids_in(tmp_path / "index")
+    assert run(tmp_path, *INDEX, "--append") == 0 and "nothing to do" in capsys.readouterr().out
