@@ -136,7 +136,7 @@ def prepare(config: IndexConfig) -> Prepared:
     started = time.monotonic()
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
     image_ids = _image_ids(config, base)
-    labels = None if config.label_levels else tables.read_labels(config.labels)
+    labels = None if config.label_levels else tables.read_labels(config.labels, image_ids)
     pa.default_memory_pool().release_unused()  # of a million labels much
     matched, passed_over = match(config.images, image_ids, config.label_levels, config.exclude)
     tables_read = [("--labels", config.labels)] if labels is not None else []

@@ -4,16 +4,19 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
 import math
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.storage import tables
+from tests.file_systems import FolderFileSystem
+from transforms.storage import files, spelling, tables
 from transforms.storage.tables import TableError
 
 ROWS = [("a1", "7"), ("b2", "007")]
@@ -30,6 +33,9 @@ LABEL_FILES = {
     "old_mac": b"id,landmark_id\ra1,7\rb2,007\r",
     "no_last_line_end": b"id,landmark_id\na1,7\nb2,007",
     "spaces": b" id , landmark_id \n a1\t, 7\n  b2,007  \n",
+    "labels_and_paths": b"path,label\nx/y/a1.jpg,7\n./b2.png,007\n",
+    "names_of_files": b"file_name,landmark_id\nx/a1.jpg,7\nb2.png,007\n",
+    "ids_beside_paths": b"path,id,label\nx/1.jpg,a1,7\nx/2.jpg,b2,007\n",
     "quotes_after_spaces": b'id, "landmark_id"\na1, "7"\n "b2" , "007" \n',
     "commas_in_quotes_after_spaces": b'id, note, landmark_id\na1, "x, y", 7\nb2, , 007\n',
     "blank_lines": b"\nid,landmark_id\n\na1,7\n   \nb2,007\n\n",
@@ -82,9 +88,9 @@ BAD_LABELS = {
     "header_alone": (b"id,landmark_id\n", "line 1: there are no rows below the header"),
     "no_header": (
         b"a1,7\nb2,8\n",
-        "line 1: columns 'a1,7', where id,landmark_id or landmark_id,images is expected",
+        "line 1: columns 'a1,7', where id,landmark_id or path,landmark_id or landmark_id,images is expected",
     ),
-    "missing_column": (b"id,label\na1,7\n", "line 1: columns 'id,label', where id,landmark_id"),
+    "missing_column": (b"id,place\na1,7\n", "line 1: columns 'id,place', where id,landmark_id"),
     "doubled_column": (
         b"id,landmark_id,ID\na1,7,b\n",
         "line 1: column 'id' stands twice in 'id,landmark_id,id'",
@@ -98,10 +104,6 @@ BAD_LABELS = {
     "empty_id": (b"id,landmark_id\na1,7\n  ,8\n", "line 3: id '' is empty"),
     "empty_label": (b"id,landmark_id\na1,\n", "line 2: landmark_id '' is empty"),
     "empty_images": (b"landmark_id,images\n7, \n", "line 2: images '' is empty"),
-    "label_with_space": (
-        b"id,landmark_id\na1,7\nb2,Eiffel Tower\n",
-        "line 3: landmark_id 'Eiffel Tower' holds a space",
-    ),
     "too_many_values": (
         b"id,landmark_id\na1,7\nb2,8,9\n",
         "line 3: 3 values where the header has 2: 'b2,8,9'",
@@ -126,9 +128,13 @@ BAD_LABELS = {
     "cut_gzip": (gzip.compress(b"id,landmark_id\na1,7\n", mtime=0)[:-9], "cannot be unpacked or decoded"),
     "cut_utf16": ("id,landmark_id\na1,7\n".encode("utf-16")[:-1], "cannot be unpacked or decoded"),
     "spreadsheet": (b"PK\x03\x04rest", "line 1: it is a zip archive or a spreadsheet; a CSV is expected"),
-    "parquet": (b"PAR1rest", "line 1: it is a Parquet file"),
+    "parquet": (b"PAR1rest", "line 1: it is a Parquet file, whose name would end in .parquet; a CSV is"),
+    "doubled_name_of_a_path": (
+        b"path,label\na/1.jpg,7\nb/1.jpg,7\n",
+        "line 3: id '1' stands in line 2 already",
+    ),
     "semicolons_with_a_wrong_row": (b"id;landmark_id\na1,7\n", "line 2: 1 values where the header has 2"),
-    "semicolons_without_the_columns": (b"id;label\na1;7\n", "columns 'id;label', where id,landmark_id"),
+    "semicolons_without_the_columns": (b"id;place\na1;7\n", "columns 'id;place', where id,landmark_id"),
     "not_utf8_and_too_few_values": (b"id,landmark_id\na1,7\n\xff\xfe\n", "line 3: not UTF-8"),
     "long_value": (b"id,landmark_id\n" + b"x" * 1000 + b",\n", "line 2: landmark_id '' is empty"),
 }
@@ -282,10 +288,7 @@ def test_submission_is_written_sorted(tmp_path):
         assert f.read().decode() == 'id,landmarks\nB,\n"a,""",1 2.0\nb,7 0.30000000000000004\né,x -1e-300\n'
 
 
-@pytest.mark.parametrize(
-    "landmark_id, score",
-    [("two words", 1.0), ("", 1.0), (" x", 1.0), ("7", math.nan), ("7", math.inf), ("7", None)],
-)
+@pytest.mark.parametrize("landmark_id, score", [("", 1.0), ("7", math.nan), ("7", math.inf), ("7", None)])
 def test_what_could_not_be_read_back_is_not_written(tmp_path, landmark_id, score):
     path = tmp_path / "submission.csv"
     with pytest.raises(ValueError, match="prediction of image b: class '.*' with score .* cannot be written"):
@@ -294,10 +297,11 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, landmark_id, score
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=5)
+texts = st.text(st.sampled_from('a %20,"é\u00a0\u2003\U0001f600'), min_size=1, max_size=8)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(st.dictionaries(words, st.none() | st.tuples(words, finite), max_size=8))
+@given(st.dictionaries(words, st.none() | st.tuples(words | texts, finite), max_size=8))
 def test_written_submissions_are_read_back_exactly(tmp_path_factory, predictions):
     table = answers(*((i, *(p or (None, None))) for i, p in predictions.items()))
     path = str(tmp_path_factory.mktemp("round") / "submission.csv")
@@ -316,6 +320,119 @@ def test_labels_agree_with_the_csv_module(tmp_path_factory, labels, line_end):
     path = tmp_path_factory.mktemp("labels") / "labels.csv"
     path.write_bytes(text.getvalue().encode())
     assert rows(tables.read_labels(str(path))) == labels
+
+
+def test_no_character_makes_two_words_of_one():
+    characters = [chr(code) for code in range(1 << 16) if not 0xD800 <= code < 0xE000]
+    split = pc.utf8_split_whitespace(pa.array([f"a{c}b" for c in characters]))
+    parted = pc.greater(pc.list_value_length(split), 1).to_pylist()
+    spaces = [c for c, is_parted in zip(characters, parted) if is_parted]
+    assert {" ", "\t", "\u00a0", "\u3000"} < {*spaces}
+    encoded = pa.array([spelling.word_of(f"a{c}b") for c in spaces])
+    assert pc.max(pc.list_value_length(pc.utf8_split_whitespace(encoded))).as_py() == 1
+    assert [spelling.text_of(word) for word in encoded.to_pylist()] == [f"a{c}b" for c in spaces]
+    for plain in ("7", "100%", "50%_off", "%ff"):
+        assert spelling.text_of(spelling.word_of(plain)) == plain == spelling.text_of(plain)
+
+
+def test_landmarks_of_several_words_are_written_as_one_each_and_read_back(tmp_path):
+    path = tmp_path / "submission.csv"
+    tables.write_submission_csv(str(path), answers(("a", "Eiffel Tower, Paris", 0.5), ("b", "50%20", 1.0)))
+    assert path.read_text() == 'id,landmarks\na,"Eiffel%20Tower,%20Paris 0.5"\nb,50%2520 1.0\n'
+    assert rows(tables.read_submission(str(path))) == [("a", "Eiffel Tower, Paris", 0.5), ("b", "50%20", 1.0)]
+    data = b'id,landmark_id\na,"Eiffel Tower, Paris"\nb,50%20\nc,\n'
+    labels = tables.read_labels(write(tmp_path, data.replace(b"c,\n", b"")))
+    assert rows(labels) == [("a", "Eiffel Tower, Paris"), ("b", "50%20")]
+    truth = [("a", ["Eiffel Tower, Paris"], "Public"), ("b", ["50%20"], "Public"), ("c", [], "Public")]
+    assert rows(tables.read_truth(write(tmp_path, data))) == truth
+    listed = b'id,landmarks\na,"Eiffel%20Tower,%20Paris 7"\nb,50%2520\n'
+    assert rows(tables.read_truth(write(tmp_path, listed))) == [
+        ("a", ["Eiffel Tower, Paris", "7"], "Public"),
+        ("b", ["50%20"], "Public"),
+    ]
+
+
+def test_paths_are_ids_where_ids_are_paths(tmp_path):
+    path = write(tmp_path, b"id,path,label\n1,./x/a.jpg,7\n2,x y/b.jpg,7\n")
+    assert rows(tables.read_labels(path, "path")) == [("x/a.jpg", "7"), ("x y/b.jpg", "7")]
+    assert rows(tables.read_labels(path)) == [("1", "7"), ("2", "7")]
+    path = write(tmp_path, b"id,landmark_id\nx/a.jpg,7\n")
+    assert rows(tables.read_labels(path, "path")) == [("x/a.jpg", "7")]
+
+
+ARROW_LABELS = {
+    "text": {"id": ["a1", "b2"], "landmark_id": ["7", "007"], "further": [1, 2]},
+    "spaces": {"ID": [" a1", "b2\t"], "Landmark_ID": ["7", "007 "]},
+    "lists": {"landmark_id": ["7", "007"], "images": ["a1", "b2"]},
+    "large_text": {
+        "id": pa.array(["a1", "b2"], pa.large_string()),
+        "label": pa.array(["7", "007"], pa.string()),
+    },
+    "dictionary": {"path": ["x/a1.png", "b2.jpg"], "label": pa.array(["7", "007"]).dictionary_encode()},
+    "images": {
+        "image": pa.array([{"bytes": b"x" * 9, "path": f"{name}.jpg"} for name in ("p/a1", "b2")]),
+        "label": ["7", "007"],
+    },
+}
+
+
+@pytest.mark.parametrize("columns", ARROW_LABELS.values(), ids=ARROW_LABELS)
+def test_labels_are_read_from_parquet(tmp_path, columns):
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet", row_group_size=1)
+    table = tables.read_labels(str(tmp_path / "labels.parquet"))
+    assert table.schema == tables.LABEL_SCHEMA and rows(table) == ROWS
+
+
+def test_numbers_are_labels_and_stand_for_names_where_the_file_says_so(tmp_path):
+    path, table = tmp_path / "labels.parquet", pa.table({"id": [12, 3], "label": [1, 0]})
+    pq.write_table(table, path)
+    assert rows(tables.read_labels(str(path))) == [("12", "1"), ("3", "0")]
+    features = {"label": {"names": ["Louvre", "Eiffel Tower"], "_type": "ClassLabel"}}
+    said = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(said), path)
+    assert rows(tables.read_labels(str(path))) == [("12", "Eiffel Tower"), ("3", "Louvre")]
+    pq.write_table(pa.table({"id": [1], "landmarks": ["7 8%209"], "Usage": ["Private"]}), path)
+    assert rows(tables.read_truth(str(path))) == [("1", ["7", "8 9"], "Private")]
+
+
+BAD_PARQUETS = {
+    "columns": ({"id": ["a"], "place": ["x"]}, r"columns 'id,place', where id,landmark_id or path,"),
+    "doubled": ({"id": ["a", "b", "a"], "landmark_id": ["1"] * 3}, "row 3: id 'a' stands in row 1 already"),
+    "null": ({"id": ["a", "b"], "landmark_id": ["1", None]}, "row 2: landmark_id '' is empty"),
+    "line_end": ({"id": ["a"], "landmark_id": ["1\n2"]}, r"row 1: landmark_id .* holds a line end"),
+    "fraction": ({"id": ["a"], "landmark_id": [1.5]}, "column landmark_id is double, where text or"),
+    "no_rows": (
+        {"id": pa.array([], pa.string()), "landmark_id": pa.array([], pa.string())},
+        "there are no rows",
+    ),
+    "two_columns": ({"id": ["a"], "ID": ["b"], "landmark_id": ["1"]}, "column 'id' stands twice"),
+}
+
+
+@pytest.mark.parametrize("columns, text", BAD_PARQUETS.values(), ids=BAD_PARQUETS)
+def test_wrong_parquet_names_file_row_and_value(tmp_path, columns, text):
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    with pytest.raises(TableError, match=text) as error:
+        tables.read_labels(str(tmp_path / "labels.parquet"))
+    assert str(error.value).startswith(f"{tmp_path}/labels.parquet")
+
+
+def test_what_is_no_parquet_is_named(tmp_path):
+    for data in (b"", b"PAR1rest", b"id,landmark_id\na,1\n"):
+        with pytest.raises(TableError, match=r"x.PARQUET is no whole Parquet file"):
+            tables.read_labels(write(tmp_path, data, "x.PARQUET"))
+    with pytest.raises(FileNotFoundError):
+        tables.read_labels(str(tmp_path / "absent.parquet"))
+
+
+def test_parquet_elsewhere_is_read_by_range(tmp_path, monkeypatch):
+    column = pa.array([{"bytes": bytes([n]) * 100_000, "path": f"{n}.jpg"} for n in range(20)])
+    pq.write_table(pa.table({"image": column, "label": [str(n) for n in range(20)]}), tmp_path / "x.parquet")
+    FolderFileSystem.use(tmp_path, monkeypatch)
+    read, real = [], files.read_bytes
+    monkeypatch.setattr(files, "read_bytes", lambda *given: read.append(given) or real(*given))
+    assert len(tables.read_labels("folder://x.parquet")) == 20
+    assert 0 < sum(size for _, _, size in read) < 200_000
 
 
 def write_run(folder, *shards):

@@ -19,7 +19,7 @@ from typing import Any
 from beam_pipeline.config import ConfigError, SubsetConfig
 from beam_pipeline.extraction import match
 from beam_pipeline.gldv2 import published
-from transforms.storage import files, tables
+from transforms.storage import files, spelling, tables
 from transforms.types import ImageRef
 
 _LEAST = 2  # photographs of a landmark: one to be found by another
@@ -76,7 +76,7 @@ def _choose_queries(config: SubsetConfig, chosen: set[str]) -> Counter[str]:
     )
     ids = {row["image_id"] for row in showing} | {*plain}
     lines = [
-        (row["image_id"], " ".join(row["landmark_ids"]), row["usage"])
+        (row["image_id"], " ".join(map(spelling.word_of, row["landmark_ids"])), row["usage"])
         for row in rows
         if row["image_id"] in ids
     ]

@@ -336,6 +336,48 @@ def read_parquet(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise ValueError(f"{uri} is no whole Parquet file: {e}") from e
 
 
+def open_parquet(uri: str) -> pq.ParquetFile:
+    """A Parquet file of which only what is asked for is read; closed as a context manager.
+
+    Raises:
+      OSError: the file cannot be read.
+      pa.ArrowInvalid: it is no whole Parquet file.
+    """
+    if is_local(uri):
+        _open_local(uri).close()  # a pipe would be waited for
+        return pq.ParquetFile(uri, memory_map=True)
+    return pq.ParquetFile(pa.PythonFile(_Ranged(uri), mode="r"))
+
+
+class _Ranged(io.RawIOBase):
+    """A file that is not on this machine, read by range."""
+
+    def __init__(self, uri: str):
+        entry = remote_entry(uri)
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", uri)
+        self._uri, self._size, self._at = uri, entry.size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._size, self._at + size)
+        data = read_bytes(self._uri, self._at, end - self._at) if end > self._at else b""
+        self._at += len(data)
+        return data
+
+
 def parquet_rows(uri: str) -> int:
     """Number of rows of a Parquet file, without reading them; errors as `read_parquet`."""
     try:

@@ -2,12 +2,29 @@
 
 import os
 import re
+import urllib.parse
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 _LOOKED_AT = 10_000
 _SUFFIX = re.compile(r"\.(0+|[a-z]{3,4})$")
+
+
+_NO_WORD = re.compile(r"[\s%]")
+
+
+def word_of(text: str) -> str:
+    """A text as one word, which `text_of` reads back: white space and % are percent-encoded."""
+    return _NO_WORD.sub(lambda match: urllib.parse.quote(match[0]), text)
+
+
+def text_of(word: str) -> str:
+    """What `word_of` made a word of; % that encodes nothing stands for itself."""
+    try:
+        return urllib.parse.unquote(word, errors="strict")
+    except UnicodeDecodeError:
+        return word
 
 
 def index_in(ids: pa.Array, known: pa.Array) -> pa.Array:

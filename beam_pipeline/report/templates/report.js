@@ -96,6 +96,7 @@ function decide(card, decision, landmark) {
 }
 
 const quoted = (text) => (/[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const word = (text) => text.replace(/[\s%]/g, encodeURIComponent);  // spaces separate landmarks in a truth
 const csv = (rows) => rows.map((row) => row.map(quoted).join(",") + "\n").join("");
 
 function download(name, text) {
@@ -122,7 +123,7 @@ async function exported(kind) {
   const rows = (await allIds()).map((id) => {
     const decided = decisions[id];
     const known = decided && (decided.landmark || decided.decision === "none");
-    return [id, known ? decided.landmark : "", known ? "Public" : "Ignored"];
+    return [id, known ? word(decided.landmark) : "", known ? "Public" : "Ignored"];
   });
   download("truth.csv", csv([["id", "landmarks", "Usage"], ...rows]));
 }
@@ -139,7 +140,7 @@ if (list) {
     decide(card, button.dataset.decision, button.dataset.decision === "right" ? record.landmark : "");
   });
   list.addEventListener("change", (event) => {
-    if (!event.target.matches("[data-other]") || !event.target.checkValidity()) return;
+    if (!event.target.matches("[data-other]")) return;
     const landmark = event.target.value.trim();
     decide(event.target.closest(".card"), landmark ? "other" : null, landmark);
   });
