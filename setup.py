@@ -22,12 +22,14 @@ setup(
     extras_require={
         "aws": ["boto3>=1.36,<2"],
         "gcp": ["apache-beam[gcp]>=2.76,<3"],
+        "heic": ["pillow-heif>=1,<2"],
         "test": [
             "boto3>=1.36,<2",
             "duckdb>=1.2,<3",
             "hypothesis>=6.100,<7",
             "mypy>=2.4,<3",
             "onnx>=1.17,<2",
+            "pillow-heif>=1,<2",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17.6,<0.18",  # another version formats in another way

@@ -141,7 +141,7 @@ def prepare(config: IndexConfig) -> Prepared:
     matched, passed_over = match(config.images, image_ids, config.label_levels, config.exclude)
     tables_read = [("--labels", config.labels)] if labels is not None else []
     outputs.check_inputs(config.output, "index", [*tables_read, *input_files(config.images, matched)])
-    left_out.say_passed_over(passed_over)
+    left_out.say_passed_over(len(matched), passed_over)
     images, unlabelled = _labelled(config, labels, matched)
     lacking = 0
     if labels is not None:
@@ -424,6 +424,7 @@ def conclude(
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),
         versions=versions(),
+        passed_over=prepared.passed_over,
     )
 
 

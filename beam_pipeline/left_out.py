@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import IndexManifest
-from transforms.patterns import HIDDEN, described
+from transforms.patterns import described
 from transforms.storage import spelling
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
@@ -27,12 +27,10 @@ def beside(ids: pa.Array, known: pa.Array, place: str) -> str:
     return f"; {pair[0]!r} is {pair[1]!r} in {place}" if pair else ""
 
 
-def say_passed_over(passed_over: Mapping[str, int]) -> None:
-    """Says how many files were not looked at, by suffix."""
+def say_passed_over(photographs: int, passed_over: Mapping[str, int]) -> None:
+    """Says how many files beside the photographs were not looked at, by suffix."""
     if passed_over:
-        lift = "a glob that ends in a suffix takes such files"
-        hidden = "; hidden ones it takes where it names their folder" if HIDDEN in passed_over else ""
-        print(f"passed over: {described(passed_over)}; {lift}{hidden}", file=sys.stderr)
+        print(f"{photographs:,} photographs; passed over: {described(passed_over)}", file=sys.stderr)
 
 
 def labels_without_image(labels: pa.Array, images: pa.Array, uri: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from beam_pipeline import __version__
 from beam_pipeline.recipe import Recipe
+from transforms.file_formats import READS_HEIF
 from transforms.storage import files
 from transforms.storage.derived_shards import list_name, unit_state
 from transforms.storage.feature_store import ShardSummary
@@ -25,7 +26,8 @@ FORMAT = 2  # raised when older outputs cannot be read any more
 
 def versions() -> dict[str, str]:
     """Versions of landmarks, Python and the packages that decode, compute and store, by name."""
-    packages = ("apache-beam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyarrow")
+    packages = ["apache-beam", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyarrow"]
+    packages += ["pillow-heif"] if READS_HEIF else []
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"landmarks": __version__, "python": platform.python_version(), **found}
 
@@ -91,6 +93,8 @@ class Manifest:
       complete: False where time ran out: the same command goes on.
       time_budget: see `budget.Schedule.report`; None where there was none.
       versions: of landmarks, Python and the packages that what it holds may depend on, by name.
+      passed_over: how many files beside the photographs were not looked at, by suffix; of what was added
+        last.
     """
 
     COMMAND: ClassVar[str]
@@ -101,6 +105,7 @@ class Manifest:
     complete: bool = True
     time_budget: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self, root: str) -> dict[str, Any]:
         """The content of manifest.json in `root`."""

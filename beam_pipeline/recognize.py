@@ -124,7 +124,7 @@ def prepare(config: RecognizeConfig) -> Prepared:
     outputs.check_inputs(config.output, "recognize", [*tables_read, *input_files(config.images, images)])
     if config.query_store:
         outputs.check_store(config.query_store)
-    left_out.say_passed_over(passed_over)
+    left_out.say_passed_over(len(images), passed_over)
     not_indexed, wanted = 0, None
     if config.sample_submission:
         wanted = tables.read_ids(config.sample_submission)
@@ -367,6 +367,7 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
         time_budget=schedule.report(metrics),
         seconds=runner.seconds(prepared.started, metrics),
         versions=versions(),
+        passed_over=prepared.passed_over,
     )
     if complete:
         run_store.delete_candidates(config.output)

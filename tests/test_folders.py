@@ -13,7 +13,7 @@ from PIL import Image
 from beam_pipeline import config, flags, index, main
 from tests import tiny_models
 from tests.file_systems import FolderFileSystem
-from transforms import patterns
+from transforms import file_formats, patterns
 
 
 def write(path, data=b"x"):
@@ -208,6 +208,33 @@ def test_settings_remember_paths_as_ids_and_are_as_before_without(tmp_path):
     assert made.settings["image_ids"] == "path" and made.task.refs[0].image_id == "x/1.jpg"
 
 
+def test_what_lies_beside_photographs_is_counted_and_said(tmp_path, capsys, monkeypatch):
+    suffixes = ("JPG", "jpe", "jfif", "mpo", "png", "webp", "avif", "tif", "TIFF", "bmp", "gif")
+    for n, suffix in enumerate(suffixes):
+        write(tmp_path / "p" / "a" / f"{n}.{suffix}")
+    junk = ("1.mov", "2.MOV", "Thumbs.db", "note.txt", "desktop.ini", "._1.jpg", "@eaDir/1.jpg", "x")
+    for name in junk:
+        write(tmp_path / "p" / name)
+    made = prepared(tmp_path, "--labels", "folders")
+    assert len(made.task.refs) == len(suffixes)
+    counts = {".mov": 2, "hidden": 2, "": 1, ".db": 1, ".ini": 1, ".txt": 1}
+    assert made.passed_over == counts
+    assert capsys.readouterr().err == (
+        "11 photographs; passed over: 2 .mov, 2 hidden, 1 without a suffix, 1 .db, 1 .ini, 1 .txt\n"
+    )
+    monkeypatch.setattr(patterns, "READS_HEIF", False)
+    remedy = patterns.described({".heic": 31, ".mov": 12})
+    assert remedy == "31 .heic (pip install 'landmarks[heic]'), 12 .mov"
+
+
+def test_heic_is_a_photograph_where_it_can_be_read(tmp_path):
+    for name in ("a.HEIC", "b.heif", "c.hif", "d.jpg"):
+        write(tmp_path / name)
+    found = patterns.match_images([str(tmp_path)])
+    with_heif = file_formats.READS_HEIF
+    assert len(found.images) == (4 if with_heif else 1) and bool(found.passed_over) is not with_heif
+
+
 # From end to end
 
 
@@ -237,6 +264,7 @@ def test_photographs_of_one_name_go_through_every_command_by_their_paths(tmp_pat
     truth = "".join(f"{query},{place},Public\n" for query, place in rows)
     write(tmp_path / "truth.csv", ("id,landmarks,Usage\n" + truth).encode())
     assert run(tmp_path, *INDEX) == 2 and "--image_ids path" in capsys.readouterr().err
+    write(tmp_path / "p" / "notes.txt"), write(tmp_path / "q" / "1.mov")
     assert run(tmp_path, *INDEX, "--image_ids", "path") == 0
     assert ids_in(tmp_path / "index") == ["Eiffel/IMG_1.png", "Louvre/IMG_1.png", "Rome/IMG_1.png"]
     recognize = ("recognize", "--images", "q", "--image_ids", "path", "--index", "index", "--output", "run")
@@ -245,6 +273,9 @@ def test_photographs_of_one_name_go_through_every_command_by_their_paths(tmp_pat
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["all"]["top1"] == 1.0
     with open(tmp_path / "run" / "submission.csv", newline="") as f:
         assert [(row["id"], row["landmarks"].split()[0]) for row in csv.DictReader(f)] == rows
+    beside = [json.loads((tmp_path / output / "manifest.json").read_text()) for output in ("index", "run")]
+    assert [manifest["passed_over"] for manifest in beside] == [{".txt": 1}, {".mov": 1}]
+    assert beside[0]["image_ids"] == "path"
     matches = ("matches", "--run", "run", "--image_id", rows[0][0], "--output", "m.png")
     assert run(tmp_path, *matches) == 0 and (tmp_path / "m.png").exists()
     assert run(tmp_path, "report", "--run", "run", "--output", "report", "--truth", "truth.csv") == 0

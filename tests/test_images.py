@@ -1,5 +1,6 @@
 """Reading and decoding photographs."""
 
+import contextlib
 import io
 import random
 import struct
@@ -129,6 +130,13 @@ def textured(height=200, width=300):
     """A picture in which no two blocks are alike."""
     noise = np.random.default_rng(0).integers(0, 60, (height, width, 3))
     return Image.fromarray((gradient(height, width) // 2 + noise).astype(np.uint8))
+
+
+def heic(image, **options):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=95, **options)
+    return buffer.getvalue()
 
 
 VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + random.Random(0).randbytes(400_000) + b"\xff\xda" * 2000
@@ -448,6 +456,50 @@ class TestFormats:
             pixels, *rest = images.decode_image(encoded(source, "AVIF", quality=95), 150)
             wanted, *others = images.decode_image(encoded(source), 150)
             assert rest == others == [300, 200, 0.5] and np.abs(pixels - wanted.astype(int)).mean() < 8
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+    def test_a_heic(self, mode):
+        source = textured().convert(mode)
+        for tile_size in (0, 64):
+            pixels, *rest = images.decode_image(heic(source, tile_size=tile_size), 150)
+            wanted, *others = images.decode_image(encoded(source), 150)
+            assert rest == others == [300, 200, 0.5] and np.abs(pixels - wanted.astype(int)).mean() < 8
+        assert images.Image.OPEN.keys().isdisjoint({"HEIF"})  # nothing was registered
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+    def test_a_heic_is_upright_whatever_its_exif_says_beside(self, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        wanted, *others = images.decode_image(encoded(textured(), "JPEG", exif=exif, quality=95), 1000)
+        for reading in (ReadingConfig(), ReadingConfig(exif_orientation=False)):
+            pixels, *rest = images.decode_image(heic(textured(), exif=exif.tobytes()), 1000, reading)
+            assert rest == others and np.abs(pixels - wanted.astype(int)).mean() < 12
+
+    def test_a_heic_that_is_cut_or_damaged_is_no_photograph_and_no_crash(self):
+        data, draw = heic(textured()), random.Random(0)
+        for end in range(40, len(data) - 1, len(data) // 40):
+            with pytest.raises(images.DecodeError) as error:
+                images.decode_image(data[:end], 1000)
+            assert error.value.kind in ("corrupt", "unsupported_format")
+        for _ in range(100):
+            damaged = bytearray(data)
+            for _ in range(draw.randint(1, 20)):
+                damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+            with contextlib.suppress(images.DecodeError):
+                images.decode_image(bytes(damaged), 1000)
+
+    def test_a_heic_is_decoded_within_the_limits(self):
+        with pytest.raises(images.DecodeError, match="300 x 200 pixels, more than 59,999") as error:
+            images.decode_image(heic(textured()), 1000, ReadingConfig(max_image_pixels=59_999))
+        assert error.value.needed == 60_000
+
+    def test_without_its_package_a_heic_names_it(self, monkeypatch):
+        monkeypatch.setattr(images, "READS_HEIF", False)
+        with pytest.raises(
+            images.DecodeError, match=r"a HEIC picture; pip install 'landmarks\[heic\]' dec"
+        ) as e:
+            images.decode_image(heic(textured()), 1000)
+        assert e.value.kind == "unsupported_format"
 
     def test_a_tiff_that_is_the_preview_of_a_raw_file(self):
         data = encoded(textured(), "TIFF", tiffinfo={254: 1})

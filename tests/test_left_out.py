@@ -60,13 +60,13 @@ def indexed(tmp_path, labels):
 
 
 def test_an_index_says_what_it_leaves_out(tmp_path, capsys):
-    for name in ("a.jpg", "b.jpg", "c.jfif", "d.jfif", "e.heic"):
+    for name in ("a.jpg", "b.jpg", "c.mov", "d.mov", "e.txt"):
         write(tmp_path / "p" / name)
     prepared = indexed(tmp_path, "id,landmark_id\na,1\nB,1\nc,2\nd,2\n")
     assert [ref.image_id for ref in prepared.unlabelled] == ["b"]
-    assert prepared.labels_without_image == 3 and prepared.passed_over == {".jfif": 2, ".heic": 1}
+    assert prepared.labels_without_image == 3 and prepared.passed_over == {".mov": 2, ".txt": 1}
     said = capsys.readouterr().err.splitlines()
-    assert "passed over: 2 .jfif, 1 .heic" in said[0]
+    assert said[0] == "2 photographs; passed over: 2 .mov, 1 .txt"
     assert said[1].startswith("1 of 2 images have no label") and "'b' is 'B' in" in said[1]
     assert said[2].startswith("3 of 4 labels") and "the first is 'B'" in said[2] and len(said) == 3
 

@@ -25,13 +25,13 @@ def test_a_folder_is_searched_recursively_for_any_case(tmp_path):
 
 
 def test_what_a_suffix_passes_over_is_counted(tmp_path):
-    for name in ("a.jpg", "b.jfif", "c.JFIF", "d", "labels.csv"):
+    for name in ("a.jpg", "b.xcf", "c.XCF", "d", "labels.csv"):
         write(tmp_path / name)
     for pattern in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**"):
         found = patterns.match_images([str(pattern)])
         assert [ref.image_id for ref in found.images] == ["a"]
-        assert found.passed_over == {".jfif": 2, "": 1, ".csv": 1}
-    assert patterns.described(found.passed_over) == "2 .jfif, 1 without a suffix, 1 .csv"
+        assert found.passed_over == {".xcf": 2, "": 1, ".csv": 1}
+    assert patterns.described(found.passed_over) == "2 .xcf, 1 without a suffix, 1 .csv"
 
 
 def test_what_is_hidden_in_a_folder_is_passed_over_and_counted(tmp_path):
@@ -49,10 +49,10 @@ def test_what_is_hidden_in_a_folder_is_passed_over_and_counted(tmp_path):
 
 
 def test_a_pattern_that_names_a_suffix_is_taken_at_its_word(tmp_path):
-    for name in ("a.jpg", "b.jfif", "sub/c.jfif"):
+    for name in ("a.jpg", "b.xcf", "sub/c.xcf"):
         write(tmp_path / name)
-    assert matched(f"{tmp_path}/*.jfif") == matched(f"{tmp_path}/b.jfif") == ["b"]
-    assert matched(f"{tmp_path}/**/*.{{jfif,jpg}}") == ["a", "b", "c"]
+    assert matched(f"{tmp_path}/*.xcf") == matched(f"{tmp_path}/b.xcf") == ["b"]
+    assert matched(f"{tmp_path}/**/*.{{xcf,jpg}}") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_two_files_with_one_id_are_named(tmp_path):
 
 
 def test_nothing_matched(tmp_path):
-    write(tmp_path / "a.jfif")
-    with pytest.raises(patterns.MatchError, match=r"no image matches .*; passed over 1 \.jfif"):
+    write(tmp_path / "a.xcf")
+    with pytest.raises(patterns.MatchError, match=r"no image matches .*; passed over 1 \.xcf"):
         matched(tmp_path)
     with pytest.raises(patterns.MatchError, match=r"no image matches .*only between slashes"):
         matched(tmp_path / "**.jpg")

@@ -7,11 +7,19 @@ reader. It may also hold less: a copy that was interrupted lacks its last bytes.
 
 import dataclasses
 import enum
+import importlib.util
 import itertools
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+
+READS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+"""Whether HEIC and HEIF are decoded here, which takes the extra `heic`."""
+
+HEIF_REMEDY = "pip install 'landmarks[heic]'"
 
 # No picture needs more, and each takes time.
 MAX_PARTS = 300_000
@@ -42,7 +50,7 @@ _WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}
 _TIFF_FURTHER = {0x8769, 0x8825, 0xA005}  # directories of EXIF, of GPS, and of interoperability
 _MAX_DIRECTORIES = 1000
 
-# libavif looks for EXIF by the type of its item.
+# libavif and libheif look for EXIF by the type of its item.
 _AVIF_EXIF = re.compile(rb"(infe.{8}(?:..)?)Exif", re.DOTALL)
 
 # What a disk or a server gives for what it lost. In a scan it is a row of blocks full of coefficients -1,
@@ -444,7 +452,7 @@ _GIF = FileFormat("a GIF", Decoding.ALWAYS)
 _BMP = FileFormat("a BMP", Decoding.ALWAYS)
 _TIFF = FileFormat("a TIFF picture", Decoding.PARTLY)
 _AVIF = FileFormat("an AVIF picture", Decoding.PARTLY)
-_HEIC = FileFormat("a HEIC picture", Decoding.NEVER)
+HEIC = FileFormat("a HEIC picture", Decoding.PARTLY)
 _JPEG_XL = FileFormat("a JPEG XL picture", Decoding.NEVER)
 _JPEG_2000 = FileFormat("a JPEG 2000 picture", Decoding.NEVER)
 _JPEG_LS = FileFormat("a JPEG-LS picture", Decoding.NEVER)
@@ -457,7 +465,7 @@ _MPEG = FileFormat("a video (MPEG)")
 _QUICKTIME = FileFormat("a video (QuickTime)")
 
 
-_READERS = {_JPEG: _jpeg, _PNG: _png, _WEBP: _webp, _AVIF: _avif, _HEIC: _avif}
+_READERS = {_JPEG: _jpeg, _PNG: _png, _WEBP: _webp, _AVIF: _avif, HEIC: _avif}
 
 
 def _undecoded(text: str) -> FileFormat:
@@ -533,9 +541,9 @@ _MAGICS = (
 # Of files in boxes (ISO 14496-12), the most telling first.
 _BRANDS = (
     *((brand, _AVIF) for brand in (b"avif", b"avis")),
-    *((brand, _HEIC) for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm")),
+    *((brand, HEIC) for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm")),
     (b"crx ", _RAW),  # Canon
-    *((brand, _HEIC) for brand in (b"mif1", b"msf1")),
+    *((brand, HEIC) for brand in (b"mif1", b"msf1")),
     (b"qt  ", _QUICKTIME),
 )
 

@@ -11,7 +11,10 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from transforms.file_formats import (
+    HEIC,
+    HEIF_REMEDY,
     MAX_PARTS,
+    READS_HEIF,
     Decoding,
     FileFormat,
     PictureFile,
@@ -28,7 +31,7 @@ from transforms.storage.machine import MachineError, has_memory, is_of_machine
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
-# What a file may hold, whatever its suffix says.
+# What a file may hold, whatever its suffix says; HEIC is opened in another way.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # A picture is first brought to at least this many times the sides wanted by cheap means, then resized well:
@@ -140,7 +143,8 @@ def decode_image(
         )
     needed = reading.max_bytes
     try:
-        image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
+        if image.format != "HEIF":  # whose draft is a picture of its own, made by who knows whom
+            image.draft(None, (_GAP * shrunk[0], _GAP * shrunk[1]))
         factor = max(1, min(image.width // (_GAP * shrunk[0]), image.height // (_GAP * shrunk[1])))
         needed = len(data) + _decoding_bytes(image, file, width * height, scans, factor, shrunk)
         if needed > reading.max_bytes:
@@ -191,9 +195,13 @@ def _open(data: bytes, found: FileFormat | None, reading: ReadingConfig) -> Imag
     name, decoding = (found.text, found.decoding) if found else ("", Decoding.NO_PICTURE)
     if decoding is Decoding.NEVER:
         raise DecodeError("unsupported_format", f"{name}, which is not decoded here; convert it to JPEG")
+    if found is HEIC and not READS_HEIF:
+        raise DecodeError("unsupported_format", f"{name}; {HEIF_REMEDY} decodes it, or convert it to JPEG")
     try:
-        image: Any = Image.open(
-            _CountedReads(data), formats=[name for name in _FORMATS if name in Image.OPEN]
+        image: Any = (
+            _open_heif(data)
+            if found is HEIC
+            else Image.open(_CountedReads(data), formats=[name for name in _FORMATS if name in Image.OPEN])
         )
     except (DecodeError, MemoryError):
         raise
@@ -220,7 +228,18 @@ def _open(data: bytes, found: FileFormat | None, reading: ReadingConfig) -> Imag
     return image
 
 
+def _open_heif(data: bytes) -> Image.Image:
+    from pillow_heif.as_plugin import HeifImageFile  # an extra, and registering it would change the process
+
+    try:
+        return HeifImageFile(io.BytesIO(data))
+    except SyntaxError as e:  # as Pillow's plugins say that they do not know a file
+        raise UnidentifiedImageError(str(e)) from e
+
+
 def _orientation(image: Any, file: PictureFile) -> int:
+    if image.format == "HEIF":  # turned by libheif as its boxes say; its EXIF tells nothing more
+        return 1
     if file.orientation:
         return file.orientation
     if image.format == "TIFF":
@@ -349,7 +368,7 @@ def _decoding_bytes(
     loading = (1 if image.mode in ("1", "L", "P") else 4) * decoded
     if image.format == "WEBP":  # two canvases, the frame twice, and what a lossless file is decoded into
         loading = (16 if image.mode == "RGB" else 20) * pixels
-    elif image.format == "AVIF":
+    elif image.format in ("AVIF", "HEIF"):
         loading = 24 * pixels
     elif image.format == "TIFF":  # turned, and a strip or tile of it
         loading = (8 if image.tag_v2.get(_TIFF_ORIENTATION, 1) > 1 else 4) * decoded + _tiff_part_bytes(image)

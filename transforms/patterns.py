@@ -10,13 +10,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from transforms.file_formats import HEIF_REMEDY, HEIF_SUFFIXES, READS_HEIF
 from transforms.processes.threads import map_ahead
 from transforms.storage import files, globs, tar_files
 from transforms.storage.object_stores import READS_IN_FLIGHT, Entry
 from transforms.storage.uris import IMAGE_IDS, Member, image_id_of, member_of
 from transforms.types import ImageRef
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif"),
+    *(HEIF_SUFFIXES if READS_HEIF else ()),
+)
+"""Of the photographs that folders give."""
 
 REFUSED = "members of tar files that are refused"
 """Stands in the place of a suffix for what an archive holds and nobody should read."""
@@ -215,8 +220,13 @@ def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
 
 
 def described(passed_over: Mapping[str, int]) -> str:
-    """Counts by suffix for people: "6 .jfif, 1 without a suffix"."""
-    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in passed_over.items())
+    """Counts by suffix for people: "6 .mov, 1 without a suffix"."""
+
+    def remedy(suffix: str) -> str:
+        return "" if suffix not in HEIF_SUFFIXES or READS_HEIF else f" ({HEIF_REMEDY})"
+
+    counts = passed_over.items()
+    return ", ".join(f"{count:,} {suffix or 'without a suffix'}{remedy(suffix)}" for suffix, count in counts)
 
 
 def _visible(
