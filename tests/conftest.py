@@ -2,11 +2,21 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from beam_pipeline import demo
+from tests import beam_memory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def beam_remembers() -> Iterator[None]:
+    """Small pipelines are built in half the time; see beam_memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        beam_memory.remember(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

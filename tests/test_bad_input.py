@@ -264,9 +264,12 @@ class TestModels:
         assert not (tmp_path / "index" / "manifest.json").exists()
 
 
+PARSER = main.build_parser()
+
+
 def options():
     """(command, option, action) of every option of every command that takes a value."""
-    pending = [((), main.build_parser())]
+    pending = [((), PARSER)]
     while pending:
         names, parser = pending.pop()
         for action in parser._actions:
@@ -280,7 +283,7 @@ def options():
 
 def arguments(command, without):
     """The command with a value for all it requires but for one option."""
-    parser = main.build_parser()
+    parser = PARSER
     for name in command:
         parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
     needed = [a for a in parser._actions if a.required]
@@ -318,6 +321,7 @@ def test_nonsense_values_of_every_option_are_refused_before_anything_starts(
     tmp_path, monkeypatch, capsys, command, option, action
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "build_parser", lambda: PARSER)  # to build it takes longer than all else here
     values = [""]
     if action.type or action.choices:
         values += [
@@ -332,8 +336,9 @@ def test_nonsense_values_of_every_option_are_refused_before_anything_starts(
             "½",
             *(v for v in ("0", "-1") if option not in MAY_BE[v]),
         ]
+    given = arguments(command, option)
     for value in values:
-        assert main.main([*arguments(command, option), f"{option}={value}"]) == 2, value
+        assert main.main([*given, f"{option}={value}"]) == 2, value
         assert option in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 

@@ -4,6 +4,7 @@ it takes no TensorFlow.
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -84,6 +85,32 @@ class TestFeatures:
             model.extract(np.zeros((10, 10, 3), np.float32))
 
 
+_EXTRACTS = """
+import sys; import cv2; import numpy as np; from tests.pictures import textured
+from transforms.models import catalog; from transforms.processes.settings import one_thread
+cv2.setNumThreads(int(sys.argv[1]))
+for name, adapter in catalog.BUILT_IN.items():
+    model = adapter.load(adapter.CONSTANTS, adapter.SETTINGS)
+    with one_thread: found = model.extract(textured(480, 640))
+    np.savez(f"{sys.argv[2]}/{name}.npz", **vars(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def extracted_with(tmp_path_factory):
+    """A function: the folder of what all models make in a process with so many threads, made once."""
+
+    @functools.cache
+    def extract(threads):
+        folder = tmp_path_factory.mktemp("threads")
+        counts = {f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL")}
+        command = [sys.executable, "-c", _EXTRACTS, threads, str(folder)]
+        subprocess.run(command, check=True, env={**os.environ, **counts})
+        return folder
+
+    return extract
+
+
 class TestSameBytes:
     def test_threads_that_share_a_model(self, model):
         images = [textured(150 + 10 * n, 200, n) for n in range(8)]
@@ -92,24 +119,13 @@ class TestSameBytes:
                 assert_same(one, other)
 
     @pytest.mark.parametrize("threads", ["1", "2", "5"])
-    def test_processes_with_other_numbers_of_threads(self, name, tmp_path, threads):
-        code = (
-            "import sys; import cv2; import numpy as np; from tests.pictures import textured; "
-            "from transforms.models import catalog; from transforms.processes.settings import one_thread\n"
-            f"cv2.setNumThreads({threads}); adapter = catalog.BUILT_IN[sys.argv[1]]\n"
-            "m = adapter.load(adapter.CONSTANTS, adapter.SETTINGS)\n"
-            "with one_thread: found = m.extract(textured(480, 640))\n"
-            "np.savez(sys.argv[2], **vars(found))"
-        )
-        path = str(tmp_path / "found.npz")
-        counts = {f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL")}
-        subprocess.run([sys.executable, "-c", code, name, path], check=True, env={**os.environ, **counts})
+    def test_processes_with_other_numbers_of_threads(self, name, extracted_with, threads):
         model = catalog.load(name, catalog.BUILT_IN[name].SETTINGS)
         from transforms.processes.settings import one_thread
 
         with one_thread:
             expected = model.extract(textured(480, 640))
-        with np.load(path) as found:
+        with np.load(extracted_with(threads) / f"{name}.npz") as found:
             for field, value in vars(expected).items():
                 assert value.tobytes() == found[field].tobytes(), field
 

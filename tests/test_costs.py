@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from beam_pipeline import budget, costs
+from beam_pipeline import budget, costs, pilot
 from beam_pipeline.budget import Measured, Work
 from beam_pipeline.config import ConfigError, FullSize
 from beam_pipeline.main import main
@@ -75,7 +75,7 @@ def test_a_table_that_is_none_is_named(changes, problem, tmp_path):
         costs.read_prices(prices(tmp_path, **changes))
 
 
-def test_a_plan_at_full_size_from_a_sample(tmp_path, capsys):
+def test_a_plan_at_full_size_from_a_sample(tmp_path, capsys, monkeypatch):
     from PIL import Image
 
     from tests import pictures
@@ -91,6 +91,7 @@ def test_a_plan_at_full_size_from_a_sample(tmp_path, capsys):
     assert "1,580,470 images in 24,695 units" in said and "on Dataflow, workers n2d-standard-2" in said
     assert not (tmp_path / "index").exists()
     assert main(index) == 0
+    monkeypatch.setattr(pilot, "run", lambda sample, timeout=None: MEASURED)
     recognize = ["recognize", "--images", str(tmp_path / "images"), "--index", str(tmp_path / "index")]
     recognize += ["--output", str(tmp_path / "run"), "--direct_num_workers", "1"]
     size = ["--photographs", "117577", "--index_photographs", "1580470"]

@@ -3,6 +3,7 @@ flex template, as far as files tell.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -21,6 +22,7 @@ from apache_beam.pipeline import PipelineVisitor
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 from apache_beam.runners.pipeline_context import PipelineContext
+from apache_beam.runners.portability.stager import Stager
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 from PIL import Image
 
@@ -95,8 +97,12 @@ class Types(PipelineVisitor):
 
 
 @pytest.fixture(scope="session")
-def dry_run():
-    """A function: runs a command line and returns the Job that it built, having reached for no network."""
+def dry_run(tmp_path_factory):
+    """A function: runs a command line and returns the Job that it built, having reached for no network; the
+    package is made for the first.
+    """
+    package = functools.cache(Stager._build_setup_package)
+    made_in = str(tmp_path_factory.mktemp("package"))
 
     def build(*argv):
         jobs, reached = [], []
@@ -111,6 +117,9 @@ def dry_run():
         unchanged = DataflowRunner.run_pipeline
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(DataflowRunner, "run_pipeline", run_pipeline)
+            patch.setattr(
+                Stager, "_build_setup_package", lambda setup_file, *rest: package(setup_file, made_in)
+            )
             patch.setattr(socket.socket, "connect", lambda self, address: reached.append(address))
             patch.setattr(socket, "getaddrinfo", lambda *address, **rest: reached.append(address))
             assert main([*map(str, argv), *DATAFLOW]) == 0

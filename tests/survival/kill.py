@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -253,6 +253,7 @@ def attempt(
     seconds: dict[str, float],
     rng: random.Random,
     kills: Iterator[int],
+    finish: Callable[[Command, pathlib.Path, Sequence[str]], object] = finish,
 ) -> tuple[list[Kill], list[str]]:
     """One round in an empty folder.
 
@@ -260,6 +261,7 @@ def attempt(
       reference: folder of an undisturbed round, with the contents after each command in <command>.json.
       seconds: that each command takes undisturbed.
       kills: how many times in a row each command is killed.
+      finish: runs a command to its end, and raises where it fails.
 
     Returns:
       The kills, and what differs in the end.
