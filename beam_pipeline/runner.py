@@ -6,8 +6,9 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
@@ -28,6 +29,8 @@ from transforms.storage import files
 # One `landmarks` line at least this often where standard error is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0
 _NEVER_MS = 1_000_000_000
+
+_View = TypeVar("_View", bound=PipelineOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,19 @@ def _on_dataflow(options: PipelineOptions) -> bool:
     )  # DataflowRunner, or by its module's name
 
 
+class _Options(PipelineOptions):
+    """Options whose views are made once: Beam asks for one with each step, and parses all flags for it."""
+
+    _views: ClassVar[weakref.WeakKeyDictionary["_Options", dict[type, Any]]] = weakref.WeakKeyDictionary()
+
+    def view_as(self, cls: type[_View]) -> _View:
+        views = self._views.setdefault(self, {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        view: _View = views[cls]
+        return view
+
+
 def run_pipeline(
     build: Callable[[beam.Pipeline], Any],
     options: PipelineOptions,
@@ -122,7 +138,7 @@ def run_pipeline(
       NotAwaited: it was built, and that is all that the options ask for.
     """
     workers = local_workers(options)
-    options = PipelineOptions.from_dictionary(
+    options = _Options.from_dictionary(
         options.get_all_options(drop_default=True, retain_unknown_options=False)
     )
     if workers is not None:
