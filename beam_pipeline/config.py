@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from beam_pipeline.gldv2 import published
-from transforms.storage.uris import is_local, join
+from transforms.storage.uris import is_local
 from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
 
 
@@ -197,10 +196,10 @@ class RecognizeConfig:
                 f"--top_k {self.scoring.top_k} is more than --num_to_rerank {self.num_to_rerank}"
             )
         for flag, folder in (("--output", self.output), ("--query_store", self.query_store)):
-            if folder is not None and _holds(folder, self.index):
+            if folder is not None and holds(folder, self.index):
                 raise ConfigError(f"{flag} {folder} is or holds the index {self.index}; name another folder")
         store = self.query_store
-        if store is not None and _holds(store, self.output) and _holds(self.output, store):
+        if store is not None and holds(store, self.output) and holds(self.output, store):
             raise ConfigError(f"--query_store {store} is the output {self.output}; name another folder")
 
 
@@ -245,11 +244,11 @@ class RescoreConfig:
     def __post_init__(self) -> None:
         if self.calibration and (self.scoring or self.num_to_rerank):
             raise ConfigError("--calibration brings its own scores: it goes with no other flag of them")
-        if _holds(self.output, self.run):
+        if holds(self.output, self.run):
             raise ConfigError(f"--output {self.output} is or holds the run {self.run}; name another folder")
 
 
-def _holds(folder: str, other: str) -> bool:
+def holds(folder: str, other: str) -> bool:
     """Whether `other` is `folder` or lies in it."""
     folder, other = (
         (os.path.realpath(name) if is_local(name) else name).rstrip("/") + "/" for name in (folder, other)
@@ -309,57 +308,5 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         for flag, read in (("--truth", self.truth), ("--predictions", self.predictions)):
-            if self.output is not None and _holds(self.output, read):
+            if self.output is not None and holds(self.output, read):
                 raise ConfigError(f"--output {self.output} is or holds what {flag} names; name another file")
-
-
-@dataclasses.dataclass(frozen=True)
-class DownloadConfig:
-    """Arguments of `landmarks gldv2 download`; see its --help.
-
-    Attributes:
-      archives: their numbers; None for all of the part.
-    """
-
-    part: str
-    output: str
-    base_url: str = published.BASE_URL
-    archives: tuple[int, ...] | None = None
-    keep: str = "tar"
-    parallel: int = 4
-    budget: TimeBudget | None = None
-
-    def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"--base_url {self.base_url!r} is no http:// or https:// address")
-        if not is_local(self.output):
-            raise ConfigError(
-                f"--output {self.output}: archives arrive in parts, on a disk; copy them to a store then"
-            )
-        count = published.PARTS[self.part].archives
-        beyond = [number for number in self.archives or () if number >= count]
-        if beyond:
-            has = f"has archives 0 to {count - 1}" if count else "has no archives"
-            raise ConfigError(f"--archives: {self.part} {has}, not {beyond[0]}")
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """Of the archives asked for."""
-        return tuple(range(published.PARTS[self.part].archives)) if self.archives is None else self.archives
-
-
-@dataclasses.dataclass(frozen=True)
-class SubsetConfig:
-    """Arguments of `landmarks gldv2 subset`; see its --help."""
-
-    data: str
-    output: str
-    landmarks: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for part in published.PARTS:
-            if _holds(self.output, join(self.data, part)):
-                raise ConfigError(
-                    f"--output {self.output} is or holds a part of the data set; name another folder"
-                )

@@ -15,7 +15,6 @@ from beam_pipeline.config import (
     TUNED,
     CalibrateConfig,
     ConfigError,
-    DownloadConfig,
     ExtractionOverrides,
     FullSize,
     IndexConfig,
@@ -25,6 +24,7 @@ from beam_pipeline.config import (
     TimeBudget,
 )
 from beam_pipeline.gldv2 import kaggle
+from beam_pipeline.gldv2.config import DownloadConfig
 from transforms.models.card import DEVICES, PRECISIONS
 from transforms.storage.uris import IMAGE_IDS
 from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings

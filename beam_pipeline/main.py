@@ -483,8 +483,9 @@ def _bundle(args: argparse.Namespace, options: Any) -> int:
 
 def _subset(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline.gldv2 import subset
+    from beam_pipeline.gldv2.config import SubsetConfig
 
-    return subset.run(config.SubsetConfig(args.data, args.output, args.landmarks, args.seed))
+    return subset.run(SubsetConfig(args.data, args.output, args.landmarks, args.seed))
 
 
 def _matches(args: argparse.Namespace, options: Any) -> int:

@@ -9,6 +9,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PRODUCT = ("beam_pipeline", "transforms")
 
+# Folders at the top, each with those that it may import.
+ROOMS = {
+    "transforms": set(),
+    "beam_pipeline": {"transforms"},
+    "training": {"transforms"},
+    "benchmarks": {"beam_pipeline", "transforms"},
+    "docker": {"beam_pipeline"},
+    "examples": {"beam_pipeline", "transforms"},
+}
+
 # In the order of the data.
 STEPS = {
     f"transforms.{name}"
@@ -60,9 +70,9 @@ def circle(graph):
 
 @pytest.fixture(scope="module")
 def graph():
-    """What each module of the product imports."""
-    paths = {module_name(path): path for top in PRODUCT for path in (ROOT / top).rglob("*.py")}
-    assert paths.keys() >= STEPS
+    """What each module imports."""
+    paths = {module_name(path): path for top in ROOMS for path in (ROOT / top).rglob("*.py")}
+    assert paths.keys() >= STEPS and {"beam_pipeline.report.pages", "beam_pipeline.gldv2.fetch"} <= {*paths}
     return {name: imported(path.read_text(), paths) for name, path in paths.items()}
 
 
@@ -81,19 +91,19 @@ def test_a_circle_would_be_found():
     assert circle({**found, "d": set()}) == []
 
 
-def test_the_product_stands_alone(graph):
-    others = {path.name for path in ROOT.iterdir() if path.is_dir()} - set(PRODUCT)
-    assert {"benchmarks", "tests", "training"} <= others
-    tops = {name: {module.split(".")[0] for module in modules} for name, modules in graph.items()}
-    assert {name: found & others for name, found in tops.items() if found & others} == {}
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_those_below_it_alone(graph, room):
+    others = {path.name for path in ROOT.iterdir() if path.is_dir()} - ROOMS[room] - {room}
+    assert "tests" in others and within(graph, room)
+    for name, modules in within(graph, room).items():
+        assert {module.split(".")[0] for module in modules} & others == set(), name
 
 
-def test_steps_know_nothing_of_the_jobs(graph):
-    assert {
-        name: modules
-        for name, modules in within(graph, "transforms").items()
-        if any(module.startswith("beam_pipeline") for module in modules)
-    } == {}
+def test_no_job_looks_into_the_report_or_into_one_data_set(graph):
+    command_line = {"beam_pipeline.main", "beam_pipeline.flags"}
+    for name in {name for name in within(graph, "beam_pipeline") if name.count(".") == 1} - command_line:
+        for folder in ("beam_pipeline.report", "beam_pipeline.gldv2"):
+            assert not [module for module in graph[name] if module.startswith(folder + ".")], name
 
 
 def test_no_step_is_imported_by_another_nor_by_what_steps_use(graph):

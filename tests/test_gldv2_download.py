@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.config import ConfigError, DownloadConfig, TimeBudget
+from beam_pipeline.config import ConfigError, TimeBudget
 from beam_pipeline.gldv2 import download, fetch, published
+from beam_pipeline.gldv2.config import DownloadConfig
 from beam_pipeline.gldv2.fetch import Patience
 from beam_pipeline.main import main
 from tests import gldv2_layout

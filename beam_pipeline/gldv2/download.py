@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline import lock, runner
-from beam_pipeline.config import ConfigError, DownloadConfig
+from beam_pipeline.config import ConfigError
 from beam_pipeline.gldv2 import fetch, published
+from beam_pipeline.gldv2.config import DownloadConfig
 from beam_pipeline.gldv2.fetch import Fetcher, FetchError, Patience, StoppedError
 from beam_pipeline.gldv2.published import Part
 from transforms.patterns import image_id_of

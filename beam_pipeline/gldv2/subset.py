@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from beam_pipeline.config import ConfigError, SubsetConfig
+from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import match
 from beam_pipeline.gldv2 import published
+from beam_pipeline.gldv2.config import SubsetConfig
 from transforms.storage import files, spelling, tables
 from transforms.types import ImageRef
 
