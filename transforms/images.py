@@ -29,6 +29,8 @@ from transforms.processes.threads import map_ahead
 from transforms.storage import files, object_stores
 from transforms.storage.machine import MachineError, has_memory, is_of_machine
 from transforms.storage.object_stores import READS_IN_FLIGHT
+from transforms.storage.parquet_images import RowReader
+from transforms.storage.uris import row_of
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
 # What a file may hold, whatever its suffix says; HEIC is opened in another way.
@@ -444,7 +446,7 @@ def read_image(
     Raises:
       MachineError: what is wrong is not the photograph.
     """
-    return _decoded(_read(ref, reading), max_side, reading)
+    return _decoded(_read(ref, reading, RowReader()), max_side, reading)
 
 
 def _megabytes(size: int) -> int:
@@ -454,16 +456,23 @@ def _megabytes(size: int) -> int:
 _Content = tuple[ImageRef, bytes | Failure]  # of a photograph's file
 
 
-def _read(ref: ImageRef, reading: ReadingConfig) -> _Content:
+def _too_large(ref: ImageRef, size: int, reading: ReadingConfig) -> Failure:
+    problem = f"{size:,} bytes, more than {reading.max_bytes:,}; --max_image_memory allows more"
+    limit = "max_image_memory", _megabytes(size)
+    return Failure("read", ref.image_id, ref.uri, "too_large", problem, *limit)
+
+
+def _read(ref: ImageRef, reading: ReadingConfig, rows: RowReader) -> _Content:
     crash = crash_notes.crash_of(ref)
     if crash is not None:
         return ref, crash
     if ref.size_bytes > reading.max_bytes:
-        problem = f"{ref.size_bytes:,} bytes, more than {reading.max_bytes:,}; --max_image_memory allows more"
-        limit = "max_image_memory", _megabytes(ref.size_bytes)
-        return ref, Failure("read", ref.image_id, ref.uri, "too_large", problem, *limit)
+        return ref, _too_large(ref, ref.size_bytes, reading)
     try:
-        data = files.read_bytes(ref.uri)
+        row = row_of(ref.uri)
+        data = rows.read(row) if row else files.read_bytes(ref.uri)
+        if len(data) > reading.max_bytes:
+            return ref, _too_large(ref, len(data), reading)
         if not files.is_local(ref.uri):
             object_stores.note_readable(ref.uri)
         return ref, data
@@ -513,7 +522,7 @@ def read_images(
 
     Those of another machine are read by threads of their own, several at a time and further ahead.
     """
-    read = functools.partial(_read, reading=reading)
+    read = functools.partial(_read, reading=reading, rows=RowReader(ref.uri for ref in refs))
     decode = functools.partial(_decoded, max_side=max_side, reading=reading)
     with contextlib.ExitStack() as stack:
         decoders = stack.enter_context(ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode"))

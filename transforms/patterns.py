@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from transforms.file_formats import HEIF_REMEDY, HEIF_SUFFIXES, READS_HEIF
 from transforms.processes.threads import map_ahead
-from transforms.storage import files, globs, tar_files
+from transforms.storage import files, globs, parquet_images, tar_files
 from transforms.storage.object_stores import READS_IN_FLIGHT, Entry
-from transforms.storage.uris import IMAGE_IDS, Member, image_id_of, member_of
+from transforms.storage.uris import IMAGE_IDS, Member, Row, held_in, image_id_of
 from transforms.types import ImageRef
 
 IMAGE_SUFFIXES = (
@@ -33,6 +33,8 @@ begins with a dot, or in one where a system keeps what it makes or what was thro
 
 EXCLUDED = "excluded"
 """Likewise for photographs and archives that are not wanted."""
+
+_ARCHIVES = (tar_files.SUFFIX, parquet_images.SUFFIX)
 
 _OF_SYSTEMS = frozenset(
     {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
@@ -78,7 +80,9 @@ def match_images(
     with a path per line; paths of a list that are not absolute start at the list's folder. Folders, and globs
     that name no suffix, give the files with IMAGE_SUFFIXES, in any case, that are not HIDDEN; what is named
     otherwise is taken as it is. What exists under the name of a pattern is meant before what it matches. A
-    file that is reached twice, through links too, counts once. Tar files are like folders of what they hold.
+    file that is reached twice, through links too, counts once. Tar files are like folders of what they hold,
+    and so are Parquet files with a column of images (see storage/parquet_images.py), whose rows are called by
+    their path there; of paths alone where they are named.
 
     The path below a pattern starts where it is searched: at the folder, the tar file, the list's folder, or
     before the first name of a glob that stands for several.
@@ -110,13 +114,13 @@ def match_images(
         base, entries = _match(pattern)
         visible = _visible(pattern, base, entries, unwanted, passed_over)
         with_members = _with_members(visible, passed_over, say)
-        for entry, chosen in _visible(pattern, base, with_members, unwanted, passed_over):
+        for entry, chosen, given_id in _visible(pattern, base, with_members, unwanted, passed_over):
             uri, below = entry.uri, _below(entry.uri, base)
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
                 continue
             found = True
-            image_id = below if image_ids == "path" else image_id_of(uri)
+            image_id = below if image_ids == "path" else given_id or image_id_of(uri)
             landmark = _landmark(below, label_levels) if label_levels else None
             if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id) or _UNWRITABLE.search(landmark or ""):
                 raise MatchError(
@@ -167,17 +171,19 @@ def _below(uri: str, base: str) -> str:
     """The path of a file, or of a member of an archive, from the folder or archive `base` on; from the root
     on where it lies elsewhere.
     """
-    if member := member_of(uri):
+    if member := held_in(uri):
         if member.archive == base:
-            return member.name
+            return member.name.lstrip("/")
         uri = f"{member.archive}/{member.name}"
+    elif base.lower().endswith(parquet_images.SUFFIX):
+        base = base.rpartition("/")[0]
     start = base.rstrip("/") + "/"
     return uri[len(start) :] if uri.startswith(start) else uri.partition("://")[2] or uri.lstrip("/")
 
 
 def _landmark(below: str, levels: int) -> str | None:
     folders = below.replace("\\", "/").split("/")[:-1][-levels:]
-    names = (re.sub(r"\.tar$", "", name, flags=re.IGNORECASE).strip() for name in folders)
+    names = (re.sub(r"\.(tar|parquet)$", "", name, flags=re.IGNORECASE).strip() for name in folders)
     return unicodedata.normalize("NFC", "/".join(names)) or None
 
 
@@ -229,21 +235,31 @@ def described(passed_over: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {suffix or 'without a suffix'}{remedy(suffix)}" for suffix, count in counts)
 
 
+class _Found(NamedTuple):
+    """A file, a member of a tar file, or a row of a table.
+
+    Attributes:
+      chosen: whether the pattern says that it is meant, whatever its suffix.
+      image_id: what the table calls it; None for its name.
+    """
+
+    entry: Entry
+    chosen: bool
+    image_id: str | None = None
+
+
 def _visible(
-    pattern: str,
-    base: str,
-    found: Iterable[tuple[Entry, bool]],
-    unwanted: _Exclusion,
-    passed_over: Counter[str],
-) -> Iterator[tuple[Entry, bool]]:
-    """The files of a pattern, see `_match`, but for those that are EXCLUDED, or HIDDEN and not meant."""
-    for entry, chosen in found:
+    pattern: str, base: str, found: Iterable[_Found], unwanted: _Exclusion, passed_over: Counter[str]
+) -> Iterator[_Found]:
+    """The files of a pattern, but for those that are EXCLUDED, or HIDDEN and not meant."""
+    for one in found:
+        entry, chosen, _ = one
         name = entry.uri.lower()
         if (_below(entry.uri, base), entry.uri) in unwanted:
-            if chosen or name.endswith((*IMAGE_SUFFIXES, tar_files.SUFFIX)):
+            if chosen or name.endswith((*IMAGE_SUFFIXES, *_ARCHIVES)):
                 passed_over[EXCLUDED] += 1
         elif chosen or not _is_hidden(entry.uri, pattern):
-            yield entry, chosen
+            yield one
         elif name.endswith(IMAGE_SUFFIXES):
             passed_over[HIDDEN] += 1
 
@@ -254,7 +270,7 @@ def _is_hidden(uri: str, pattern: str) -> bool:
     """
     if not _PERHAPS_HIDDEN.search(uri):
         return False
-    if member := member_of(uri):
+    if member := held_in(uri):
         pattern, uri = member.archive, f"{member.archive}/{member.name}"
     is_folder = not globs.has_magic(pattern) or uri.startswith(files.join(files.absolute(pattern), ""))
     folder = files.absolute(pattern) if is_folder else files.absolute(re.split(r"[*?\[{]", pattern)[0])
@@ -262,35 +278,33 @@ def _is_hidden(uri: str, pattern: str) -> bool:
     return any((is_folder and name.startswith(".")) or name in _OF_SYSTEMS for name in names)
 
 
-def _match(pattern: str) -> tuple[str, Iterator[tuple[Entry, bool]]]:
-    """The folder or archive that a pattern is searched from, and its files; of each, whether the pattern says
-    that it is meant, whatever its suffix.
-    """
+def _match(pattern: str) -> tuple[str, Iterator[_Found]]:
+    """The folder or archive that a pattern is searched from, and its files."""
     if pattern.startswith("@"):
-        return files.absolute(os.path.dirname(pattern[1:])), (
-            (entry, True) for entry in _read_list(pattern[1:])
-        )
+        listed = (_Found(entry, True) for entry in _read_list(pattern[1:]))
+        return files.absolute(os.path.dirname(pattern[1:])), listed
     found = _local_named(pattern) if files.is_local(pattern) else _remote_named(pattern)
     place = files.absolute(pattern).rstrip("/")
     if found is not None:
         entries, chosen = found
-        if chosen and not place.lower().endswith(tar_files.SUFFIX):
+        if chosen and not place.lower().endswith(_ARCHIVES):
             place = place.rpartition("/")[0]
-        return place, ((entry, chosen) for entry in entries)
+        return place, (_Found(entry, chosen) for entry in entries)
     start = re.split(r"[*?\[{]", place, maxsplit=1)[0].rpartition("/")[0]
     if not globs.has_magic(pattern):
         return start, iter(())
     return start, (
-        (entry, _NAMES_SUFFIX.search(reading) is not None) for reading, entry in globs.matches(pattern)
+        _Found(entry, _NAMES_SUFFIX.search(reading) is not None) for reading, entry in globs.matches(pattern)
     )
 
 
 def _with_members(
-    found: Iterable[tuple[Entry, bool]], passed_over: Counter[str], say: Callable[[str], None]
-) -> Iterator[tuple[Entry, bool]]:
-    """The files of a pattern, see `_match`, with the members of tar files in their places."""
+    found: Iterable[_Found], passed_over: Counter[str], say: Callable[[str], None]
+) -> Iterator[_Found]:
+    """The files of a pattern, with the members of tar files and the rows of tables in their places."""
     archives = []
-    for entry, chosen in found:
+    for one in found:
+        entry, chosen, _ = one
         name = entry.uri.lower()
         if name.endswith(tar_files.SUFFIX):
             archives.append(entry)
@@ -299,9 +313,14 @@ def _with_members(
             if chosen:
                 raise MatchError(problem)
             say(problem)
-            yield entry, chosen
-        elif not name.endswith(tar_files.SUFFIX + tar_files.LIST_SUFFIX):
-            yield entry, chosen
+            yield one
+        elif name.endswith(tar_files.SUFFIX + tar_files.LIST_SUFFIX):
+            continue
+        elif name.endswith(parquet_images.SUFFIX):
+            rows = _rows(entry, chosen)
+            yield from [one] if rows is None else rows
+        else:
+            yield one
 
     def opened(archive: Entry) -> tuple[Entry, tar_files.Contents]:
         try:
@@ -317,7 +336,36 @@ def _with_members(
                 passed_over[REFUSED] += len(refused)
             for name, offset, size in zip(*(column.to_pylist() for column in members.columns)):
                 uri = Member(archive.uri, offset, size, name).uri
-                yield Entry(uri, size, archive.updated, archive.version), False
+                yield _Found(Entry(uri, size, archive.updated, archive.version), False)
+
+
+def _rows(table: Entry, chosen: bool) -> list[_Found] | None:
+    """The photographs of a Parquet file, whose bytes it has or whose paths; None for one of something else,
+    or of paths alone, that is not `chosen`.
+    """
+    try:
+        photographs = parquet_images.photographs(table.uri, content_only=not chosen)
+        if photographs is None:
+            if chosen:
+                raise MatchError(f"{table.uri} has no column of images, their bytes or their paths")
+            return None
+        places = {
+            p.path: parquet_images.place_of(table.uri, p.path) for p in photographs if not p.row and p.path
+        }
+    except parquet_images.TableOfImagesError as e:
+        raise MatchError(str(e)) from e
+    there = _entries(list(places.values()))
+    found: list[_Found] = []
+    for photograph in photographs:
+        if photograph.row:
+            entry = Entry(photograph.row.uri, 0, table.updated, table.version)
+        elif photograph.path:
+            place = places[photograph.path]
+            entry = there.get(place) or Entry(files.absolute(place), 0, 0.0)
+        else:
+            raise MatchError(f"{table.uri}, row {len(found) + 1}: neither an image's bytes nor its path")
+        found.append(_Found(entry, True, photograph.id))
+    return found
 
 
 def _local_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
@@ -342,7 +390,7 @@ def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
 
 def current(uri: str) -> Entry | None:
     """What a listing says of one photograph now; None where it is not there."""
-    if member := member_of(uri):
+    if member := held_in(uri):
         archive = current(member.archive)
         return archive and archive._replace(uri=uri, size=member.size)
     if not files.is_local(uri):
@@ -351,18 +399,18 @@ def current(uri: str) -> Entry | None:
 
 
 def _local_entry(path: str) -> Entry:
-    if member := member_of(path):
+    if member := held_in(path):
         return _member_entry(files.absolute(path), _local_entry(member.archive), member)
     return globs.local_entry(files.absolute(path), os.stat(path))
 
 
-def _member_entry(uri: str, archive: Entry, member: Member) -> Entry:
+def _member_entry(uri: str, archive: Entry, member: Member | Row) -> Entry:
     return Entry(uri, member.size, archive.updated, archive.version)
 
 
 def _is_file(path: str) -> bool:
     """Whether a local file, or the archive that it lies in, is there."""
-    member = member_of(path)
+    member = held_in(path)
     return os.path.isfile(member.archive if member else path)
 
 
@@ -393,8 +441,7 @@ def _read_list(uri: str) -> Iterator[Entry]:
             relative.append(path)
             path = folder + path
         paths.append(path)
-    there = _remote_entries([path for path in paths if not files.is_local(path)])
-    there.update((path, _local_entry(path)) for path in paths if files.is_local(path) and _is_file(path))
+    there = _entries(paths)
     if relative and not any(folder + path in there for path in relative) and any(map(_is_file, relative)):
         raise MatchError(
             f"{uri}: its paths start at the list's folder, {folder}, and none is there; from the working "
@@ -404,6 +451,15 @@ def _read_list(uri: str) -> Iterator[Entry]:
         yield there.get(path) or Entry(files.absolute(path), 0, 0.0)  # a failure row when it is read
 
 
+def _entries(places: Sequence[str]) -> dict[str, Entry]:
+    """Sizes and times of files; those that are not there are left out."""
+    there = _remote_entries([place for place in places if not files.is_local(place)])
+    there.update(
+        (place, _local_entry(place)) for place in places if files.is_local(place) and _is_file(place)
+    )
+    return there
+
+
 def _remote_entries(uris: Collection[str]) -> dict[str, Entry]:
     """Sizes and times of files that are not on this machine; those that are not there are left out.
 
@@ -411,7 +467,7 @@ def _remote_entries(uris: Collection[str]) -> dict[str, Entry]:
     as many pages of it are read as files are asked for, and what they do not hold is asked for one by one.
     That is never more than twice the requests of the latter alone.
     """
-    members = {uri: member for uri in uris if (member := member_of(uri))}
+    members = {uri: member for uri in uris if (member := held_in(uri))}
     if members:
         archives = _remote_entries({member.archive for member in members.values()})
         there = _remote_entries([uri for uri in uris if uri not in members])

@@ -19,7 +19,7 @@ from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.machine import MachineError
 from transforms.storage.object_stores import READS_IN_FLIGHT
-from transforms.storage.uris import member_of
+from transforms.storage.uris import held_in
 from transforms.types import DecodedImage, Failure, QuantizedFeatures, ReadingConfig
 
 SIDE = 320  # the longest of a thumbnail, pixels
@@ -49,7 +49,7 @@ class Photograph:
     def link(self) -> str:
         """What a browser can open; "" for places that none can."""
         if files.is_local(self.uri):
-            alone = os.path.isabs(self.uri) and member_of(self.uri) is None
+            alone = os.path.isabs(self.uri) and held_in(self.uri) is None
             return pathlib.Path(self.uri).as_uri() if alone else ""
         return self.uri if self.uri.startswith(("https://", "http://")) else ""
 

@@ -34,6 +34,8 @@ from transforms.storage.uris import is_local, join, member_of
 
 _TEMPORARY = ".tmp"
 
+_BUFFER = 4 << 20  # of a column of a Parquet file, read at a time
+
 # Seconds before the second, third and fourth attempt.
 _DELAYS = (0.2, 1.0, 5.0)
 
@@ -345,8 +347,8 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """
     if is_local(uri):
         _open_local(uri).close()  # a pipe would be waited for
-        return pq.ParquetFile(uri, memory_map=True)
-    return pq.ParquetFile(pa.PythonFile(_Ranged(uri), mode="r"))
+        return pq.ParquetFile(uri, buffer_size=_BUFFER, pre_buffer=False)
+    return pq.ParquetFile(pa.PythonFile(_Ranged(uri), mode="r"), buffer_size=_BUFFER, pre_buffer=False)
 
 
 class _Ranged(io.RawIOBase):

@@ -29,7 +29,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 from apache_beam.options.value_provider import RuntimeValueProvider
 
-from transforms.storage.uris import member_of
+from transforms.storage.uris import held_in
 
 # Reads that a thread which works on what it reads has under way; an answer takes a while to begin, whoever
 # gives it.
@@ -437,7 +437,7 @@ def is_closed(uri: str, others: Sequence[str] = ()) -> bool:
 
 
 def _may_read(uri: str) -> bool:
-    member = member_of(uri)
+    member = held_in(uri)
     file = member.archive if member else uri
     try:
         store_of(file).read(file, 0, 1)

@@ -35,6 +35,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from transforms.storage import files, spelling
+from transforms.storage.parquet_images import columns_of, row_name
 from transforms.storage.uris import image_id_of
 
 LABEL_SCHEMA = pa.schema(
@@ -460,6 +461,9 @@ class _Parquet(_Table):
             if pa.types.is_struct(field.type):
                 leaves += [(f"{field.name}.{inner.name}", inner.type) for inner in field.type]
         names = _known_names([name.casefold() for name, _ in leaves])
+        images = columns_of(file.schema_arrow)
+        if images and images.bytes and "path" not in names:  # its rows are called by their numbers
+            names, leaves = [*names, "path"], [*leaves, ("", pa.string())]
         form = _form(names, forms)
         if form is None:
             expected = " or ".join(",".join(f) for f in forms)
@@ -470,6 +474,10 @@ class _Parquet(_Table):
         self.columns = {}
         for name in wanted:
             leaf, kind = leaves[names.index(name)]
+            if not leaf:
+                rows = (row_name(self._uri, number) for number in range(file.metadata.num_rows))
+                self.columns[name] = pa.array(rows, pa.string())
+                continue
             column = _combined(file.read([leaf], use_threads=False).flatten().column(0))
             if pa.types.is_dictionary(kind):
                 column = column.dictionary_decode()
