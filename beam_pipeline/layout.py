@@ -73,6 +73,15 @@ def own_files(root: str, command: str) -> list[str]:
     return sorted(paths)
 
 
+def own_sizes(root: str, command: str) -> dict[str, int]:
+    """Bytes of the files that `own_files` lists, by path."""
+    if files.is_local(root):
+        return {path: os.path.getsize(os.path.join(root, path)) for path in own_files(root, command)}
+    start = len(files.join(root, ""))
+    entries = files.retried(lambda: list(files.remote_entries(root)))
+    return {e.uri[start:]: e.size for e in entries if is_own(command, e.uri[start:])}
+
+
 def delete(root: str, command: str, keep: tuple[str, ...] = (), below: str = "") -> None:
     """Deletes what `command` wrote in its output `root`, or `below` a folder of it, but for the files in
     `keep`, and the folders that are empty then.

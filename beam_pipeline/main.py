@@ -132,6 +132,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("store", metavar="STORE", help="made by `landmarks index` or `landmarks recognize`")
 
+    info = _add_command(
+        commands, "info", _info, "what an index or a run holds, and whether it is finished or stale"
+    )
+    info.add_argument(
+        "store", metavar="INDEX_OR_RUN", help="made by `landmarks index` or `landmarks recognize`"
+    )
+    info.add_argument("--json", action="store_true", help="print all of it as JSON, every landmark too")
+
     models = commands.add_parser(
         "model", help="look at a model, or whiten its descriptors", allow_abbrev=False
     )
@@ -377,6 +385,7 @@ def beam_options(given: Sequence[str]) -> Any:
                 "rescore",
                 "evaluate",
                 "verify",
+                "info",
                 "matches",
                 "report",
             )
@@ -443,6 +452,12 @@ def _verify(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import integrity
 
     return integrity.run(args.store)
+
+
+def _info(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import info
+
+    return info.run(args.store, args.json)
 
 
 def _inspect(args: argparse.Namespace, options: Any) -> int:

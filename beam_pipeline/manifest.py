@@ -140,8 +140,9 @@ class Manifest:
 
     def digest(self, root: str) -> str:
         """Fingerprint of all that the manifest in `root` says but the time it took, and by which versions."""
-        aside = ("seconds", "time_budget", "versions")
-        return digest({k: v for k, v in self.to_json(root).items() if k not in aside})
+        aside = ("seconds", "time_budget", "versions", "passed_over")
+        said = {k: v for k, v in self.to_json(root).items() if k not in aside}
+        return digest({k: v for k, v in said.items() if (k, v) != ("image_ids", "name")})
 
     def records(self, root: str) -> dict[str, FileRecord]:
         """The record, by URI, of every file that the output in `root` vouches for."""
