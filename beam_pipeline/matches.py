@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from beam_pipeline.manifest import IndexManifest, RunManifest
 from beam_pipeline.recipe import Recipe
 from transforms import images, verification
 from transforms.patterns import current
-from transforms.storage import files, run_store, tables, worklist
+from transforms.storage import files, run_store, spelling, tables, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary
 from transforms.types import (
     Failure,
@@ -283,6 +284,7 @@ def write_match_picture(
     except ConfigError as e:
         raise ConfigError(f"the index that {run} was made with is missing: {e}") from e
     prediction = _find_prediction(run, image_id)
+    image_id = prediction["image_id"]
     candidates = prediction["candidates"][:max_candidates]
     if not candidates:
         raise ConfigError(f"{run} has no candidates for the query {image_id!r}")
@@ -367,19 +369,27 @@ def _candidate_caption(rank: int, candidate: Mapping[str, Any], names: Mapping[s
 
 
 def _find_prediction(run: str, image_id: str) -> dict[str, Any]:
-    """The row of run_store.PREDICTION_SCHEMA of a query."""
-    for table in run_store.read_predictions(run):
-        rows = table.filter(pc.equal(table["image_id"], image_id))
-        if len(rows):
-            return rows.to_pylist()[0]
+    """The row of run_store.PREDICTION_SCHEMA of a query; where none is called so, in composed or decomposed
+    letters.
+    """
+    composed = unicodedata.normalize("NFC", image_id)
+    for as_written in (True, False):
+        for table in run_store.read_predictions(run):
+            ids = table["image_id"]
+            same = (
+                pc.equal(ids, image_id) if as_written else pc.equal(pc.utf8_normalize(ids, "NFC"), composed)
+            )
+            rows = table.filter(same)
+            if len(rows):
+                return rows.to_pylist()[0]
     raise ConfigError(f"{run} has no prediction for a query {image_id!r}")
 
 
 def _read_landmarks(truth: str, image_id: str) -> list[str] | None:
     """What a query shows; None where the table does not say."""
     table = tables.read_truth(truth)
-    rows = table.filter(pc.equal(table["image_id"], image_id)).to_pylist()
-    return rows[0]["landmark_ids"] if rows else None
+    row = spelling.index_in(pa.array([image_id]), table["image_id"].combine_chunks())[0].as_py()
+    return None if row is None else table["landmark_ids"][row].as_py()
 
 
 STORED_COLUMNS = (

@@ -4,8 +4,12 @@ import contextlib
 import csv
 import io
 import json
+import os
+import pathlib
 import tarfile
+import unicodedata
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -14,6 +18,7 @@ from beam_pipeline import config, flags, index, main
 from tests import tiny_models
 from tests.file_systems import FolderFileSystem
 from transforms import file_formats, patterns
+from transforms.storage import tables
 
 
 def write(path, data=b"x"):
@@ -124,17 +129,27 @@ def test_what_cameras_call_alike_is_refused_with_the_remedy_and_taken_by_path(tr
         ids(f"{tree}/DCIM/100CANON/", f"{tree}/DCIM/101CANON/")
 
 
+def test_a_file_is_labelled_where_it_lies_and_not_by_the_album_that_links_to_it(tmp_path):
+    photo = write(tmp_path / "p" / "Eiffel" / "1.jpg")
+    for album, name in (("best", "1.jpg"), ("a", "of paris.jpg")):
+        (tmp_path / "p" / album).mkdir()
+        (tmp_path / "p" / album / name).symlink_to(photo)
+    (tmp_path / "p" / "all").symlink_to(tmp_path / "p" / "Eiffel")
+    (tmp_path / "p" / "Rome").symlink_to(write(tmp_path / "q" / "2.jpg").rpartition("/")[0])
+    assert labels_of(tmp_path / "p") == {"1": "Eiffel", "2": "Rome"}
+    assert labels_of(tmp_path / "p", image_ids="path") == {"Eiffel/1.jpg": "Eiffel", "Rome/2.jpg": "Rome"}
+    assert labels_of(f"{tmp_path}/p/**/*.jpg") == {"1": "Eiffel", "2": "Rome"}
+
+
 def test_one_file_in_the_folders_of_two_landmarks_is_refused(tmp_path):
     photo = write(tmp_path / "p" / "Eiffel" / "1.jpg")
     (tmp_path / "p" / "best").mkdir()
-    (tmp_path / "p" / "best" / "1.jpg").symlink_to(photo)
+    os.link(photo, tmp_path / "p" / "best" / "1.jpg")
     with pytest.raises(
         patterns.MatchError, match=r"are one file, .* 'Eiffel' and 'best'; --exclude leaves out"
     ):
         labels_of(tmp_path / "p")
     assert labels_of(tmp_path / "p", exclude=["best"]) == {"1": "Eiffel"}
-    assert patterns.match_images([f"{tmp_path}/p"]).images[0].uri == photo
-    assert labels_of(tmp_path / "p", image_ids="path") == {"Eiffel/1.jpg": "Eiffel", "best/1.jpg": "best"}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +250,68 @@ def test_heic_is_a_photograph_where_it_can_be_read(tmp_path):
     assert len(found.images) == (4 if with_heif else 1) and bool(found.passed_over) is not with_heif
 
 
+ODD_NAMES = {
+    "spaces": "my photo  of 2.jpg",
+    "composed": "gr\u00f6\u00dfe.jpg",
+    "decomposed": "gro\u0308\u00dfe.jpg",
+    "emoji": "\U0001f3f0 castle \U0001f468\u200d\U0001f469\u200d\U0001f467.jpg",
+    "dash": "-rf.jpg",
+    "dashes": "--help.jpg",
+    "quotes": 'a, "b"; it\'s.jpg',
+    "hash": "#1 of 2.jpg",
+    "percent": "100%20.jpg",
+    "brackets": "[1] {a,b} *?.jpg",
+    "dots": "v1.0.final..jpg",
+    "bytes": "\u00fc" * 125 + "x.jpg",
+    "right_to_left": "\u0628\u0631\u062c.jpg",
+}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_odd_names_of_files_and_folders_are_taken_as_they_are(tmp_path, name):
+    assert len(os.fsencode(name)) <= 255
+    stem = name.removesuffix(".jpg")
+    path = write(tmp_path / "p" / stem / name)
+    (ref,) = patterns.match_images([f"{tmp_path}/p"], image_ids="path", label_levels=1).images
+    assert (ref.uri, ref.image_id) == (path, f"{stem}/{name}")
+    assert ref.landmark_id == unicodedata.normalize("NFC", stem)
+    (ref,) = patterns.match_images([f"{tmp_path}/p"]).images
+    assert ref.image_id == stem
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([("path", "label"), (f"{stem}/{name}", stem)])
+    labels = tables.read_labels(write(tmp_path / "labels.csv", table.getvalue().encode()), "path")
+    assert labels.to_pylist() == [{"image_id": f"{stem}/{name}", "landmark_id": stem}]
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x07.jpg", " a.jpg", b"\xff.jpg"])
+def test_names_that_no_table_can_carry_are_named(tmp_path, name):
+    (tmp_path / "p").mkdir()
+    with open(os.path.join(os.fsencode(tmp_path / "p"), os.fsencode(name)), "wb"):
+        pass
+    with pytest.raises(patterns.MatchError, match="has a name that no table can carry"):
+        patterns.match_images([f"{tmp_path}/p"])
+
+
+def test_one_landmark_in_two_normal_forms_is_one(tmp_path):
+    for n, form in enumerate(("NFC", "NFD")):
+        write(tmp_path / "p" / unicodedata.normalize(form, "Zürich") / f"{n}.jpg")
+    assert labels_of(tmp_path / "p") == {"0": "Z\u00fcrich", "1": "Z\u00fcrich"}
+    for form in ("NFC", "NFD"):
+        with pytest.raises(patterns.MatchError, match="passed over 2 excluded"):
+            labels_of(tmp_path / "p", exclude=[unicodedata.normalize(form, "Zürich")])
+
+
+def test_empty_folders_and_links_to_nothing(tmp_path, capsys):
+    (tmp_path / "p" / "empty" / "deep").mkdir(parents=True)
+    with pytest.raises(patterns.MatchError, match="no image matches"):
+        ids(tmp_path / "p")
+    write(tmp_path / "p" / "a" / "1.jpg")
+    (tmp_path / "p" / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "p" / "loop").symlink_to(tmp_path / "p")
+    (tmp_path / "p" / "b").symlink_to(tmp_path / "gone")
+    assert ids(tmp_path / "p") == ["a/1.jpg", "a/2.jpg"]  # what leads to nothing becomes a failure row
+
+
 # From end to end
 
 
@@ -254,6 +331,26 @@ def ids_in(output):
 
 
 INDEX = ("index", "--images", "p", "--labels", "folders", "--output", "index", "--model", "rootsift-vlad")
+
+
+def test_a_table_of_images_makes_an_index_with_its_own_labels(tmp_path):
+    photographs = [photograph(tmp_path / f"{n}.png", n) for n in range(4)]
+    (tmp_path / "p").mkdir()
+    rows = [
+        {"bytes": pathlib.Path(path).read_bytes(), "path": f"in/{n}.png"}
+        for n, path in enumerate(photographs)
+    ]
+    table = pa.table({"image": rows, "label": ["the tower", "the bridge", "c", "d"]})
+    pq.write_table(table, tmp_path / "p" / "x.parquet", row_group_size=2)
+    command = [{"p": "p/x.parquet", "folders": "p/x.parquet"}.get(word, word) for word in INDEX]
+    assert run(tmp_path, *command) == 0 and ids_in(tmp_path / "index") == ["0", "1", "2", "3"]
+    assert (
+        run(tmp_path, "recognize", "--images", "0.png", "1.png", "--index", "index", "--output", "run") == 0
+    )
+    with open(tmp_path / "run" / "submission.csv", newline="") as f:
+        found = [row["landmarks"].split(" ")[0] for row in csv.DictReader(f)]
+    assert found == ["the%20tower", "the%20bridge"]
+    assert run(tmp_path, "matches", "--run", "run", "--image_id", "0", "--output", "m.png") == 0
 
 
 def test_photographs_of_one_name_go_through_every_command_by_their_paths(tmp_path, capsys):

@@ -99,7 +99,7 @@ def match_images(
 
     Raises:
       MatchError: a pattern matches nothing, two files have one id (both are named), one file lies in folders
-        of two landmarks, through a link, or a name cannot be written to a table and read back: it is not
+        of two landmarks, through a hard link, or a name cannot be written to a table and read back: it is not
         UTF-8, or the id or the landmark holds a control character, or the id begins or ends with a space; or
         a compressed archive is named, or what is named as a tar file is none.
     """
@@ -137,6 +137,8 @@ def match_images(
             by_id[image_id] = _one_of(by_id.get(image_id), ref, image_ids)
         if not found:
             raise MatchError(_nothing(pattern, passed_over))
+    if image_ids == "path" or label_levels:
+        _drop_links(by_id)
     for glob in unwanted.unused():
         say(f"--exclude {glob!r} leaves out nothing")
     return Matches(
@@ -160,11 +162,25 @@ def _one_of(other: ImageRef | None, ref: ImageRef, image_ids: str) -> ImageRef:
     kept, gone = sorted((other, ref), key=lambda one: one.uri)
     less, landmark = sorted((kept.landmark_id or "", gone.landmark_id or ""), key=len)
     if less and not f"/{landmark}".endswith(f"/{less}"):
+        real = [one for one in (kept, gone) if os.path.realpath(one.uri) == one.uri]
+        if len(real) == 1:  # the other is a link to it, in an album maybe
+            return real[0]
         raise MatchError(
             f"{kept.uri} and {gone.uri} are one file, and its landmark would be {kept.landmark_id!r} and "
             f"{gone.landmark_id!r}; --exclude leaves out one"
         )
     return ImageRef(kept.image_id, kept.uri, kept.size_bytes, landmark or None, kept.version)
+
+
+def _drop_links(by_id: dict[str, ImageRef]) -> None:
+    """Takes out what is a link to another of these files: it lies in no folder of its own."""
+    real = {ref.uri for ref in by_id.values() if files.is_local(ref.uri)}
+    for ref in sorted(by_id.values(), key=lambda ref: ref.uri):
+        if ref.uri in real and os.path.islink(ref.uri):
+            target = os.path.realpath(ref.uri)
+            if target in real and target != ref.uri:
+                del by_id[ref.image_id]
+            real.add(target)
 
 
 def _below(uri: str, base: str) -> str:
@@ -195,6 +211,7 @@ class _Exclusion:
         self._whole: list[tuple[str, re.Pattern[str], re.Pattern[str] | None]] = []
         for glob in globs_given:
             for reading in globs.braces_expanded(glob.rstrip("/")):
+                reading = unicodedata.normalize("NFC", reading)
                 below = globs.translate(reading.removeprefix("./").lstrip("/"))
                 if "/" in reading:
                     typed = re.compile(globs.translate(files.absolute(reading)) + "(?:/.*)?", re.DOTALL)
@@ -204,7 +221,9 @@ class _Exclusion:
 
     def __contains__(self, place: tuple[str, str]) -> bool:
         """Whether a file, given as (path below the pattern, URI), is not wanted."""
-        below, uri = place
+        if not self._whole:
+            return False
+        below, uri = (unicodedata.normalize("NFC", name) for name in place)
         for glob, of_below, of_uri in self._whole:
             if of_below.fullmatch(below) or (of_uri and of_uri.fullmatch(uri)):
                 self._unused.pop(glob, None)

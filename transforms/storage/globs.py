@@ -30,7 +30,8 @@ def has_magic(pattern: str) -> bool:
 def matches(pattern: str) -> Iterator[tuple[str, Entry]]:
     """The files that a glob matches, each with the reading of `pattern` that matches it.
 
-    Local paths are absolute. Links are followed, every folder once. A link to nothing has size 0.
+    Local paths are absolute. Links are followed, after all else, and every folder is visited once: it is
+    found where it lies. A link to nothing has size 0.
 
     Raises:
       OSError: a folder cannot be listed.
@@ -129,6 +130,7 @@ def _local(folder: str, names: Sequence[str], either_way: bool, hidden: bool = F
         None if name == _EVERY_FOLDER else re.compile(_translate_name(name, either_way)) for name in names
     ]
     seen: set[tuple[int, int, int]] = set()  # folders and how much of the glob led to them: links make loops
+    links: list[tuple[str, int]] = []
 
     def visit(folder: str, position: int) -> Iterator[Entry]:
         try:
@@ -162,7 +164,11 @@ def _local(folder: str, names: Sequence[str], either_way: bool, hidden: bool = F
         for entry in found:
             if _is_folder(entry):
                 if pattern is None or not last:
-                    yield from visit(entry.path, position + (pattern is not None))
+                    there = entry.path, position + (pattern is not None)
+                    if entry.is_symlink():
+                        links.append(there)
+                    else:
+                        yield from visit(*there)
             elif last:
                 status = None
                 with contextlib.suppress(OSError):  # a link to nothing becomes a failure row when it is read
@@ -171,6 +177,8 @@ def _local(folder: str, names: Sequence[str], either_way: bool, hidden: bool = F
                     yield local_entry(entry.path, status) if status else Entry(entry.path, 0, 0.0)
 
     yield from visit(folder, 0)
+    while links:
+        yield from visit(*links.pop(0))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
