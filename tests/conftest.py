@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
@@ -31,9 +32,15 @@ def photos() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def demo_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, demo.DemoPaths]:
-    """The demo set, made once (it takes seconds), and its folder; for reading."""
-    root = tmp_path_factory.mktemp("demo") / "set"
-    return root, demo.make_demo(str(root))
+    """The demo set, made once in a run of the suite (it takes seconds), and its folder; for reading."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # which the processes of a run share
+    root = base / "demo" / "set"
+    root.parent.mkdir(exist_ok=True)
+    with open(base / "demo.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return root, demo.make_demo(str(root))
 
 
 # A crowded machine makes no test fail: what is slow is seen in the benchmarks.

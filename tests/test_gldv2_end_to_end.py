@@ -18,7 +18,7 @@ from tests import gldv2_layout, pictures
 from tests.web_server import Fault, serving
 from transforms.storage import files
 
-LANDMARKS, VIEWS, ARCHIVES = 12, 3, 4
+LANDMARKS, VIEWS, ARCHIVES = 8, 3, 4
 
 
 def jpeg(picture):
