@@ -187,6 +187,7 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
       PipelineError: the pipeline failed.
     """
     started = time.monotonic()
+    outputs.check_result(config.output, "coefficients")
     prepared = prepare(config)
     index, root = prepared.index, config.index
     with lock.held(root):

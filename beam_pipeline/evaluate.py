@@ -8,7 +8,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_pipeline import left_out, outputs, runner
+from beam_pipeline import left_out, outputs, runner, terminal
 from beam_pipeline.config import ConfigError, EvaluateConfig
 from beam_pipeline.manifest import RunManifest
 from transforms import gap
@@ -38,6 +38,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
     """
     options = PipelineOptions([]) if options is None else options
     output = config.output
+    outputs.check_result(output, "Private")
     if not tables.is_csv(config.predictions):
         outputs.read_manifest(config.predictions, RunManifest)
         outputs.check_inputs(config.predictions, "recognize", [("--truth", config.truth)])
@@ -130,8 +131,10 @@ def _judgement_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def report_hint(run: str, truth: str | None) -> str:
-    """A line with the command that shows a run."""
-    words = ["landmarks", "report", "--run", run, *(["--truth", truth] if truth else [])]
+    """A line with the command that shows a run, without a truth that came by a pipe and is gone then."""
+    words = ["landmarks", "report", "--run", run]
+    if truth and not terminal.is_copy(truth):
+        words += ["--truth", truth]
     return f"see it: {shlex.join([*words, '--output', run.rstrip('/') + '-report'])}"
 
 

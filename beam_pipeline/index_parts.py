@@ -49,6 +49,7 @@ def prune(task: ExtractionTask, manifest: IndexManifest) -> None:
         name = uri.rsplit("/", 1)[-1].removesuffix(".parquet")
         if name.startswith(NO_LABEL) and name.removeprefix(NO_LABEL) not in keep:
             files.delete(uri)
+    files.delete_empty(files.join(task.store.root, "failures"))
 
 
 def without_label(index: str) -> set[str]:

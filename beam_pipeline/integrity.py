@@ -4,6 +4,7 @@ Whoever writes a shard records the size and SHA-256 of its files beside it; a fi
 these records.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,12 +56,16 @@ def wrong_sizes(records: Mapping[str, FileRecord]) -> dict[str, str]:
 
 
 def check_sizes(root: str, manifest: Manifest) -> None:
-    """Checks that every file of a finished output is there in its full size.
+    """Checks that every file of a finished output is there in its full size, and may be read.
 
     Raises:
       DamagedError: some are not; the text names them.
     """
-    problems = [f"{uri} is {problem}" for uri, problem in wrong_sizes(manifest.records(root)).items()]
+    records = manifest.records(root)
+    wrong = wrong_sizes(records)
+    problems = [f"{uri} is {problem}" for uri, problem in wrong.items()]
+    closed = [uri for uri in records if files.is_local(uri) and not os.access(uri, os.R_OK)]
+    problems += [f"{uri} may not be read by this user" for uri in closed if uri not in wrong]
     if problems:
         more = f" and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise DamagedError(f"{root} is damaged: {'; '.join(problems[:_NAMED])}{more}")

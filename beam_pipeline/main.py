@@ -534,11 +534,15 @@ def _main(argv: Sequence[str] | None) -> int:
     if argv is None:  # called from Python with arguments, the work is done in the caller's process
         terminal.hold_streams()
         terminal.on_interrupt(_release_locks)
+        memory.watch_threads(_release_locks)
     parser = build_parser()
     try:
         args, rest = parser.parse_known_args(argv, argparse.Namespace(started=started))
     except SystemExit as e:  # argparse has printed the help or the error
         return EXIT_DONE if not e.code else EXIT_USAGE
+    if little := memory.lack(memory.TO_START):
+        print(f"landmarks: error: {little}", file=sys.stderr)
+        return EXIT_FAILED
     quiet.silence()
     with terminal.resolved(args):
         if argv is not None:

@@ -480,5 +480,5 @@ def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
     image = images.read_image(ref, recipe.settings.longest_side, unlimited(recipe.reading))
     if isinstance(image, Failure):
-        raise OSError(f"{ref.uri}: {image.kind}: {image.message}")
+        raise OSError(f"the photograph {ref.uri} cannot be drawn: {image.message}")
     return image.pixels

@@ -96,6 +96,22 @@ def check_inputs(root: str, command: str, inputs: Iterable[tuple[str, str]]) -> 
             )
 
 
+def check_result(uri: str | None, key: str) -> None:
+    """Checks that a result, a JSON object with `key`, would replace nothing but an earlier one at `uri`.
+
+    Raises:
+      ConfigError: something else is there.
+    """
+    if uri is None or not files.exists(uri):
+        return
+    try:
+        found = files.read_json(uri)
+    except (ValueError, OSError):
+        found = None
+    if not isinstance(found, dict) or key not in found:
+        raise ConfigError(f"--output {uri} is there and was not written by this command; name another file")
+
+
 def check_store(root: str) -> None:
     """Checks that the folder of a query store is not the output of a command.
 
@@ -194,6 +210,8 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
     found = _read_settings(root)
     if found == settings and not _is_complete(root):
         return
+    if found is not None and found["command"] != _CLEARING:
+        print(f"{root}: --overwrite deletes {_described(root, command)}", file=sys.stderr)
     # In this order: whenever the job is killed meanwhile, nothing half deleted is taken for whole, or for
     # somebody else's.
     files.delete(files.join(root, MANIFEST))
@@ -201,6 +219,16 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
         files.write_json(uri, {"command": _CLEARING, "of": command})
         layout.delete(root, command, keep=(SETTINGS, lock.LOCK))
     files.write_json(uri, settings)
+
+
+def _described(root: str, command: str) -> str:
+    """What an output is for a person, such as "the index of 12 photographs"."""
+    what = {"index": "index", "recognize": "run"}[command]
+    try:
+        counts = files.read_json(files.join(root, MANIFEST))["counts"]
+        return f"the {what} of {counts['indexed' if command == 'index' else 'queries']:,} photographs there"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"the unfinished {what} there"
 
 
 def finish(root: str, manifest: Manifest) -> None:

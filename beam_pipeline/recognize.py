@@ -345,6 +345,8 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
         files.write_parquet(uri, failures)
     else:
         files.delete(uri)
+        for root in (config.output, task.store.root):
+            files.delete_empty(files.join(root, "failures"))
     answers = pa.concat_tables(run_store.read_predictions(config.output, ["landmark_id", "verified"]))
     manifest = RunManifest(
         recipe=task.recipe,

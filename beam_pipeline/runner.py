@@ -1,11 +1,15 @@
 """Running a pipeline: the choice of runner, visible progress, and what the metrics say afterwards."""
 
+import builtins
 import contextlib
 import dataclasses
+import logging
 import os
+import re
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -20,9 +24,12 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
     TestOptions,
 )
+from apache_beam.runners import common
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.runners.runner import PipelineRunner
+from apache_beam.runners.worker import sdk_worker
 
+from beam_pipeline import memory
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
 from transforms.storage import files
 
@@ -31,6 +38,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 _NEVER_MS = 1_000_000_000
 
 _View = TypeVar("_View", bound=PipelineOptions)
+
+_RAISED = re.compile(r"(?:\w+\.)*(\w+): (.*?)(?: \[while running '[^']*'\])?")
+_OF_A_FILE = re.compile(r"\[Errno \d+\] (.+?): ['\"](.+)['\"]")
+_FORESEEN = {"MachineError", "StoreError", "CredentialsError", "ModelError", "DamagedError"}
+_DAMAGED = re.compile("is no whole Parquet file|is not valid JSON")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +150,8 @@ def run_pipeline(
       NotAwaited: it was built, and that is all that the options ask for.
     """
     workers = local_workers(options)
+    if workers is not None and (little := memory.lack(memory.FOR_PIPELINES, workers)):
+        raise PipelineError(little)
     options = _Options.from_dictionary(
         options.get_all_options(drop_default=True, retain_unknown_options=False)
     )
@@ -153,16 +167,13 @@ def run_pipeline(
         setup.save_main_session = False  # all that workers run they import from the installed packages
     pipeline = beam.Pipeline(runner=engine, options=options)
     build(pipeline)
-    with _whole_elements(), Progress([] if not_awaited else phases):
+    with _whole_elements(), _errors_told_once(), Progress([] if not_awaited else phases):
         try:
             result = pipeline.run()
             if not not_awaited:
                 result.wait_until_finish()
         except Exception as e:
-            # A worker's error comes as itself, or as the text of its traceback, where what was raised stands
-            # in the last line.
-            text = str(e).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
-            raise PipelineError(text if isinstance(e, RuntimeError) else f"{type(e).__name__}: {text}") from e
+            raise PipelineError(_told(e)) from e
     if not_awaited:
         raise NotAwaited(not_awaited)
     return _metrics(result)
@@ -183,6 +194,40 @@ def _whole_elements() -> Iterator[None]:
         yield
     finally:
         worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = before
+
+
+@contextlib.contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """Keeps the local runner's worker threads from writing each error's traceback; `_told` does."""
+    loggers = [logging.getLogger(module.__name__) for module in (common, sdk_worker)]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    vars(sdk_worker)["print"] = lambda *text, **options: None
+    try:
+        yield
+    finally:
+        del vars(sdk_worker)["print"]
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+def _told(error: Exception) -> str:
+    """What to say of the error that ended a pipeline; the traceback of one that nobody foresaw is printed."""
+    # A worker's error comes as itself, or as the text of its traceback, where what was raised stands in the
+    # last line.
+    text = str(error).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
+    if not isinstance(error, RuntimeError):
+        text = f"{type(error).__name__}: {text}"
+    raised = _RAISED.fullmatch(text)
+    name, said = raised.groups() if raised else ("", text)
+    of_system = issubclass(getattr(builtins, name, Exception), (OSError, MemoryError, EOFError))
+    if not of_system and name not in _FORESEEN and not _DAMAGED.search(said):
+        sys.stderr.write("".join(traceback.format_exception(error)))
+        return text
+    if found := _OF_A_FILE.fullmatch(said):
+        said = f"{found[2]}: {found[1][0].lower()}{found[1][1:]}"
+    return said if "goes on from here" in said else f"{said}; the same command goes on from here"
 
 
 def _not_awaited(options: PipelineOptions) -> str | None:

@@ -50,7 +50,13 @@ def run(job: Callable[[], int], outputs: Sequence[str]) -> int:
             shutil.rmtree(folder)
     if code >= 0:
         return code
-    if code != -signal.SIGKILL:
+    if code == -signal.SIGKILL:
+        print(
+            "landmarks: error: the job was killed, by the system where memory is short; the same command "
+            "goes on from here",
+            file=sys.stderr,
+        )
+    else:
         signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)  # so that whoever started this process sees how the child ended
     return 128 - code

@@ -37,6 +37,8 @@ _PATHS = (
     "against",
 )
 
+_copies: set[str] = set()
+
 INTERRUPTED = 130  # exit code of a process that SIGINT ended, as shells have it
 
 
@@ -128,6 +130,11 @@ def resolved(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+def is_copy(path: str) -> bool:
+    """Whether a file stands in the place of a pipe, and is gone when the command ends."""
+    return path in _copies
+
+
 def _resolved(value: str, stack: contextlib.ExitStack) -> str:
     mark = "@" if value.startswith("@") else ""
     path = os.path.expanduser(value[len(mark) :])
@@ -145,6 +152,7 @@ def _resolved(value: str, stack: contextlib.ExitStack) -> str:
             os.fsencode(os.path.abspath(line) if is_local(line) else line) + b"\n" for line in lines if line
         )
     copy = os.path.join(stack.enter_context(_scratch()), os.path.basename(path))
+    _copies.add(copy)
     with open(copy, "wb") as f:
         f.write(content)
     return mark + copy

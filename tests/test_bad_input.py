@@ -142,8 +142,18 @@ class TestNames:
         os.makedirs(os.path.dirname(path))
         with open(path, "wb") as f:
             f.write(b"x")
-        with pytest.raises(patterns.MatchError, match="has a name that no table can carry"):
+        with pytest.raises(patterns.MatchError, match="passed over 1 with a name that no table can carry"):
             patterns.match_images([str(tmp_path / "images")])
+        with pytest.raises(patterns.MatchError, match="has a name that no table can carry"):
+            patterns.match_images([os.fsdecode(path)])
+        (tmp_path / "images" / "whole.jpg").write_bytes(b"x")
+        for pattern in ("images", "images/**/*.jpg", "images/**"):
+            said = []
+            found = patterns.match_images([str(tmp_path / pattern)], said.append)
+            assert [ref.image_id for ref in found.images] == ["whole"]
+            assert found.passed_over == {patterns.UNWRITABLE: 1}
+            assert len(said) == 1 and "rename it" in said[0]
+        (tmp_path / "images" / "whole.jpg").unlink()
         (tmp_path / "labels.csv").write_text("id,landmark_id\na,b\n")
         assert (
             main.main(

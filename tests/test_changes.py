@@ -58,6 +58,16 @@ def copied(made, tmp_path):
     return tmp_path / "all"
 
 
+# Overwriting
+
+
+def test_overwriting_says_how_much_it_deletes(copied, capsys):
+    assert run(copied, *INDEX, "--overwrite") == 0
+    assert "index: --overwrite deletes the index of 9 photographs there\n" in capsys.readouterr().err
+    assert run(copied, *RECOGNIZE, "--overwrite") == 0
+    assert "run: --overwrite deletes the run of 2 photographs there\n" in capsys.readouterr().err
+
+
 # Moving
 
 
@@ -160,6 +170,7 @@ def test_what_failed_and_was_mended_is_taken_up_by_the_same_command(broken, monk
     assert run(broken, *RECOGNIZE, "--overwrite") == 0
     assert run(broken, *INDEX, "--output", "again") == 0
     assert kill.contents(broken / "index") == kill.contents(broken / "again")
+    assert not (broken / "index" / "failures").exists()
 
 
 def test_a_mended_query_is_taken_up_by_the_same_command(broken, capsys):
@@ -169,6 +180,7 @@ def test_a_mended_query_is_taken_up_by_the_same_command(broken, capsys):
     assert run(broken, *RECOGNIZE) == 0
     assert "1 photograph was changed (q1); what failed is tried again" in capsys.readouterr().out
     assert failure_rows(broken / "run") == []
+    assert not [*broken.glob("run/**/failures")]
     assert manifest(broken / "run")["counts"]["predicted"] == 2
     assert (broken / "run" / "submission.csv").read_text().splitlines()[2].startswith("q1,landmark1 ")
     assert run(broken, *RECOGNIZE) == 0 and "nothing to do" in capsys.readouterr().out
@@ -190,7 +202,7 @@ def test_what_failed_and_was_mended_is_taken_up_by_adding_it(broken, of_added, c
     place = broken / ("p" if of_added else "first")
     Image.fromarray(tiny_models.textured(96, 96, 1)).save(place / "p1.png", compress_level=0)
     assert run(broken, "index", "--images", place / "p1.png", *append[3:]) == 0
-    assert failure_rows(broken / "index") == []
+    assert failure_rows(broken / "index") == [] and not (broken / "index" / "failures").exists()
     counts = {"matched": 9, "indexed": 9, "failed": 0, "out_of_time": 0, "without_label": 0}
     assert manifest(broken / "index")["counts"].items() >= counts.items()
     assert run(broken, "verify", "index") == 0

@@ -109,6 +109,15 @@ class TestDecode:
             images.decode_image(data, 1000, ReadingConfig(max_image_pixels=10_000))
         assert error.value.kind == kind
 
+    def test_damage_is_said_in_words(self):
+        noise = np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)
+        for kind, article in (("PNG", "a PNG"), ("GIF", "a GIF")):
+            data = bytearray(encoded(Image.fromarray(noise), kind))
+            middle = len(data) // 2
+            data[middle : middle + 999] = bytes(999)
+            with pytest.raises(images.DecodeError, match=rf"^{article} that is damaged \("):
+                images.decode_image(bytes(data), 1000)
+
 
 def chunk(name, content, damaged=False):
     """A chunk of a PNG; its checksum is wrong where it is damaged."""

@@ -129,3 +129,16 @@ def test_a_remote_output_is_locked_resumed_overwritten_and_verified(remote, tmp_
         left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
         assert left == [".lock.json", "notes.txt", "settings.json"]
     assert not (tmp_path / "out" / ".lock.json").exists()
+
+
+def test_a_result_replaces_an_earlier_one_alone(tmp_path):
+    result = tmp_path / "result.json"
+    outputs.check_result(None, "gap"), outputs.check_result(str(result), "gap")
+    result.write_text('{"gap": 1}')
+    outputs.check_result(str(result), "gap")
+    for content in ('{"command": "index"}', "[]", "id,landmark_id"):
+        result.write_text(content)
+        with pytest.raises(ConfigError, match="result.json is there and was not written by this command"):
+            outputs.check_result(str(result), "gap")
+    with pytest.raises(ConfigError, match="is there and was not"):
+        outputs.check_result(str(tmp_path), "gap")

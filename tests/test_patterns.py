@@ -43,7 +43,9 @@ def test_what_is_hidden_in_a_folder_is_passed_over_and_counted(tmp_path):
     assert found.passed_over == {"hidden": 5} and patterns.described(found.passed_over) == "5 hidden"
     assert matched(tmp_path / ".git") == ["x"] and matched(f"{tmp_path}/sub/.thumbnails/*") == ["t"]
     assert matched(f"{tmp_path}/@eaDir/**/*.jpg") == ["SYNOPHOTO_THUMB_XL"]
-    assert matched(f"{tmp_path}/**") == ["a", "b"] and matched(f"{tmp_path}/.*.jpg") == ["._a"]
+    for whole in ("**", "**/", "**/*", "**/**/*"):
+        assert patterns.match_images([f"{tmp_path}/{whole}"]) == found
+    assert matched(f"{tmp_path}/.*.jpg") == ["._a"]
     with pytest.raises(patterns.MatchError, match="passed over 1 hidden"):
         write(tmp_path / "only" / ".hidden.jpg"), matched(tmp_path / "only")
 

@@ -9,6 +9,8 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.testing.util import assert_that, equal_to
 
 from beam_pipeline import runner
+from beam_pipeline.config import PipelineError
+from transforms.storage.machine import MachineError
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -117,3 +119,30 @@ def test_worker_threads_do_not_send_what_is_half_written():
 
     runner.run_pipeline(build, PipelineOptions(["--direct_num_workers=2"]), [])
     assert before == worker_handlers.DATA_BUFFER_TIME_LIMIT_MS < 24 * 3600 * 1000
+
+
+ERRORS = [
+    (OSError(28, "No space left on device", "out/x.bin"), "out/x.bin: no space left on device; the same"),
+    (MachineError("p.jpg", OSError(5, "bad disk")), "the machine failed at p.jpg, not the photograph"),
+    (ValueError("s.parquet is no whole Parquet file: x"), "s.parquet is no whole Parquet file: x; the same"),
+    (KeyError("a bug"), "KeyError: "),
+]
+
+
+def _raise(number):
+    raise ERRORS[number][0]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", range(len(ERRORS)))
+def test_the_error_that_ends_a_pipeline_is_said_once(number, workers, capsys, caplog):
+    error, said = ERRORS[number]
+    with pytest.raises(PipelineError) as raised:
+        runner.run_pipeline(
+            lambda pipeline: pipeline | beam.Create([number]) | beam.Map(_raise),
+            PipelineOptions([f"--direct_num_workers={workers}"]),
+            [],
+        )
+    is_bug = isinstance(error, KeyError)
+    assert str(raised.value).startswith(said) and ("while running" in str(raised.value)) is is_bug
+    assert ("in _raise\n" in capsys.readouterr().err) is is_bug and not caplog.records

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -249,7 +250,9 @@ def test_a_full_disk_stops_the_job_and_a_later_start_goes_on(reference, folder, 
     unit = sum(path.stat().st_size for path in features) / 3  # units of 8 photographs, the added one too
     with mounted(folder / "index", f"size={round(1.5 * unit / 1024)}k"):
         assert run(folder, *INDEX.arguments) == 1
-        assert "error: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert re.search(r"^landmarks: error: index/\S+: no space left on device; the same", error, re.M)
+        assert "Traceback" not in error and len(error.splitlines()) < 4
         assert not (folder / "index" / "manifest.json").exists()
         assert not [
             path for path in (folder / "index").rglob(".*") if path.is_file()
@@ -300,8 +303,8 @@ def test_a_shard_that_vanishes_on_the_way_stops_the_job_and_a_later_start_goes_o
         patched.setattr(integrity, "check_sizes", vanish)
         assert run(folder, *RECOGNIZE.arguments, f"--direct_num_workers={workers}") == 1
     assert (
-        f"error: FileNotFoundError: [Errno 2] No such file or directory: 'index/local_features/{shard.name}'"
-        in capsys.readouterr().err
+        f"landmarks: error: index/local_features/{shard.name}: no such file or directory; the same command "
+        "goes on from here" in capsys.readouterr().err
     )
     assert run(folder, *RECOGNIZE.arguments) == 1
     assert f"index/local_features/{shard.name} is missing" in capsys.readouterr().err
@@ -411,13 +414,33 @@ def test_permission_denied_is_a_row_for_a_photograph_and_an_error_for_a_shard(cl
         assert (failure.stage, failure.kind) == (
             "read",
             "unreadable",
-        ) and "Permission denied" in failure.message
+        ) and "permission denied" in failure.message
         with pytest.raises(PermissionError):
             files.write_bytes(str(shard), b"content")
         return True
 
     assert as_nobody(refused)
     assert os.listdir(closed_folder) == ["a.jpg"]
+
+
+def test_a_shard_that_may_not_be_read_is_named_before_the_work(closed_folder):
+    shard = closed_folder / "images" / "a.parquet"
+    shard.parent.mkdir()
+    shard.write_bytes(b"content")
+    os.chmod(shard, 0)
+    for folder in (closed_folder, shard.parent):
+        os.chmod(folder, 0o755)
+
+    class OfOneFile:
+        def records(self, root):
+            return {str(shard): files.content_record(b"content")}
+
+    def refused():
+        with pytest.raises(integrity.DamagedError, match="a.parquet may not be read by this user"):
+            integrity.check_sizes(str(closed_folder), OfOneFile())
+        return True
+
+    assert as_nobody(refused)
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_and_not_left_out(closed_folder):

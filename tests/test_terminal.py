@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from beam_pipeline import main, terminal
+from beam_pipeline import evaluate, main, terminal
 
 HERE = str(pathlib.Path(terminal.__file__).parents[1])
 
@@ -130,6 +130,8 @@ def test_lists_and_tables_may_be_pipes(tmp_path, monkeypatch):
         with open(args.images[0][1:], encoding="utf-8") as f:
             assert f.read() == f"{tmp_path}/a.jpg\n/absolute/b.jpg\ns3://b/c.jpg\n"
         assert pathlib.Path(args.labels).read_bytes() == b"id,landmark_id\n"
+        assert terminal.is_copy(args.labels) and "--truth" not in evaluate.report_hint("run", args.labels)
+        assert "--truth truth.csv" in evaluate.report_hint("run", "truth.csv")
     assert not os.path.exists(args.labels)
     for end in ends:
         os.close(end)
@@ -164,14 +166,35 @@ def test_a_strangers_transforms_is_named(tmp_path, name):
     assert f"`import transforms` finds {stranger}" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("kilobytes", [60_000, 300_000, 600_000])
+@pytest.mark.parametrize("kilobytes", [60_000, 300_000, 600_000, 900_000, 1_500_000, 2_900_000])
 def test_too_little_memory_to_start_is_said_in_a_line(tmp_path, kilobytes):
-    command = f"{sys.executable} -m beam_pipeline index --images . --labels l.csv --output out"
+    command = f"{sys.executable} -m beam_pipeline index --images a.jpg --labels l.csv --output out"
+    command += " --direct_num_workers 4"
     (tmp_path / "l.csv").write_text("id,landmark_id\na,1\n")
     (tmp_path / "a.jpg").write_bytes(b"x")
     done = shell(f"ulimit -v {kilobytes}; {command}", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.startswith("landmarks: error: ") and "MB (ulimit -v" in done.stderr
+    assert done.stderr.startswith("landmarks: error: not enough memory: ") and "MB (ulimit -v" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_thread_without_memory_ends_the_process():
+    script = (
+        "import sys, threading; from beam_pipeline import memory\n"
+        "def work(): raise RuntimeError('can\\'t start new thread' if sys.argv[1] == 'lack' else 'another')\n"
+        "memory.watch_threads(lambda: print('released', flush=True))\n"
+        "threading.Thread(target=work).start(); threading.Event().wait(2)"
+    )
+    for what, code in (("lack", 1), ("other", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, what],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": HERE},
+        )
+        assert done.returncode == code and (done.stdout == "released\n") is bool(code)
+        said = "landmarks: error: not enough memory: RuntimeError; " if code else "another"
+        assert said in done.stderr and (len(done.stderr.splitlines()) == 1) is bool(code)
 
 
 def test_a_file_that_is_not_there_is_named_without_numbers(tmp_path, capsys):

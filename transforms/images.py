@@ -180,8 +180,7 @@ def decode_image(
     except Exception as e:
         if not has_memory(needed):  # libjpeg and others call it broken data
             raise MemoryError(f"{needed:,} bytes to decode {width} x {height} pixels cannot be had") from e
-        cut = "the file ends before its picture does" if "truncated" in str(e) else ""
-        raise DecodeError("corrupt", cut or f"{type(e).__name__}: {e}") from e
+        raise _damaged(file.format, e) from e
     if turns and turns[0] in (
         Image.Transpose.TRANSPOSE,
         Image.Transpose.TRANSVERSE,
@@ -190,6 +189,12 @@ def decode_image(
     ):
         width, height = height, width
     return pixels, width, height, scale
+
+
+def _damaged(found: FileFormat | None, error: Exception) -> DecodeError:
+    if "truncated" in str(error).lower():
+        return DecodeError("corrupt", "the file ends before its picture does")
+    return DecodeError("corrupt", f"{found.text if found else 'a picture'} that is damaged ({error})")
 
 
 def _open(data: bytes, found: FileFormat | None, reading: ReadingConfig) -> Image.Image:
@@ -222,7 +227,7 @@ def _open(data: bytes, found: FileFormat | None, reading: ReadingConfig) -> Imag
     except Exception as e:  # Pillow's parsers raise whatever a broken header leads to
         if not has_memory(reading.max_bytes):  # WebP's decoder takes its memory here
             raise MemoryError("the memory that a picture may take cannot be had") from e
-        raise DecodeError("corrupt", f"{type(e).__name__}: {e}") from e
+        raise _damaged(found, e) from e
     if image.format == "TIFF" and (image.tag_v2.get(_TIFF_SUBFILE, 0) == 1 or _DNG_VERSION in image.tag_v2):
         raise DecodeError(
             "unsupported_format", "a camera's RAW file, which is not decoded; convert it to JPEG"
@@ -481,7 +486,9 @@ def _read(ref: ImageRef, reading: ReadingConfig, rows: RowReader) -> _Content:
         if is_of_machine(e) or (forbidden and object_stores.is_closed(ref.uri)):
             raise MachineError(ref.uri, e) from e
         kind = "not_found" if isinstance(e, FileNotFoundError) else "unreadable"
-        return ref, Failure("read", ref.image_id, ref.uri, kind, f"{type(e).__name__}: {e}")
+        reason = getattr(e, "strerror", None)  # of the system's
+        problem = f"{reason[0].lower()}{reason[1:]}" if reason else f"{type(e).__name__}: {e}"
+        return ref, Failure("read", ref.image_id, ref.uri, kind, problem)
 
 
 def _decoded(content: _Content, max_side: int, reading: ReadingConfig) -> DecodedImage | Failure:

@@ -34,6 +34,11 @@ begins with a dot, or in one where a system keeps what it makes or what was thro
 EXCLUDED = "excluded"
 """Likewise for photographs and archives that are not wanted."""
 
+UNWRITABLE = "with a name that no table can carry"
+"""Stands in the place of a suffix for photographs whose names are not UTF-8, or hold what a table
+cannot keep.
+"""
+
 _ARCHIVES = (tar_files.SUFFIX, parquet_images.SUFFIX)
 
 _OF_SYSTEMS = frozenset(
@@ -60,7 +65,7 @@ class Matches(NamedTuple):
     Attributes:
       images: in ascending order of image_id; local ones with absolute paths.
       passed_over: how many files have another suffix than IMAGE_SUFFIXES, by suffix, the most first; and how
-        many are REFUSED or EXCLUDED, and photographs HIDDEN.
+        many are REFUSED or EXCLUDED, and photographs HIDDEN or UNWRITABLE.
     """
 
     images: list[ImageRef]
@@ -89,7 +94,8 @@ def match_images(
 
     Args:
       say: is called with a line for each member of a tar file that is REFUSED, each archive that is
-        compressed, and each of `exclude` that nothing matches.
+        compressed, the first photograph of each pattern that is UNWRITABLE, and each of `exclude` that
+        nothing matches.
       image_ids: what the ids are: "name", of the file without its suffix, or "path", the path below the
         pattern.
       label_levels: so many folders of that path, the nearest ones, are the landmark, in composed letters
@@ -99,9 +105,9 @@ def match_images(
 
     Raises:
       MatchError: a pattern matches nothing, two files have one id (both are named), one file lies in folders
-        of two landmarks, through a hard link, or a name cannot be written to a table and read back: it is not
-        UTF-8, or the id or the landmark holds a control character, or the id begins or ends with a space; or
-        a compressed archive is named, or what is named as a tar file is none.
+        of two landmarks, through a hard link, or what is named by itself is UNWRITABLE (it is not UTF-8, or
+        the id or the landmark holds a control character, or the id begins or ends with a space), or a
+        compressed archive, or a tar file that is none.
     """
     if image_ids not in IMAGE_IDS:
         raise ValueError(f"image_ids {image_ids!r} is none of {', '.join(IMAGE_IDS)}")
@@ -110,7 +116,8 @@ def match_images(
     passed_over: Counter[str] = Counter()
     unwanted = _Exclusion(exclude)
     for pattern in patterns:
-        found = False
+        found = unwritable = False
+        pattern = _as_folder(pattern)
         base, entries = _match(pattern)
         visible = _visible(pattern, base, entries, unwanted, passed_over)
         with_members = _with_members(visible, passed_over, say)
@@ -119,14 +126,21 @@ def match_images(
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
                 continue
-            found = True
             image_id = below if image_ids == "path" else given_id or image_id_of(uri)
             landmark = _landmark(below, label_levels) if label_levels else None
             if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id) or _UNWRITABLE.search(landmark or ""):
-                raise MatchError(
+                problem = (
                     f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control "
                     "characters, outer spaces); rename it"
                 )
+                if chosen and not globs.has_magic(pattern):
+                    raise MatchError(problem)
+                if not unwritable:
+                    say(problem)
+                unwritable = True
+                passed_over[UNWRITABLE] += 1
+                continue
+            found = True
             if image_ids == "path":
                 before = id_of.get(uri, image_id)
                 image_id = max(before, image_id, key=len)  # of a folder and one in it, from the former on
@@ -145,6 +159,12 @@ def match_images(
         sorted(by_id.values(), key=lambda ref: ref.image_id),
         dict(sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))),
     )
+
+
+def _as_folder(pattern: str) -> str:
+    """The folder that a local glob means all of; any other pattern as it is."""
+    folder = globs.folder_of(pattern) if files.is_local(pattern) else ""
+    return folder if folder and os.path.isdir(folder) and not os.path.exists(pattern) else pattern
 
 
 def _one_of(other: ImageRef | None, ref: ImageRef, image_ids: str) -> ImageRef:

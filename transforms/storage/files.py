@@ -177,9 +177,11 @@ def _write_local(uri: str, data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, uri)
-    except BaseException:
+    except BaseException as e:
         if os.path.exists(temporary):
             os.remove(temporary)
+        if isinstance(e, OSError) and e.errno is not None:  # of a write it names no file
+            raise OSError(e.errno, e.strerror, uri) from e
         raise
 
 
@@ -281,6 +283,13 @@ def delete(uri: str) -> None:
             os.remove(uri)
     else:
         retried(lambda: store_of(uri).delete(uri))
+
+
+def delete_empty(folder: str) -> None:
+    """Deletes a local folder where nothing is in it; object stores have none."""
+    if is_local(folder):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -19,12 +19,19 @@ from transforms.storage.object_stores import Entry, store_of
 
 _EVERY_FOLDER = "**"
 _MAGIC = re.compile(r"[*?\[{]")
+_WHOLE_FOLDER = re.compile(r"(.*?)(?:(?:^|(/))\*\*)+(?:/\*?)?")
 _BRACKETS = re.compile(r"\[[!^]?+\]?+[^\]]*\]")
 
 
 def has_magic(pattern: str) -> bool:
     """Whether `pattern` can be a glob and not only a name."""
     return bool(_MAGIC.search(pattern))
+
+
+def folder_of(pattern: str) -> str:
+    """The folder all of whose files a glob means, "p" of "p/**" and "p/**/*"; "" for another glob."""
+    found = _WHOLE_FOLDER.fullmatch(pattern)
+    return "" if found is None or has_magic(found[1]) else found[1] or found[2] or "."
 
 
 def matches(pattern: str) -> Iterator[tuple[str, Entry]]:
