@@ -9,8 +9,9 @@ usage() {
   cat <<'USAGE'
 usage: run_local.sh                    demo: makes a small data set, indexes, calibrates, recognizes
                                        with --preset tuned, evaluates, reports
-       run_local.sh --images P... --labels CSV --queries P... [--truth CSV] [--output DIR] [OPTIONS]
-                                       the same with your own photographs; OPTIONS go to `landmarks recognize`
+       run_local.sh --images P... --labels CSV|folders --queries P... [--truth CSV] [--output DIR] [OPTIONS]
+                                       the same with your own photographs; --image_ids and --exclude go to index
+                                       and recognize, other OPTIONS to `landmarks recognize`
                                        (scores of your own need another --preset too: tuned has its own)
        run_local.sh test [PYTEST_ARGS] runs the test suite
        run_local.sh install            only makes the environment
@@ -45,7 +46,7 @@ case "${1:-}" in
     ;;
 esac
 
-images=() labels="" queries=() truth="" output="" rest=()
+images=() labels="" queries=() truth="" output="" both=() rest=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --images | --queries)
@@ -58,6 +59,10 @@ while [ $# -gt 0 ]; do
     --labels | --truth | --output)
       [ $# -ge 2 ] || { echo "run_local.sh: $1 needs a value" >&2; exit 2; }
       printf -v "${1#--}" '%s' "$2"; shift 2
+      ;;
+    --image_ids | --exclude)
+      [ $# -ge 2 ] || { echo "run_local.sh: $1 needs a value" >&2; exit 2; }
+      both+=("$1" "$2"); shift 2
       ;;
     *) rest+=("$1"); shift ;;
   esac
@@ -77,9 +82,9 @@ else
   output="${output:-landmarks-output}"
 fi
 
-landmarks index --images "${images[@]}" --labels "$labels" --output "$output/index"
+landmarks index --images "${images[@]}" --labels "$labels" --output "$output/index" ${both[@]+"${both[@]}"}
 landmarks calibrate --index "$output/index"
-landmarks recognize --images "${queries[@]}" --index "$output/index" --output "$output/run" --preset tuned ${truth:+--truth "$truth"} ${rest[@]+"${rest[@]}"}
+landmarks recognize --images "${queries[@]}" --index "$output/index" --output "$output/run" --preset tuned ${truth:+--truth "$truth"} ${both[@]+"${both[@]}"} ${rest[@]+"${rest[@]}"}
 
 landmarks report --run "$output/run" ${truth:+--truth "$truth"} --output "$output/report"
 

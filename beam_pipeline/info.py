@@ -70,7 +70,7 @@ def facts(root: str) -> dict[str, Any]:
         **own,
         "model": {"name": recipe.name, "uri": recipe.model, "fingerprint": recipe.fingerprint},
         "settings": {**recipe.settings.to_json(), "exif_orientation": recipe.reading.exif_orientation},
-        "passed_over": dict(manifest.passed_over),
+        "passed_over": _by_count(Counter(manifest.passed_over)),
         "disk": _disk(root, command),
         "versions": dict(manifest.versions),
     }
@@ -110,6 +110,7 @@ def _landmarks(root: str, manifest: IndexManifest) -> dict[str, int]:
 
 
 def _by_count(counts: Counter[str]) -> dict[str, int]:
+    """The most first."""
     order = landmark_order(counts)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], order(item[0]))))
 

@@ -30,7 +30,8 @@ def beside(ids: pa.Array, known: pa.Array, place: str) -> str:
 def say_passed_over(photographs: int, passed_over: Mapping[str, int]) -> None:
     """Says how many files beside the photographs were not looked at, by suffix."""
     if passed_over:
-        print(f"{photographs:,} photographs; passed over: {described(passed_over)}", file=sys.stderr)
+        count = f"{photographs:,} photograph" + ("" if photographs == 1 else "s")
+        print(f"{count}; passed over: {described(passed_over)}", file=sys.stderr)
 
 
 def labels_without_image(labels: pa.Array, images: pa.Array, uri: str) -> int:

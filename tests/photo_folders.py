@@ -84,6 +84,7 @@ def arrange(folder: pathlib.Path, known: Photographs, asked: Photographs) -> Non
     landmark, a tar file of its name, and those that are asked for below new/DCIM, in rolls of two landmarks;
     truth.csv has what these show.
     """
+    folder = folder.absolute()
     photos, new = folder / "photos", folder / "new"
     for number, (landmark, images) in enumerate(known.items()):
         files = [(name, encoded(image, name)) for name, image in zip(names(len(images)), images)]

@@ -122,7 +122,7 @@ def match_images(
         visible = _visible(pattern, base, entries, unwanted, passed_over)
         with_members = _with_members(visible, passed_over, say)
         for entry, chosen, given_id in _visible(pattern, base, with_members, unwanted, passed_over):
-            uri, below = entry.uri, _below(entry.uri, base)
+            uri, below = entry.uri, _below(entry.uri, base) if image_ids == "path" or label_levels else ""
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
                 continue
@@ -145,7 +145,7 @@ def match_images(
                 before = id_of.get(uri, image_id)
                 image_id = max(before, image_id, key=len)  # of a folder and one in it, from the former on
                 if before != image_id:
-                    del by_id[before]
+                    by_id.pop(before, None)
                 id_of[uri] = image_id
             ref = ImageRef(image_id, uri, entry.size, landmark and sys.intern(landmark), entry.version)
             by_id[image_id] = _one_of(by_id.get(image_id), ref, image_ids)
@@ -239,10 +239,11 @@ class _Exclusion:
                 else:
                     self._whole.append((glob, re.compile(f"(?:.*/)?{below}(?:/.*)?", re.DOTALL), None))
 
+    def __bool__(self) -> bool:
+        return bool(self._whole)
+
     def __contains__(self, place: tuple[str, str]) -> bool:
         """Whether a file, given as (path below the pattern, URI), is not wanted."""
-        if not self._whole:
-            return False
         below, uri = (unicodedata.normalize("NFC", name) for name in place)
         for glob, of_below, of_uri in self._whole:
             if of_below.fullmatch(below) or (of_uri and of_uri.fullmatch(uri)):
@@ -294,7 +295,7 @@ def _visible(
     for one in found:
         entry, chosen, _ = one
         name = entry.uri.lower()
-        if (_below(entry.uri, base), entry.uri) in unwanted:
+        if unwanted and (_below(entry.uri, base), entry.uri) in unwanted:
             if chosen or name.endswith((*IMAGE_SUFFIXES, *_ARCHIVES)):
                 passed_over[EXCLUDED] += 1
         elif chosen or not _is_hidden(entry.uri, pattern):
