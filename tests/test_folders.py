@@ -301,7 +301,18 @@ def test_one_landmark_in_two_normal_forms_is_one(tmp_path):
             labels_of(tmp_path / "p", exclude=[unicodedata.normalize(form, "Zürich")])
 
 
-def test_empty_folders_and_links_to_nothing(tmp_path, capsys):
+def test_what_begins_with_a_dash_can_be_named(tmp_path, monkeypatch):
+    write(tmp_path / "-new" / "-rf.jpg")
+    monkeypatch.chdir(tmp_path)
+    parser = main.build_parser()
+    for word in (["--images", "./-new"], ["--images=-new"]):
+        asked = parser.parse_args(["index", *word, "--labels", "folders", "--output", "out"])
+        assert ids(*asked.images) == ["-rf.jpg"]
+    asked = parser.parse_args(["matches", "--run", "run", "--image_id=-rf", "--output", "m.png"])
+    assert asked.image_id == "-rf"
+
+
+def test_empty_folders_and_links_to_nothing(tmp_path):
     (tmp_path / "p" / "empty" / "deep").mkdir(parents=True)
     with pytest.raises(patterns.MatchError, match="no image matches"):
         ids(tmp_path / "p")

@@ -10,6 +10,7 @@ from beam_pipeline.config import ConfigError
 from beam_pipeline.main import main
 from beam_pipeline.manifest import IndexCounts, IndexManifest, RunCounts, RunManifest
 from tests import finished_runs
+from tests.file_systems import FolderFileSystem
 from tests.manifests import run_manifest
 from transforms import patterns
 from transforms.database_augmentation import augmented_shards
@@ -150,3 +151,8 @@ def test_what_is_no_output_is_refused(tmp_path, capsys):
     files.write_json(f"{tmp_path}/settings.json", {"command": "overwrite", "of": "index"})
     with pytest.raises(ConfigError, match="is being deleted by --overwrite"):
         info.facts(str(tmp_path))
+
+
+def test_an_output_elsewhere_is_told_alike(index, tmp_path, monkeypatch):
+    FolderFileSystem.use(tmp_path, monkeypatch)
+    assert info.facts("folder://index/") == {**info.facts(index), "root": "folder://index/"}
