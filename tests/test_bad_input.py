@@ -20,16 +20,11 @@ from tests.survival import mutate
 from transforms import patterns
 from transforms.storage import tables
 
-SMALL = [
-    "--image_scales",
-    "1",
-    "--score_threshold",
-    "0",
-    "--max_local_features",
-    "50",
-    "--direct_num_workers",
-    "1",
-]
+SMALL = ["--image_scales=1", "--score_threshold=0", "--max_local_features=50", "--direct_num_workers=1"]
+
+
+def run(*command):
+    return main.main([str(word) for word in command])
 
 
 def test_damaged_photographs_decode_or_say_what_is_wrong():
@@ -99,17 +94,14 @@ class TestNames:
         command = dataset(tmp_path, self.ODD)
         assert main.main([*command, *SMALL]) == 0
         assert (
-            main.main(
-                [
-                    "recognize",
-                    *command[1:3],
-                    "--index",
-                    str(tmp_path / "index"),
-                    "--output",
-                    str(tmp_path / "run"),
-                    "--direct_num_workers",
-                    "1",
-                ]
+            run(
+                "recognize",
+                *command[1:3],
+                "--index",
+                tmp_path / "index",
+                "--output",
+                tmp_path / "run",
+                "--direct_num_workers=1",
             )
             == 0
         )
@@ -156,16 +148,14 @@ class TestNames:
         (tmp_path / "images" / "whole.jpg").unlink()
         (tmp_path / "labels.csv").write_text("id,landmark_id\na,b\n")
         assert (
-            main.main(
-                [
-                    "index",
-                    "--images",
-                    str(tmp_path / "images"),
-                    "--labels",
-                    str(tmp_path / "labels.csv"),
-                    "--output",
-                    str(tmp_path / "o"),
-                ]
+            run(
+                "index",
+                "--images",
+                tmp_path / "images",
+                "--labels",
+                tmp_path / "labels.csv",
+                "--output",
+                tmp_path / "o",
             )
             == 2
         )
@@ -211,17 +201,13 @@ class TestModels:
             thin=np.zeros((3, 64, 3), np.uint8),
         )
         assert (
-            main.main(
-                [
-                    *command,
-                    "--model",
-                    str(tmp_path / "model"),
-                    *SMALL,
-                    "--score_threshold",
-                    "5",
-                    "--max_failure_rate",
-                    "0.5",
-                ]
+            run(
+                *command,
+                "--model",
+                tmp_path / "model",
+                *SMALL,
+                "--score_threshold=5",
+                "--max_failure_rate=0.5",
             )
             == 0
         )
@@ -238,21 +224,9 @@ class TestModels:
     def test_a_photograph_without_local_features_is_recognized_by_its_global_one(self, tmp_path):
         command = dataset(tmp_path, ["good", "other", "flat"], flat=np.full((64, 64, 3), 90, np.uint8))
         tiny_models.build("delg_tf2", tmp_path / "model")
+        assert main.main([*command, "--model", str(tmp_path / "model"), *SMALL, "--score_threshold=5"]) == 0
         assert (
-            main.main([*command, "--model", str(tmp_path / "model"), *SMALL, "--score_threshold", "5"]) == 0
-        )
-        assert (
-            main.main(
-                [
-                    "recognize",
-                    *command[1:3],
-                    "--index",
-                    str(tmp_path / "index"),
-                    "--output",
-                    str(tmp_path / "run"),
-                ]
-            )
-            == 0
+            run("recognize", *command[1:3], "--index", tmp_path / "index", "--output", tmp_path / "run") == 0
         )
         flat = pd.read_parquet(tmp_path / "run" / "predictions").set_index("image_id").loc["flat"]
         assert [c["inliers"] for c in flat.candidates] == [0, 0, 0] and flat.score > 0
@@ -357,23 +331,23 @@ def test_nonsense_values_of_every_option_are_refused_before_anything_starts(
     "flags, message",
     [
         (
-            ["--index", "here/index", "--output", "here/index"],
+            ["--index=here/index", "--output=here/index"],
             "--output here/index is or holds the index here/index",
         ),
-        (["--index", "here/index", "--output", "here"], "--output here is or holds the index"),
+        (["--index=here/index", "--output=here"], "--output here is or holds the index"),
         (
-            ["--index", "gs://b/index", "--output", "o", "--query_store", "gs://b/index/"],
+            ["--index=gs://b/index", "--output=o", "--query_store=gs://b/index/"],
             "--query_store gs://b/index/ is or holds",
         ),
         (
-            ["--index", "i", "--output", "o", "--num_to_rerank", "2", "--top_k", "3"],
+            ["--index=i", "--output=o", "--num_to_rerank=2", "--top_k=3"],
             "--top_k 3 is more than --num_to_rerank 2",
         ),
     ],
     ids=["output is index", "output holds index", "query store is index", "top_k"],
 )
 def test_options_that_do_not_go_together(flags, message, capsys):
-    assert main.main(["recognize", "--images", "x", *flags]) == 2
+    assert main.main(["recognize", "--images=x", *flags]) == 2
     assert message in capsys.readouterr().err
 
 

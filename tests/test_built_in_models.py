@@ -226,18 +226,21 @@ def test_the_block_blocks(without_tensorflow):
     assert done.returncode == 1 and "tensorflow is blocked" in done.stderr
 
 
-def test_commands_run_without_tensorflow(name, without_tensorflow, tmp_path):
+def test_commands_run_without_tensorflow(without_tensorflow, tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number in range(6):
         cv2.imwrite(str(photographs / f"p{number}.jpg"), textured(240, 320, number // 2))
     (tmp_path / "labels.csv").write_text("id,landmark_id\np0,a\np2,b\np4,c\n")
-    commands = [
-        ["index", "--images", str(photographs / "p[024].jpg"), "--labels", "labels.csv", "--output", "index"],
-        ["recognize", "--images", str(photographs / "p[135].jpg"), "--index", "index", "--output", "run"],
-        ["matches", "--run", "run", "--image_id", "p1", "--output", "matches.png"],
-    ]
-    commands[0] += ["--model", name]
+    index = ["index", "--images", str(photographs / "p[024].jpg"), "--labels", "labels.csv"]
+    recognize = ["recognize", "--images", str(photographs / "p[135].jpg")]
+    commands = []
+    for name in catalog.BUILT_IN:
+        commands += [
+            [*index, "--output", f"index-{name}", "--model", name],
+            [*recognize, "--index", f"index-{name}", "--output", f"run-{name}"],
+            ["matches", "--run", f"run-{name}", "--image_id", "p1", "--output", "matches.png"],
+        ]
     code = (
         "import json, sys; from beam_pipeline.main import main; "
         "sys.exit(any(main(command) for command in json.loads(sys.argv[1])))"
@@ -250,4 +253,5 @@ def test_commands_run_without_tensorflow(name, without_tensorflow, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "submission.csv").read_text().count(",a ") == 1
+    for name in catalog.BUILT_IN:
+        assert (tmp_path / f"run-{name}" / "submission.csv").read_text().count(",a ") == 1

@@ -323,6 +323,10 @@ def test_records_come_out_of_their_coder_as_they_went_in(record):
         )
 
 
+def run(*command):
+    return main([str(word) for word in command])
+
+
 class OnlySubmits(PipelineRunner):
     """An engine whose jobs end elsewhere, as those of a template do."""
 
@@ -351,18 +355,16 @@ def test_a_job_that_nobody_waits_for(tmp_path, capsys, flags, said):
     predictions.write_text("id,landmarks\n4,a 0.5\n")
     truth.write_text("id,landmarks\n4,a\n")
     assert (
-        main(
-            [
-                "evaluate",
-                "--predictions",
-                str(predictions),
-                "--truth",
-                str(truth),
-                "--output",
-                str(output),
-                "--runner=tests.test_dataflow.OnlySubmits",
-                *flags,
-            ]
+        run(
+            "evaluate",
+            "--predictions",
+            predictions,
+            "--truth",
+            truth,
+            "--output",
+            output,
+            "--runner=tests.test_dataflow.OnlySubmits",
+            *flags,
         )
         == 0
     )
@@ -374,17 +376,15 @@ def test_the_local_runner_runs_whatever_dataflow_would_do(tmp_path):
     predictions.write_text("id,landmarks\n4,a 0.5\n")
     truth.write_text("id,landmarks\n4,a\n")
     assert (
-        main(
-            [
-                "evaluate",
-                "--predictions",
-                str(predictions),
-                "--truth",
-                str(truth),
-                "--output",
-                str(tmp_path / "metrics.json"),
-                "--dry_run=True",
-            ]
+        run(
+            "evaluate",
+            "--predictions",
+            predictions,
+            "--truth",
+            truth,
+            "--output",
+            tmp_path / "metrics.json",
+            "--dry_run=True",
         )
         == 0
     )

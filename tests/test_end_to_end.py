@@ -50,34 +50,18 @@ def part_of(everything, root, landmarks, distractors):
     return root
 
 
+def run(*command):
+    return main([str(word) for word in command])
+
+
 def index(data, output, *flags):
-    return main(
-        [
-            "index",
-            "--images",
-            str(data / "index"),
-            "--labels",
-            str(data / "labels.csv"),
-            "--output",
-            str(output),
-            *flags,
-        ]
+    return run(
+        "index", "--images", data / "index", "--labels", data / "labels.csv", "--output", output, *flags
     )
 
 
 def recognize(data, index_folder, output, *flags, images="queries"):
-    return main(
-        [
-            "recognize",
-            "--images",
-            str(data / images),
-            "--index",
-            str(index_folder),
-            "--output",
-            str(output),
-            *flags,
-        ]
-    )
+    return run("recognize", "--images", data / images, "--index", index_folder, "--output", output, *flags)
 
 
 @pytest.fixture(scope="session")
@@ -157,17 +141,7 @@ def test_evaluate_gives_the_metrics_of_the_run_from_its_submission_too(data, emb
     for predictions in (embedded_run, embedded_run / "submission.csv"):
         output = tmp_path / "m.json"
         assert (
-            main(
-                [
-                    "evaluate",
-                    "--predictions",
-                    str(predictions),
-                    "--truth",
-                    str(data / "truth.csv"),
-                    "--output",
-                    str(output),
-                ]
-            )
+            run("evaluate", "--predictions", predictions, "--truth", data / "truth.csv", "--output", output)
             == 0
         )
         assert json.loads(output.read_text()) == json.loads((embedded_run / "metrics.json").read_text())
@@ -226,7 +200,7 @@ def test_workers_and_the_order_of_units_do_not_change_a_byte_of_an_index(
     assert {**manifests[0], "seconds": 0} == {**manifests[1], "seconds": 0}
 
 
-SCORES = ["--top_k", "1", "--max_inlier_score", "30", "--global_weight", "0", "--augmented_weight", "2"]
+SCORES = ["--top_k=1", "--max_inlier_score=30", "--global_weight=0", "--augmented_weight=2"]
 
 
 def test_rescoring_gives_the_bytes_of_a_run_with_these_scores(data, embedded_index, embedded_run, tmp_path):
@@ -247,10 +221,10 @@ def test_rescoring_gives_the_bytes_of_a_run_with_these_scores(data, embedded_ind
 @pytest.mark.parametrize(
     "flags, problem",
     [
-        (["--num_to_rerank", "4"], "has 3 candidates of each query, 4 are wanted"),
-        (["--num_to_rerank", "2", "--top_k", "3"], "--top_k 3 is more than the 2 candidates"),
-        (["--min_probability", "0.5"], "--min_probability needs a calibration"),
-        (["--calibration", "nowhere.json"], "there is no nowhere.json: `landmarks calibrate` makes it"),
+        (["--num_to_rerank=4"], "has 3 candidates of each query, 4 are wanted"),
+        (["--num_to_rerank=2", "--top_k=3"], "--top_k 3 is more than the 2 candidates"),
+        (["--min_probability=0.5"], "--min_probability needs a calibration"),
+        (["--calibration=nowhere.json"], "there is no nowhere.json: `landmarks calibrate` makes it"),
     ],
 )
 def test_what_a_run_does_not_have_cannot_be_scored(embedded_run, tmp_path, capsys, flags, problem):
@@ -264,7 +238,7 @@ def calibrated(data, embedded_index, tmp_path_factory):
     root = tmp_path_factory.mktemp("tuned")
     shutil.copytree(embedded_index, root / "index")
     assert main(["calibrate", "--index", str(root / "index"), "--direct_num_workers=1"]) == 0
-    assert recognize(data, root / "index", root / "run", "--preset", "tuned", "--direct_num_workers=1") == 0
+    assert recognize(data, root / "index", root / "run", "--preset=tuned", "--direct_num_workers=1") == 0
     return root
 
 
@@ -297,7 +271,7 @@ def test_workers_do_not_change_a_calibration(data, calibrated, embedded_index, t
     assert {**made[0], "seconds": 0} == {**made[1], "seconds": 0}
     [evidence] = (calibrated / "index" / "calibration").iterdir()
     same_files(tmp_path / "index", calibrated / "index", f"calibration/{evidence.name}/self/predictions")
-    assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset", "tuned") == 0
+    assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset=tuned") == 0
     assert (tmp_path / "run/submission.csv").read_bytes() == (calibrated / "run/submission.csv").read_bytes()
 
 
@@ -306,7 +280,7 @@ def test_another_share_needs_no_second_search(calibrated, tmp_path, monkeypatch)
 
     monkeypatch.setattr(verification, "verify_pair", None)
     output = tmp_path / "rare.json"
-    command = ["calibrate", "--index", str(calibrated / "index"), "--non_landmark_share", "0.98"]
+    command = ["calibrate", "--index", str(calibrated / "index"), "--non_landmark_share=0.98"]
     assert main([*command, "--output", str(output)]) == 0
     rare, even = (
         json.loads(path.read_text()) for path in (output, calibrated / "index" / "calibration.json")
@@ -333,20 +307,20 @@ def test_what_is_less_probable_has_no_landmark_and_keeps_its_candidates(calibrat
 def test_a_calibration_scores_a_run_that_was_verified_alike(data, calibrated, tmp_path):
     index_folder, accurate = calibrated / "index", tmp_path / "accurate"
     store = ["--query_store", str(calibrated / "run" / "queries")]
-    assert recognize(data, index_folder, accurate, "--preset", "accurate", *store) == 0
+    assert recognize(data, index_folder, accurate, "--preset=accurate", *store) == 0
     command = ["rescore", "--run", str(accurate), "--output", str(tmp_path / "tuned")]
     assert main([*command, "--calibration", str(index_folder / "calibration.json")]) == 0
     same_files(tmp_path / "tuned", calibrated / "run", "predictions")
 
 
 def test_a_calibration_of_before_a_change_is_not_used(data, calibrated, embedded_index, tmp_path, capsys):
-    assert recognize(data, embedded_index, tmp_path / "run", "--preset", "tuned") == 2
+    assert recognize(data, embedded_index, tmp_path / "run", "--preset=tuned") == 2
     assert "is not calibrated" in capsys.readouterr().err
     shutil.copytree(calibrated / "index", tmp_path / "index")
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     manifest["counts"]["matched"] += 1
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
-    assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset", "tuned") == 2
+    assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset=tuned") == 2
     assert "is of before the index was changed: `landmarks calibrate" in capsys.readouterr().err
 
 
@@ -359,7 +333,7 @@ def test_a_finished_output_is_left_alone_and_other_settings_are_refused(
         "nothing to do" in capsys.readouterr().out
         and (embedded_run / "manifest.json").stat().st_mtime_ns == before
     )
-    assert recognize(data, embedded_index, embedded_run, "--max_distance", "0.7") == 2
+    assert recognize(data, embedded_index, embedded_run, "--max_distance=0.7") == 2
     assert "hyperparameters.max_distance: 0.9 there, 0.7 wanted" in capsys.readouterr().err
 
 
@@ -378,8 +352,7 @@ def test_other_parameters_need_no_new_extraction(data, embedded_index, embedded_
             tmp_path / "run",
             "--query_store",
             store,
-            "--preset",
-            "accurate",
+            "--preset=accurate",
             "--direct_num_workers=1",
         )
         == 0
@@ -407,14 +380,10 @@ def test_an_unfinished_run_goes_on_and_ends_with_the_same_bytes(data, embedded_i
 def test_every_contract_goes_through_index_and_recognize(few, tmp_path, kind, capsys):
     tiny_models.build(kind, tmp_path / "model")
     flags = [
-        "--image_scales",
-        "0.7071,1",
-        "--score_threshold",
-        "0",
-        "--max_local_features",
-        "100",
-        "--max_image_side",
-        "160",
+        "--image_scales=0.7071,1",
+        "--score_threshold=0",
+        "--max_local_features=100",
+        "--max_image_side=160",
     ]
     assert index(few, tmp_path / "index", "--model", str(tmp_path / "model"), *flags) == 0
     assert recognize(few, tmp_path / "index", tmp_path / "run") == 0
@@ -436,7 +405,7 @@ def test_another_model_than_the_indexs_is_refused(data, embedded_index, tmp_path
     tiny_models.build("delg_tf1", tmp_path / "model")
     assert recognize(data, embedded_index, tmp_path / "run", "--model", str(tmp_path / "model")) == 2
     assert "is not the one the index was made with" in capsys.readouterr().err
-    assert recognize(data, embedded_index, tmp_path / "run", "--max_image_side", "1000") == 2
+    assert recognize(data, embedded_index, tmp_path / "run", "--max_image_side=1000") == 2
     assert "--max_image_side 1000 differs from the index's" in capsys.readouterr().err
 
 
@@ -448,9 +417,7 @@ def test_an_index_smaller_than_num_to_rerank_and_queries_that_are_in_it(data, tm
         shutil.copy(data / "index" / f"{image_id}.jpg", small / "index")
     labels.to_csv(small / "labels.csv", index=False)
     assert index(small, tmp_path / "index") == 0
-    assert (
-        recognize(small, tmp_path / "index", tmp_path / "run", "--num_to_rerank", "100", images="index") == 0
-    )
+    assert recognize(small, tmp_path / "index", tmp_path / "run", "--num_to_rerank=100", images="index") == 0
     predictions = pd.read_parquet(tmp_path / "run" / "predictions").set_index("image_id")
     a, b = sorted(labels.id)
     assert [[c["image_id"] for c in predictions.loc[i].candidates] for i in (a, b)] == [[a, b], [b, a]]
@@ -472,7 +439,7 @@ def test_broken_photographs_are_failure_rows_and_change_nothing_else(
     for name, content in broken.items():
         (queries / name).write_bytes(content)
     Image.new("RGB", (1, 50)).save(queries / "thin.png")
-    assert recognize(tmp_path, embedded_index, tmp_path / "run", "--max_failure_rate", "0.5") == 0
+    assert recognize(tmp_path, embedded_index, tmp_path / "run", "--max_failure_rate=0.5") == 0
     failed = pd.read_parquet(tmp_path / "run" / "failures")
     assert set(failed.image_id) == {"zero", "text", "half", "header", "head", "thin"}
     rows = submission(tmp_path / "run")
@@ -490,16 +457,14 @@ def test_images_without_a_label_are_left_out_and_said(data, tmp_path, capsys):
     labels = pd.read_csv(data / "labels.csv", dtype=str)
     labels.iloc[1:].to_csv(tmp_path / "labels.csv", index=False)
     assert (
-        main(
-            [
-                "index",
-                "--images",
-                str(data / "index"),
-                "--labels",
-                str(tmp_path / "labels.csv"),
-                "--output",
-                str(tmp_path / "index"),
-            ]
+        run(
+            "index",
+            "--images",
+            data / "index",
+            "--labels",
+            tmp_path / "labels.csv",
+            "--output",
+            tmp_path / "index",
         )
         == 0
     )
@@ -551,7 +516,7 @@ def agrees_with_the_oracle(index_folder, run, parameters, limit):
 
 
 def test_the_pipeline_agrees_with_the_oracle(embedded_index, embedded_run):
-    agrees_with_the_oracle(embedded_index, embedded_run, oracle.OracleParameters(), 10)
+    agrees_with_the_oracle(embedded_index, embedded_run, oracle.OracleParameters(), 6)
 
 
 def test_the_pipeline_agrees_with_the_oracle_on_real_photographs(photos, tmp_path):
@@ -564,33 +529,29 @@ def test_the_pipeline_agrees_with_the_oracle_on_real_photographs(photos, tmp_pat
     )
     for name, part in (("index", chosen[~chosen.id.isin(queries.id)]), ("queries", queries)):
         (tmp_path / f"{name}.txt").write_text("".join(f"{photos.resolve() / path}\n" for path in part.path))
-    flags = ["--mutual_check", "--num_to_rerank", "5"]
+    flags = ["--mutual_check", "--num_to_rerank=5"]
     assert (
-        main(
-            [
-                "index",
-                "--images",
-                f"@{tmp_path}/index.txt",
-                "--labels",
-                str(tmp_path / "labels.csv"),
-                "--output",
-                str(tmp_path / "index"),
-            ]
+        run(
+            "index",
+            "--images",
+            f"@{tmp_path}/index.txt",
+            "--labels",
+            tmp_path / "labels.csv",
+            "--output",
+            tmp_path / "index",
         )
         == 0
     )
     assert (
-        main(
-            [
-                "recognize",
-                "--images",
-                f"@{tmp_path}/queries.txt",
-                "--index",
-                str(tmp_path / "index"),
-                "--output",
-                str(tmp_path / "run"),
-                *flags,
-            ]
+        run(
+            "recognize",
+            "--images",
+            f"@{tmp_path}/queries.txt",
+            "--index",
+            tmp_path / "index",
+            "--output",
+            tmp_path / "run",
+            *flags,
         )
         == 0
     )

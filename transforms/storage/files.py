@@ -357,17 +357,18 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     if is_local(uri):
         _open_local(uri).close()  # a pipe would be waited for
         return pq.ParquetFile(uri, buffer_size=_BUFFER, pre_buffer=False)
-    return pq.ParquetFile(pa.PythonFile(_Ranged(uri), mode="r"), buffer_size=_BUFFER, pre_buffer=False)
+    entry = remote_entry(uri)
+    if entry is None:
+        raise FileNotFoundError(errno.ENOENT, "no such file", uri)
+    source = pa.PythonFile(Ranged(uri, entry.size), mode="r")
+    return pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False)
 
 
-class _Ranged(io.RawIOBase):
-    """A file that is not on this machine, read by range."""
+class Ranged(io.RawIOBase):
+    """A file of so many bytes, read by range."""
 
-    def __init__(self, uri: str):
-        entry = remote_entry(uri)
-        if entry is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file", uri)
-        self._uri, self._size, self._at = uri, entry.size, 0
+    def __init__(self, uri: str, size: int):
+        self._uri, self._size, self._at = uri, size, 0
 
     def readable(self) -> bool:
         return True

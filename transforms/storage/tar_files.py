@@ -139,26 +139,13 @@ def _still_there(archive: str, members: pa.Table) -> bool:
         return False
 
 
-class _Headers(io.RawIOBase):
+class _Headers(files.Ranged):
     """An archive as tarfile reads it, header after header: no more than a window is ever in memory."""
 
     def __init__(self, archive: str, size: int):
-        self._archive, self._size = archive, size
+        super().__init__(archive, size)
         self._window = _LOCAL_WINDOW if files.is_local(archive) else _REMOTE_WINDOW
-        self._at, self._start, self._held = 0, 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        self._start, self._held = 0, b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
@@ -169,7 +156,7 @@ class _Headers(io.RawIOBase):
         if not self._start <= self._at or end > self._start + len(self._held):
             self._start = self._at
             wanted = min(max(self._window, end - self._at), self._size - self._at)
-            self._held = files.read_bytes(self._archive, self._at, wanted)
+            self._held = files.read_bytes(self._uri, self._at, wanted)
         found = self._held[self._at - self._start : end - self._start]
         self._at = end
         return found
