@@ -283,15 +283,6 @@ def test_odd_names_of_files_and_folders_are_taken_as_they_are(tmp_path, name):
     assert labels.to_pylist() == [{"image_id": f"{stem}/{name}", "landmark_id": stem}]
 
 
-@pytest.mark.parametrize("name", ["a\nb.jpg", "a\x07.jpg", " a.jpg", b"\xff.jpg"])
-def test_names_that_no_table_can_carry_are_named(tmp_path, name):
-    (tmp_path / "p").mkdir()
-    with open(os.path.join(os.fsencode(tmp_path / "p"), os.fsencode(name)), "wb"):
-        pass
-    with pytest.raises(patterns.MatchError, match="has a name that no table can carry"):
-        patterns.match_images([f"{tmp_path}/p"])
-
-
 def test_one_landmark_in_two_normal_forms_is_one(tmp_path):
     for n, form in enumerate(("NFC", "NFD")):
         write(tmp_path / "p" / unicodedata.normalize(form, "Zürich") / f"{n}.jpg")

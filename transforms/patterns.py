@@ -114,7 +114,7 @@ def match_images(
     by_id: dict[str, ImageRef] = {}
     id_of: dict[str, str] = {}  # by URI, where two patterns can give one file two ids
     passed_over: Counter[str] = Counter()
-    unwanted = _Exclusion(exclude)
+    unwanted = globs.Exclusion(exclude)
     for pattern in patterns:
         found = unwritable = False
         pattern = _as_folder(pattern)
@@ -223,39 +223,6 @@ def _landmark(below: str, levels: int) -> str | None:
     return unicodedata.normalize("NFC", "/".join(names)) or None
 
 
-class _Exclusion:
-    """What of a pattern's files is not wanted."""
-
-    def __init__(self, globs_given: Sequence[str]):
-        self._unused = dict.fromkeys(globs_given)
-        self._whole: list[tuple[str, re.Pattern[str], re.Pattern[str] | None]] = []
-        for glob in globs_given:
-            for reading in globs.braces_expanded(glob.rstrip("/")):
-                reading = unicodedata.normalize("NFC", reading)
-                below = globs.translate(reading.removeprefix("./").lstrip("/"))
-                if "/" in reading:
-                    typed = re.compile(globs.translate(files.absolute(reading)) + "(?:/.*)?", re.DOTALL)
-                    self._whole.append((glob, re.compile(below + "(?:/.*)?", re.DOTALL), typed))
-                else:
-                    self._whole.append((glob, re.compile(f"(?:.*/)?{below}(?:/.*)?", re.DOTALL), None))
-
-    def __bool__(self) -> bool:
-        return bool(self._whole)
-
-    def __contains__(self, place: tuple[str, str]) -> bool:
-        """Whether a file, given as (path below the pattern, URI), is not wanted."""
-        below, uri = (unicodedata.normalize("NFC", name) for name in place)
-        for glob, of_below, of_uri in self._whole:
-            if of_below.fullmatch(below) or (of_uri and of_uri.fullmatch(uri)):
-                self._unused.pop(glob, None)
-                return True
-        return False
-
-    def unused(self) -> list[str]:
-        """Those that nothing matched."""
-        return list(self._unused)
-
-
 def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
     text = f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)}"
     if passed_over:
@@ -289,7 +256,7 @@ class _Found(NamedTuple):
 
 
 def _visible(
-    pattern: str, base: str, found: Iterable[_Found], unwanted: _Exclusion, passed_over: Counter[str]
+    pattern: str, base: str, found: Iterable[_Found], unwanted: globs.Exclusion, passed_over: Counter[str]
 ) -> Iterator[_Found]:
     """The files of a pattern, but for those that are EXCLUDED, or HIDDEN and not meant."""
     for one in found:

@@ -12,6 +12,7 @@ import fnmatch
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from transforms.storage import files
@@ -123,6 +124,42 @@ def _translate_name(name: str, either_way: bool) -> str:
             parts.append({"*": "[^/]*", "?": "[^/]"}.get(text, re.escape(text)))
         at += len(text)
     return "".join(parts)
+
+
+class Exclusion:
+    """Globs of what is not wanted: a file, or all below a folder. Without a slash one matches any name below
+    the place searched, with one a path from there on, or from the working folder on. In what normal form of
+    Unicode makes no difference.
+    """
+
+    def __init__(self, patterns: Sequence[str]):
+        self._unused = dict.fromkeys(patterns)
+        self._whole: list[tuple[str, re.Pattern[str], re.Pattern[str] | None]] = []
+        for glob in patterns:
+            for reading in braces_expanded(glob.rstrip("/")):
+                reading = unicodedata.normalize("NFC", reading)
+                below = translate(reading.removeprefix("./").lstrip("/"))
+                if "/" in reading:
+                    typed = re.compile(translate(files.absolute(reading)) + "(?:/.*)?", re.DOTALL)
+                    self._whole.append((glob, re.compile(below + "(?:/.*)?", re.DOTALL), typed))
+                else:
+                    self._whole.append((glob, re.compile(f"(?:.*/)?{below}(?:/.*)?", re.DOTALL), None))
+
+    def __bool__(self) -> bool:
+        return bool(self._whole)
+
+    def __contains__(self, place: tuple[str, str]) -> bool:
+        """Whether a file, given as (path below the pattern, URI), is not wanted."""
+        below, uri = (unicodedata.normalize("NFC", name) for name in place)
+        for glob, of_below, of_uri in self._whole:
+            if of_below.fullmatch(below) or (of_uri and of_uri.fullmatch(uri)):
+                self._unused.pop(glob, None)
+                return True
+        return False
+
+    def unused(self) -> list[str]:
+        """Those that nothing matched."""
+        return list(self._unused)
 
 
 def _split(path: str) -> tuple[str, list[str]]:
