@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,16 +19,16 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import index_parts, lock, outputs, recipe, runner, tuning
+from beam_pipeline import cleaning, index_parts, lock, outputs, recipe, runner, tuning
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
 from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest, digest
 from beam_pipeline.prediction_rule import CALIBRATION
 from beam_pipeline.tuning import MIN_QUERIES, TRIED, Queries, tune
 from transforms import retrieval, verification
 from transforms.aggregation import candidate_table
-from transforms.database_augmentation import AugmentCandidates, AugmentIndex, augmented_shards
+from transforms.database_augmentation import AugmentCandidates
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
-from transforms.storage import files, run_store, worklist
+from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore
 from transforms.submission import WritePredictions
 from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates, VerificationSettings
@@ -191,11 +190,7 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
     prepared = prepare(config)
     index, root = prepared.index, config.index
     with lock.held(root):
-        if not augmented_shards(root).complete(index.derived_list):  # of an index made in another way
-            units = [shard.unit for shard in index.shards if shard.images]
-            runner.run_pipeline(
-                lambda pipeline: pipeline | beam.Create(units) | AugmentIndex(root), options, [], engine
-            )
+        cleaning.augment(root, index, options, engine)  # of an index made in another way
         expected = sum(
             min(config.sample, sum(index_images(prepared, search))) for search in prepared.searches
         )
@@ -239,8 +234,7 @@ def index_images(prepared: Prepared, search: Search) -> Iterator[int]:
 def read_queries(prepared: Prepared) -> Queries:
     """What was found for all queries, in the order of their ids."""
     config, index = prepared.config, prepared.index
-    folders = [index_parts.folder(config.index, part) for part in ("", *index.appended)]
-    count: Counter[str] = sum(map(worklist.label_counts, folders), Counter())
+    count = index_parts.label_counts(config.index, index)
     label_of = _labels(prepared)
     made: list[tuple[int, str | None, QueryCandidates]] = []
     for search in prepared.searches:

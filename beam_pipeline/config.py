@@ -121,6 +121,7 @@ class IndexConfig:
       exclude: likewise.
       model: None for the embedded one, or, with append, for the one that the index names.
       local_model: what gives local features instead of `model`; None for itself, or as the index says.
+      update: with append: photographs that were changed, moved or relabelled replace those of their ids.
     """
 
     images: tuple[str, ...]
@@ -133,11 +134,16 @@ class IndexConfig:
     overrides: ExtractionOverrides = ExtractionOverrides()
     reading: ReadingConfig = ReadingConfig()
     append: bool = False
+    update: bool = False
     overwrite: bool = False
     max_failure_rate: float = MAX_FAILURE_RATE
     budget: TimeBudget | None = None
 
     def __post_init__(self) -> None:
+        if self.update and not self.append:
+            raise ConfigError(
+                "--update goes with --append: it lets changed photographs replace those of their ids"
+            )
         for flag, given in (("--overwrite", self.overwrite), ("--preset", self.overrides.preset)):
             if self.append and given:
                 raise ConfigError(
@@ -150,6 +156,27 @@ class IndexConfig:
         """How many folders are a photograph's label; 0 where a table has it."""
         match = re.fullmatch(r"folders(?::([1-9]))?", self.labels)
         return int(match[1] or 1) if match else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """Arguments of `landmarks index` that change a finished index; see its --help.
+
+    Attributes:
+      output: the index.
+      remove: ids, @lists of ids, and CSVs with a column `id`.
+      relabel: CSV of labels.
+      compact: whether shards are rewritten of which much was removed.
+    """
+
+    output: str
+    remove: tuple[str, ...] = ()
+    relabel: str | None = None
+    compact: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.remove or self.relabel or self.compact):
+            raise ConfigError("nothing to change: --remove, --relabel or --compact")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from beam_pipeline.config import (
     PRESETS,
     TUNED,
     CalibrateConfig,
+    CleanConfig,
     ConfigError,
     ExtractionOverrides,
     FullSize,
@@ -295,6 +296,37 @@ def add_size_flags(parser: argparse.ArgumentParser, of_index: bool) -> None:
     group.add_argument("--prices", metavar="JSON", help="a copy of the package's prices.json, edited")
 
 
+def add_clean_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of CleanConfig but --output."""
+    group = parser.add_argument_group("changes of a finished index, with --output alone")
+    group.add_argument(
+        "--remove",
+        nargs="+",
+        metavar="ID",
+        help="take photographs out of it: ids, @list.txt with an id per line, or a CSV with a column id",
+    )
+    group.add_argument("--relabel", metavar="CSV", help="give its photographs other labels: id,landmark_id")
+    group.add_argument(
+        "--compact", action="store_true", help="rewrite shards of which more than a third was removed"
+    )
+
+
+def clean_config(args: argparse.Namespace) -> CleanConfig | None:
+    """Parsed flags of `landmarks index` as changes of a finished index; None where it is made or added to.
+
+    Raises:
+      ConfigError: flags of both are given.
+    """
+    if not (args.remove or args.relabel or args.compact):
+        return None
+    for name in ("images", "labels", "model", "local_model", "append", "update", "overwrite", "time_budget"):
+        if getattr(args, name):
+            raise ConfigError(
+                f"--{name} does not go with --remove, --relabel and --compact: they change what there is"
+            )
+    return _record(CleanConfig, args, remove=tuple(args.remove or ()))
+
+
 def _record(kind: type[R], args: argparse.Namespace, **others: Any) -> R:
     """A record of the flags that are named as its fields, and of `others`."""
     names = {field.name for field in dataclasses.fields(kind)} - others.keys()
@@ -318,6 +350,8 @@ def index_config(args: argparse.Namespace) -> IndexConfig:
     Raises:
       ConfigError: there are no labels, or options do not go together.
     """
+    if args.images is None:
+        raise ConfigError("--images is missing: a folder, a glob, or @list.txt")
     common = _common(args)
     common["images"], labels = kaggle.index_inputs(common["images"], args.labels)
     if labels is None:

@@ -14,7 +14,19 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import budget, costs, index_parts, layout, left_out, lock, outputs, pilot, recipe, runner
+from beam_pipeline import (
+    budget,
+    cleaning,
+    costs,
+    index_parts,
+    layout,
+    left_out,
+    lock,
+    outputs,
+    pilot,
+    recipe,
+    runner,
+)
 from beam_pipeline.config import ConfigError, FullSize, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match, naming
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
@@ -147,7 +159,8 @@ def prepare(config: IndexConfig) -> Prepared:
     if labels is not None:
         ids = left_out.ids_of(matched)
         if base:
-            ids = pa.concat_arrays([ids, pa.array(index_parts.image_ids(config.output, base), pa.string())])
+            there = [one.planned.image_id for one in index_parts.known(config.output, base)]
+            ids = pa.concat_arrays([ids, pa.array(there, pa.string())])
         lacking = left_out.labels_without_image(
             labels.column("image_id").combine_chunks(), ids, config.labels
         )
@@ -208,7 +221,8 @@ def run(config: IndexConfig, options: PipelineOptions, engine: PipelineRunner | 
     prepared = prepare(config)
     prepared.task.try_suspects()
     extract = functools.partial(_extract, options=options, engine=engine)
-    counts = _make(prepared, extract) if prepared.base is None else _append(prepared, extract)
+    augment = functools.partial(cleaning.augment, options=options, engine=engine)
+    counts = _make(prepared, extract) if prepared.base is None else _append(prepared, extract, augment)
     if counts is None:
         return 0
     return outputs.exit_code(
@@ -220,7 +234,12 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
     """Makes the index, or finds it finished."""
     root, task = prepared.config.output, prepared.task
     photographs = outputs.Photographs(
-        "images_and_labels", task.refs, root, task.recipe.reading, lambda before: None
+        "images_and_labels",
+        task.refs,
+        root,
+        task.recipe.reading,
+        lambda before: None,
+        functools.partial(_check_as_made, root),
     )
     with outputs.opened(root, prepared.settings, prepared.config.overwrite, photographs) as unfinished:
         if not unfinished:
@@ -244,10 +263,29 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
         return manifest.counts
 
 
-def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts | None:
+def _check_as_made(root: str) -> None:
+    """Checks that an index may be made again for photographs of it that failed.
+
+    Raises:
+      ConfigError: photographs were removed or relabelled since, which would be undone.
+    """
+    before = outputs.find_manifest(root, IndexManifest)
+    if before is not None and before.changed_units:
+        raise ConfigError(
+            f"photographs of {root} were removed or relabelled since it was made: what failed and was mended "
+            "is taken up by `landmarks index --append`"
+        )
+
+
+def _append(
+    prepared: Prepared,
+    extract: Callable[[Prepared], IndexManifest],
+    augment: Callable[[str, IndexManifest], None],
+) -> IndexCounts | None:
     """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the
-    index as it was. Photographs that the index has as failures are tried again, in their places. Returns the
-    counts of what was added, or of all where only failures were tried again; None where time was too short.
+    index as it was. Photographs that the index has as failures are tried again, in their places; with
+    --update those that were changed since replace those of their ids. Returns the counts of what was added,
+    or of all where nothing was; None where time was too short.
 
     <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of
     their own.
@@ -255,33 +293,48 @@ def _append(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) ->
     root, task = prepared.config.output, prepared.task
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)  # again: another may have added to it meanwhile
-        known = index_parts.known(root, base, task)
-        mended = index_parts.check_addition(root, base, task, known)
-        new = [ref for ref in task.refs if ref.image_id not in known]
-        again = sorted({known[image_id][0] for image_id in mended} | index_parts.unfinished(root, base))
-        if not new and not again:
+        found = index_parts.addition(root, base, task, prepared.config.update)
+        again = sorted(found.parts | index_parts.unfinished(root, base))
+        if found.removed:
+            print(f"{found.removed:,} were removed from {root} and stay out; --update takes them back")
+        if not found.new and not again and not found.changes:
             print(f"{root} has these images and labels already; nothing to do")
             return base.appended.get(task.digest, base.counts)
         for part in again:
-            retried = _retry(prepared, extract, part, mended)
+            retried = _retry(prepared, extract, part, found.mended)
             if retried is None:
                 return None
             base = retried
-        if not new:
-            _print_summary(root, base)
+        if prepared.config.update:
+            base = index_parts.without_empty(root, base)
+        if found.changes:
+            base = cleaning.with_changes(root, base, found.changes)
+            replaced = sum(label is None for label in found.changes.values())
+            print(f"{root}: {replaced:,} photographs replaced, {len(found.changes) - replaced:,} relabelled")
+        if not found.new:
+            if found.changes:
+                cleaning.finish(root, base, augment)
+            else:
+                _print_summary(root, base)
             return base.counts
-        if known:
-            print(f"{len(known):,} of {len(task.refs):,} images are in {root} already; {len(new):,} are new")
+        if found.known:
+            print(
+                f"{found.known:,} of {len(task.refs):,} images are in {root} already; "
+                f"{len(found.new):,} are new"
+            )
         told = index_parts.without_label(root)
         unlabelled = [ref for ref in prepared.unlabelled if ref.image_id not in told]
         prepared = dataclasses.replace(prepared, unlabelled=unlabelled)
-        task = ExtractionTask.of(new, task.recipe, root, "")
+        task = ExtractionTask.of(found.new, task.recipe, root, "")
+        index_parts.check_names(root, base, task)
         added = _extract_part(_beside(prepared, base.shards), extract, task)
         if added is None:
             return None
         manifest = base.with_more(added, task.digest).with_labels_lacking(prepared.labels_without_image)
         outputs.finish(root, manifest)
         index_parts.prune_derived(root, manifest)
+        if found.changes or prepared.config.update:
+            index_parts.prune_store(root, manifest)
         _print_summary(root, added)
         return added.counts
 

@@ -1,12 +1,13 @@
 """The parts of an index: the first, and what was added to it later.
 
 The first part's settings and plan lie in the index's folder, those of the others in appended/<digest>. All
-shards lie together; the manifest names those of the first part first.
+shards lie together; the manifest names those of the first part first. Plans stay as they were: what was
+removed or relabelled since is in the names of the manifest's units (transforms/storage/overlays.py).
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 
 import pyarrow.compute as pc
 
@@ -18,6 +19,7 @@ from beam_pipeline.manifest import IndexManifest
 from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary, read_failures
+from transforms.storage.overlays import planned, shard_of
 from transforms.types import ImageRef
 
 NO_LABEL = "no_label-"  # begins the name of failure rows; that of the part's first unit follows
@@ -42,14 +44,34 @@ def failure_kinds(store: FeatureStore, shards: Iterable[ShardSummary]) -> dict[s
 
 def prune(task: ExtractionTask, manifest: IndexManifest) -> None:
     """Deletes what the store has of units that neither the task nor the manifest names."""
-    keep = {*task.names, *(shard.unit for shard in manifest.shards)}
-    task.store.prune(keep)
+    units = {shard.unit for shard in manifest.shards}
+    keep = {*task.names, *units, *map(planned, units)}
+    task.store.prune({*task.names, *units})
     prune_derived(task.store.root, manifest)
     for uri in files.list_files(files.join(task.store.root, "failures"), ".parquet"):
         name = uri.rsplit("/", 1)[-1].removesuffix(".parquet")
         if name.startswith(NO_LABEL) and name.removeprefix(NO_LABEL) not in keep:
             files.delete(uri)
     files.delete_empty(files.join(task.store.root, "failures"))
+
+
+def prune_store(index: str, manifest: IndexManifest) -> None:
+    """Deletes what the store has of units that the manifest does not name."""
+    FeatureStore(index).prune({shard.unit for shard in manifest.shards})
+
+
+def check_names(index: str, manifest: IndexManifest, task: ExtractionTask) -> None:
+    """Checks that no unit of a task has the name of one of the index.
+
+    Raises:
+      ConfigError: one has: all of its photographs were removed, and are to come back.
+    """
+    if twice := {*task.names} & {planned(unit) for unit in manifest.changed_units}:
+        raise ConfigError(
+            f"{len(twice):,} units of {index} were removed as a whole and cannot be added again as they "
+            "were: "
+            "add their photographs with others, or make the index anew with --overwrite"
+        )
 
 
 def without_label(index: str) -> set[str]:
@@ -89,7 +111,7 @@ def without(index: str, manifest: IndexManifest, part: str, task: ExtractionTask
     """
     if part:
         units = {*task.names}
-        shards = tuple(shard for shard in manifest.shards if shard.unit not in units)
+        shards = tuple(shard for shard in manifest.shards if planned(shard.unit) not in units)
         if len(manifest.shards) - len(shards) != len(units):
             raise ConfigError(
                 f"{folder(index, part)} is of an earlier version and cannot be changed; `landmarks index "
@@ -110,19 +132,55 @@ def without(index: str, manifest: IndexManifest, part: str, task: ExtractionTask
     )
 
 
-def image_ids(index: str, manifest: IndexManifest) -> list[str]:
-    """The ids of all photographs that an index knows, indexed or failed."""
-    return [
-        image_id
-        for part in ("", *sorted(manifest.appended))
-        for image_id in worklist.listed_image_ids(folder(index, part))
-    ]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Known:
+    """A photograph that an index knows.
+
+    Attributes:
+      part: of the index.
+      planned: as it was added.
+      label: that it has now.
+      there: whether it is indexed or failed; False where it was removed.
+    """
+
+    part: str
+    planned: ImageRef
+    label: str | None
+    there: bool = True
+
+
+def known(index: str, manifest: IndexManifest) -> Iterator[Known]:
+    """All photographs that were ever added to an index; one that was replaced more than once."""
+    store = FeatureStore(index)
+    changed = {planned(unit): unit for unit in manifest.changed_units}
+    for part in ("", *sorted(manifest.appended)):
+        refs = worklist.read_worklist(folder(index, part))
+        if not changed:
+            yield from (Known(part, ref, ref.landmark_id) for ref in refs)
+            continue
+        for unit in ExtractionTask.of(refs, manifest.recipe, index, "").units:
+            labels = {ref.image_id: ref.landmark_id for ref in unit.images}
+            there = {*labels}
+            if unit.name in changed:
+                failures = store.failures([changed[unit.name]])["image_id"].to_pylist()
+                table = store.read_images(changed[unit.name], ["image_id", "landmark_id"])
+                now = dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+                labels, there = labels | now, {*now, *failures}
+            yield from (Known(part, ref, labels[ref.image_id], ref.image_id in there) for ref in unit.images)
+
+
+def label_counts(index: str, manifest: IndexManifest) -> Counter[str]:
+    """How many photographs an index knows of each label, indexed or failed."""
+    if manifest.changed_units:
+        return Counter(one.label or "" for one in known(index, manifest) if one.there)
+    listed = (worklist.label_counts(folder(index, part)) for part in ("", *manifest.appended))
+    return sum(listed, Counter())
 
 
 def unfinished(index: str, manifest: IndexManifest) -> set[str]:
     """The parts of an index with shards that are not there: one was killed while it was made again."""
     there = {*FeatureStore(index).units()}
-    lacking = {shard.unit for shard in manifest.shards} - there
+    lacking = {shard.unit for shard in manifest.shards if shard_of(shard.unit) not in there}
     if not lacking:
         return set()
     found = set()
@@ -133,52 +191,106 @@ def unfinished(index: str, manifest: IndexManifest) -> set[str]:
     return found
 
 
-def known(index: str, manifest: IndexManifest, task: ExtractionTask) -> dict[str, tuple[str, ImageRef]]:
-    """Those of a task's photographs that an index knows, indexed or failed: the part, and the reference in
-    it.
+@dataclasses.dataclass(frozen=True)
+class Addition:
+    """Photographs that are to be added to an index.
+
+    Attributes:
+      known: how many of them it has just so, indexed or failed.
+      removed: how many were removed from it, and stay out.
+      new: that it lacks, or that are to take the place of those of their ids.
+      mended: by id, that failed in it and are tried again in their places.
+      parts: that these are of.
+      changes: of what the index has, before they are added.
     """
-    wanted = {ref.image_id for ref in task.refs}
-    return {
-        ref.image_id: (part, ref)
-        for part in ("", *sorted(manifest.appended))
-        for ref in worklist.read_worklist(folder(index, part))
-        if ref.image_id in wanted
-    }
+
+    known: int
+    removed: int
+    new: list[ImageRef]
+    mended: dict[str, ImageRef]
+    parts: set[str]
+    changes: dict[str, str | None]
 
 
-def check_addition(
-    index: str, base: IndexManifest, task: ExtractionTask, known: Mapping[str, tuple[str, ImageRef]]
-) -> dict[str, ImageRef]:
-    """Checks that those photographs of a task that an index lacks can be added to it; returns, by id, those
-    that failed in it and were mended since, or are let in by a higher limit.
+def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool) -> Addition:
+    """What the photographs of a task are to an index.
+
+    A label that is still as it was when the photograph was added is none that differs, though the index was
+    relabelled since, and what was removed stays out; but with `update` all is as it is given.
 
     Raises:
-      ConfigError: they cannot; the text says why.
+      ConfigError: they cannot be added; the text says why.
       DamagedError: the index is damaged.
     """
+    _check_addition(index, base, task)
+    given, old = {ref.image_id: ref for ref in task.refs}, dict[str, Known]()
+    for one in known(index, base):
+        if one.planned.image_id in given and (one.there or one.planned.image_id not in old):
+            old[one.planned.image_id] = one
+    there = {name: one for name, one in old.items() if one.there}
+
+    def changes(names: Iterable[str]) -> Changes:
+        """What is different about these."""
+        before, after = [], []
+        for name in names:
+            one, ref = there[name], given[name]
+            label = one.label if update or ref.landmark_id != one.planned.landmark_id else ref.landmark_id
+            before.append(dataclasses.replace(one.planned, landmark_id=label))
+            after.append(ref)
+        return Changes.between(before, after)
+
+    failures = there.keys() & failed(index)
+    changed = changes(sorted(there.keys() - failures))
+    if changed and not update:
+        raise ConfigError(
+            f"{len(there):,} of {len(given):,} images are in {index} already, and since then {changed}: "
+            "another photograph needs a name of its own; --update puts these in the places of those"
+        )
+    within_limits = {*let_in(index, task.recipe.reading, task.refs)}
+    again = {name for name in failures if name in within_limits or changes([name])}
+    # A part that was changed is not made again: what was mended takes a new place.
+    cleaned = {planned(unit) for unit in base.changed_units}
+    moved = {part for part in {there[name].part for name in again} if _names(index, base, part) & cleaned}
+    replaced = {*changed.moved, *changed.changed, *(name for name in again if there[name].part in moved)}
+    relabelled = {name: given[name].landmark_id for name in changed.relabelled if name not in replaced}
+    mended = {name: given[name] for name in again - replaced}
+    kept = (there if update else old).keys() - replaced
+    new = [ref for ref in task.refs if ref.image_id not in kept]
+    return Addition(
+        len(there) - len(replaced),
+        0 if update else len(old) - len(there),
+        new,
+        mended,
+        {there[name].part for name in mended},
+        {**relabelled, **dict.fromkeys(sorted(replaced))},
+    )
+
+
+def without_empty(index: str, manifest: IndexManifest) -> IndexManifest:
+    """The manifest of an index without parts that were added and have no photographs any more."""
+    for part, counts in manifest.appended.items():
+        if not counts.indexed and not counts.failed:
+            refs = worklist.read_worklist(folder(index, part))
+            task = ExtractionTask.of(refs, manifest.recipe, index, "")
+            manifest = without(index, manifest, part, task)
+    return manifest
+
+
+def _names(index: str, manifest: IndexManifest, part: str) -> set[str]:
+    refs = worklist.read_worklist(folder(index, part))
+    return {*ExtractionTask.of(refs, manifest.recipe, index, "").names}
+
+
+def _check_addition(index: str, base: IndexManifest, task: ExtractionTask) -> None:
+    """Checks that photographs can be added to an index at all."""
     if not base.complete:
         raise ConfigError(
             f"{index} was not finished in time: run the same `landmarks index` again before adding to it"
         )
     there = {*task.store.units()}
     integrity.check_sizes(
-        index, dataclasses.replace(base, shards=tuple(s for s in base.shards if s.unit in there))
+        index, dataclasses.replace(base, shards=tuple(s for s in base.shards if shard_of(s.unit) in there))
     )
     differing = list(outputs.differences(base.recipe.identity["reading"], task.recipe.identity["reading"]))
     if differing:
         raise ConfigError(f"{index} was made with other settings: {'; '.join(differing)}")
-    failures, given = failed(index), {ref.image_id: ref for ref in task.refs}
-    within_limits = let_in(index, task.recipe.reading, task.refs)
-    indexed = sorted(known.keys() - failures)
-    changes = Changes.between([known[name][1] for name in indexed], [given[name] for name in indexed])
-    if changes:
-        raise ConfigError(
-            f"{len(indexed):,} of {len(given):,} images are in {index} already, and since then {changes}: "
-            "another photograph needs a name of its own; for changed ones `landmarks index --overwrite` with "
-            f"all photographs of the index, {sum(shard.images for shard in base.shards):,}, makes it anew"
-        )
-    return {
-        name: given[name]
-        for name in known.keys() & failures
-        if name in within_limits or Changes.between([known[name][1]], [given[name]])
-    }

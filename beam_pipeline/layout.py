@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from transforms.storage import files
 from transforms.storage.derived_shards import LIST_NAME, SHARD_NAME
+from transforms.storage.overlays import CHANGED_UNIT
 from transforms.storage.worklist import UNIT_NAME
 
 _BLOCK = r"\d{5,}(\.provisional)?-\d{6,}(\.provisional)?"
 _STORE = (
-    rf"(images|failures)/{UNIT_NAME}\.parquet|local_features/{UNIT_NAME}\.bin|summaries/{UNIT_NAME}\.json"
+    rf"(images|failures)/{CHANGED_UNIT}\.parquet|local_features/{CHANGED_UNIT}\.bin"
+    rf"|summaries/{CHANGED_UNIT}\.json"
 )
 _PLAN = r"plan/\d{6}\.parquet"
 _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.parquet|{_PLAN}"
@@ -26,6 +28,7 @@ _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.pa
 _OWN = {
     "index": re.compile(
         rf"{_OUTPUT}|{_STORE}|failures/no_label-{UNIT_NAME}\.parquet"
+        rf"|overlays/{CHANGED_UNIT}\.parquet"
         rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})|whitening/[0-9a-f]{{16}}\.npz"
         rf"|augmented/({SHARD_NAME}\.parquet|{LIST_NAME}\.json)"
         rf"|calibration\.json|calibration/[0-9a-f]{{16}}/(self|negatives-\d+)"
@@ -44,6 +47,7 @@ _FOLDERS = {
         "local_features",
         "summaries",
         "failures",
+        "overlays",
         "plan",
         "appended",
         "augmented",

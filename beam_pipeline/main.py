@@ -285,7 +285,7 @@ def _add_gldv2(commands: Any) -> None:
 
 def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     index = _add_command(commands, "index", run, text)
-    index.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    index.add_argument("--images", nargs="+", metavar="PATTERN", help=_PATTERNS)
     index.add_argument(
         "--labels",
         metavar="CSV_OR_FOLDERS",
@@ -311,6 +311,12 @@ def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
         help="add the images to a finished index, which stays readable meanwhile; those that failed in it "
         "and were mended are tried again",
     )
+    index.add_argument(
+        "--update",
+        action="store_true",
+        help="with --append: photographs that were changed, moved or relabelled replace those of their ids",
+    )
+    flags.add_clean_flags(index)
     flags.add_output_flags(index)
     flags.add_extraction_flags(index, of_index=True)
     return index
@@ -404,6 +410,11 @@ def _own_flags(command: str) -> list[str]:
 
 
 def _index(args: argparse.Namespace, options: Any) -> int:
+    if (clean := flags.clean_config(args)) is not None:
+        from beam_pipeline import cleaning
+
+        return cleaning.run(clean, options)
+
     from beam_pipeline import index
 
     return index.run(flags.index_config(args), options)

@@ -16,6 +16,7 @@ from transforms.storage import files
 from transforms.storage.derived_shards import list_name, unit_state
 from transforms.storage.feature_store import ShardSummary
 from transforms.storage.files import FileRecord
+from transforms.storage.overlays import planned
 from transforms.types import ScoringSettings, VerificationSettings
 
 S = TypeVar("S", VerificationSettings, ScoringSettings)
@@ -64,6 +65,11 @@ class IndexCounts(_Counts):
 
     def __sub__(self, other: "IndexCounts") -> "IndexCounts":
         return IndexCounts(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+    def without(self, indexed: int, failed: int) -> "IndexCounts":
+        """The counts without some of the photographs."""
+        left = dict(matched=self.matched - indexed - failed, indexed=self.indexed - indexed)
+        return dataclasses.replace(self, **left, failed=self.failed - failed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +183,11 @@ class IndexManifest(Manifest):
             "counts": IndexCounts(**value["counts"]),
             "appended": {name: IndexCounts(**counts) for name, counts in value["appended"].items()},
         }
+
+    @property
+    def changed_units(self) -> list[str]:
+        """Names of the units that photographs were removed from, or relabelled in."""
+        return [shard.unit for shard in self.shards if planned(shard.unit) != shard.unit]
 
     @property
     def derived_list(self) -> str:

@@ -28,6 +28,7 @@ from transforms import images, verification
 from transforms.patterns import current
 from transforms.storage import files, run_store, spelling, tables, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary
+from transforms.storage.overlays import shard_of
 from transforms.types import (
     Failure,
     FeatureLocation,
@@ -424,7 +425,7 @@ def find_images(
     """Looks images up in shards of a store, until all are found; those that are not there are left out."""
     wanted, there = pa.array(sorted(image_ids), pa.string()), {*store.units()}
     found: dict[str, StoredImage] = {}
-    for unit in (shard.unit for shard in shards if shard.unit in there):
+    for unit in (shard.unit for shard in shards if shard_of(shard.unit) in there):
         if len(found) == len(wanted):
             break
         table = store.read_images(unit, STORED_COLUMNS)
@@ -460,13 +461,16 @@ def _found(
 
 
 def _changed(ref: ImageRef, root: str, index: IndexManifest | None = None) -> list[str]:
-    """The photograph's place, where it is another than the one that the plan of an output knows."""
-    for part in ("", *sorted(index.appended if index else ())):
-        for planned in worklist.read_worklist(index_parts.folder(root, part), ref.image_id):
-            now = current(planned.uri)
-            if planned.uri == ref.uri and now is not None and is_changed(planned, now.size, now.version):
-                return [ref.uri]
-    return []
+    """The photograph's place, where it is another than those that the plans of an output know."""
+    known = [
+        planned
+        for part in ("", *sorted(index.appended if index else ()))
+        for planned in worklist.read_worklist(index_parts.folder(root, part), ref.image_id)
+        if planned.uri == ref.uri
+    ]
+    now = current(ref.uri) if known else None
+    changed = now is not None and all(is_changed(planned, now.size, now.version) for planned in known)
+    return [ref.uri] if changed else []
 
 
 def unlimited(reading: ReadingConfig) -> ReadingConfig:

@@ -43,6 +43,7 @@ class Photographs:
       reading: with which limits.
       take_up: is called with the photographs of before, and readies the output to be made of these instead:
         some that failed were mended, or a higher limit lets them in.
+      check: is called before; raises a ConfigError where the output cannot be made of these.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Photographs:
     store: str
     reading: ReadingConfig
     take_up: Callable[[list[ImageRef]], None]
+    check: Callable[[], None] = lambda: None
 
 
 @contextlib.contextmanager
@@ -155,6 +157,8 @@ def _is_finished(
             problem += f"{', and ' if problem else ''}was made of other photographs: {changes}"
             if changes.more and not differing and settings["command"] == "index":
                 problem += "; `landmarks index --append` with those that are more adds them"
+            if changes.relabelled and not differing and settings["command"] == "index":
+                problem += "; `landmarks index --relabel` takes new labels"
     if problem:
         raise ConfigError(f"{root} {problem}; --overwrite starts anew, another --output leaves this one")
     return _is_complete(root) and not _let_in(root, photographs)
@@ -192,6 +196,7 @@ def _take_up(root: str, settings: dict[str, Any], photographs: Photographs | Non
     within_limits = _let_in(root, photographs)
     if found == settings and not within_limits:
         return False
+    photographs.check()
     before = worklist.read_worklist(root)
     changes = str(Changes.between(before, photographs.refs)) or "its photographs are known better now"
     if within_limits:

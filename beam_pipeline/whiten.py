@@ -22,6 +22,7 @@ from transforms.database_augmentation import AugmentIndex, augmented_shards
 from transforms.models import catalog
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import FeatureStore
+from transforms.storage.overlays import compacted_name, planned
 
 
 def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner | None = None) -> int:
@@ -85,11 +86,16 @@ def _whiten(
         refs = worklist.read_worklist(index_parts.folder(root, part))
         tasks[part] = tuple(ExtractionTask.of(refs, how, root, "") for how in (base.recipe, made))
     new_of = {unit: new for old, whitened in tasks.values() for unit, new in zip(old.names, whitened.names)}
-    if unknown := [shard.unit for shard in base.shards if shard.unit not in new_of]:
+    if unknown := [shard.unit for shard in base.shards if planned(shard.unit) not in new_of]:
         raise ConfigError(
             f"{root} is of an earlier version and cannot be whitened (its unit {unknown[0]} is in no plan)"
         )
-    pairs = [(shard.unit, new_of[shard.unit]) for shard in base.shards]
+
+    def whitened_name(unit: str) -> str:
+        new = new_of[planned(unit)] + unit.removeprefix(planned(unit))
+        return new if new == planned(new) else compacted_name(new)  # what was removed is not written again
+
+    pairs = [(shard.unit, whitened_name(shard.unit)) for shard in base.shards]
     wanted = {new for _, new in pairs}
     augmented = augmented_shards(root).complete(base.derived_list)
 

@@ -281,7 +281,7 @@ class RetrieveNearest(beam.PTransform):
       index: folder of the index, a feature store that is finished.
       queries: folder of the queries' feature store.
       k: candidates per query.
-      groups: what is searched of the index, see `plan_groups`; None for all the shards that it has when the
+      groups: what is searched of the index, see `plan_groups`; None for all the units that it has when the
         pipeline is built.
       deadline: as time.time() tells it; no search begins after it, and queries make do with what was found
         before.
@@ -304,7 +304,7 @@ class RetrieveNearest(beam.PTransform):
     def expand(self, blocks: beam.PCollection[QueryBlock]) -> beam.PCollection[CandidateUnit]:
         index, queries, groups = FeatureStore(self.index), FeatureStore(self.queries), self.groups
         if groups is None:
-            groups = plan_groups((shard.unit, shard.images) for shard in index.summaries(index.units()))
+            groups = plan_groups(index.current())
         step = max(1, ELEMENT_NEIGHBORS // self.k)
         known, blocks = blocks | "Known" >> beam.ParDo(_Known(queries, step, self.run)).with_outputs(
             _UNKNOWN, main="known"

@@ -25,6 +25,7 @@ from transforms.processes.threads import map_ahead
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
+from transforms.storage.overlays import shard_of
 from transforms.types import (
     Candidate,
     CandidateUnit,
@@ -277,5 +278,5 @@ def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> Quan
     try:
         return store.read_local(location)
     except ValueError as e:
-        uri = files.join(store.root, "local_features", location.unit + ".bin")
+        uri = files.join(store.root, "local_features", shard_of(location.unit) + ".bin")
         return Failure("verify", image_id, uri, "unreadable_features", f"{type(e).__name__}: {e}")

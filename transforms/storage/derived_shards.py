@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 
 from transforms.storage import files
-from transforms.storage.worklist import UNIT_NAME
+from transforms.storage.overlays import CHANGED_UNIT
 
-SHARD_NAME = UNIT_NAME + r"-[0-9a-f]{16}"  # regular expressions
+SHARD_NAME = CHANGED_UNIT + r"-[0-9a-f]{16}"  # regular expressions
 LIST_NAME = r"[0-9a-f]{16}"
 
 

@@ -8,23 +8,34 @@ A feature store holds a shard per unit of work, under the unit's name:
     `FeatureStore.summary`
     <root>/images/<unit>.parquet       `image_schema`; written last: a unit with this file is done
 
-Every file is written once, whole or not at all (`files.write_bytes`).
+Units that were changed since have names of their own, see overlays.py. Every file is written once, whole or
+not at all (`files.write_bytes`).
 """
 
 import dataclasses
 import re
 import struct
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms.arrays.quantization import quantized, with_lengths
 from transforms.storage import files
 from transforms.storage.files import FileRecord
-from transforms.storage.worklist import UNIT_NAME
+from transforms.storage.overlays import (
+    CHANGED_UNIT,
+    Changes,
+    compacted_name,
+    is_overlaid,
+    overlaid,
+    overlaid_name,
+    overlay_table,
+    shard_of,
+)
 from transforms.types import (
     Failure,
     FeatureLocation,
@@ -135,7 +146,7 @@ class FeatureStore:
     root: str
 
     def _path(self, part: str, unit: str) -> str:
-        return files.join(self.root, self._name(part, unit))
+        return files.join(self.root, self._name(part, shard_of(unit)))
 
     @staticmethod
     def _name(part: str, unit: str) -> str:
@@ -144,9 +155,21 @@ class FeatureStore:
     def _summary_path(self, unit: str) -> str:
         return files.join(self.root, "summaries", unit + ".json")
 
+    def _overlay_path(self, unit: str) -> str:
+        return files.join(self.root, "overlays", unit + ".parquet")
+
     def has_unit(self, unit: str) -> bool:
         """Whether the shard of `unit` is done."""
         return files.exists(self._path("images", unit))
+
+    def current(self) -> list[tuple[str, int]]:
+        """The units that count, and how many images each has: those that the manifest of an index names, or,
+        where there is none, all that are done.
+        """
+        uri = files.join(self.root, "manifest.json")
+        if files.exists(uri):
+            return [(shard["unit"], shard["images"]) for shard in files.read_json(uri)["shards"]]
+        return [(shard.unit, shard.images) for shard in self.summaries(self.units())]
 
     def units(self) -> list[str]:
         """Names of the finished shards, sorted."""
@@ -206,8 +229,8 @@ class FeatureStore:
         self._write(unit, len(features), contents)
 
     def write_whitened(self, unit: str, of: str, descriptors: np.ndarray) -> None:
-        """Writes the shard of `unit`, which is that of the unit `of` but for its global descriptors, float32
-        [N, D]. A finished shard is left alone.
+        """Writes the shard of `unit`, which has the images of the unit `of` but for their global descriptors,
+        float32 [N, D]. A finished shard is left alone.
         """
         if self.has_unit(unit):
             return
@@ -219,9 +242,52 @@ class FeatureStore:
         )
         contents = {"local_features": files.read_bytes(self._path("local_features", of))}
         contents["images"] = files.parquet_bytes(pa.table(columns, schema=schema))
-        if files.exists(self._path("failures", of)):
-            contents["failures"] = files.read_bytes(self._path("failures", of))
+        if len(failures := self.failures([of])):
+            contents["failures"] = files.parquet_bytes(failures)
         self._write(unit, len(table), contents)
+
+    def write_changes(self, unit: str, changes: Changes) -> ShardSummary:
+        """Writes the overlay of a unit that may have one, with further changes; returns the summary of the
+        unit that it is then. Changes that leave everything as the shard has it are none.
+        """
+        shard = shard_of(unit)
+        merged = {**self.read_changes(unit), **changes}
+        table = files.read_parquet(self._path("images", shard), ["image_id", "landmark_id"])
+        labels = dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+        merged = {name: to for name, to in merged.items() if to is None or to != labels.get(name)}
+        name, below = overlaid_name(shard, merged), self.summary(shard)
+        if not merged:
+            return below
+        content = files.parquet_bytes(overlay_table(merged))
+        removed = sum(to is None and name in labels for name, to in merged.items())
+        records = {**below.files, f"overlays/{name}.parquet": files.content_record(content)}
+        summary = ShardSummary(name, below.images - removed, records)
+        files.write_bytes(self._overlay_path(name), content)
+        files.write_json(self._summary_path(name), dataclasses.asdict(summary))
+        return summary
+
+    def read_changes(self, unit: str) -> dict[str, str | None]:
+        """What the overlay of a unit says; nothing for one without."""
+        if not is_overlaid(unit):
+            return {}
+        table = files.read_parquet(self._overlay_path(unit))
+        return dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+
+    def compact(self, unit: str) -> ShardSummary:
+        """Writes the shard of a unit without what its overlay removed; returns the summary of that."""
+        name = compacted_name(unit)
+        if not self.has_unit(name):
+            table, blocks = self.read_images(unit), files.read_bytes(self._path("local_features", unit))
+            places = list(zip(*(table.column(c).to_pylist() for c in ("local_offset", "local_size"))))
+            at = table.column_names.index("local_offset")
+            offsets = pa.array(np.cumsum([0, *(size for _, size in places)])[:-1], pa.int64())
+            table = table.set_column(at, table.schema.field(at), offsets)
+            contents = {"local_features": b"".join(blocks[start : start + size] for start, size in places)}
+            contents["images"] = files.parquet_bytes(table)
+            if len(failures := self.failures([unit])):
+                contents["failures"] = files.parquet_bytes(failures)
+            self._write(name, len(table), contents)
+        return self.summary(name)
 
     def _write(self, unit: str, count: int, contents: dict[str, bytes]) -> None:
         """Writes the files of the shard of a unit of `count` images, the one that makes it done last."""
@@ -239,12 +305,14 @@ class FeatureStore:
         """Makes the shard of `unit` unfinished again."""
         files.delete(self._path("images", unit))
 
-    def prune(self, keep: Container[str]) -> None:
-        """Deletes what there is of units that are none of `keep`."""
-        for part in ("images", "summaries", "failures", "local_features"):  # the first makes a unit done
+    def prune(self, keep: Collection[str]) -> None:
+        """Deletes what there is of units that are none of `keep`, nor lie below one of them."""
+        kept = {*keep, *map(shard_of, keep)}
+        # The first makes a unit done.
+        for part in ("images", "summaries", "failures", "local_features", "overlays"):
             for uri in files.list_files(files.join(self.root, part), ""):
                 unit = uri.rsplit("/", 1)[-1].rpartition(".")[0]
-                if re.fullmatch(UNIT_NAME, unit) and unit not in keep:
+                if re.fullmatch(CHANGED_UNIT, unit) and unit not in kept:
                     files.delete(uri)
 
     def summary(self, unit: str) -> ShardSummary:
@@ -257,8 +325,13 @@ class FeatureStore:
             return list(pool.map(self.summary, units))
 
     def read_images(self, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The image table of a shard (`image_schema`), or some of its columns."""
-        return files.read_parquet(self._path("images", unit), columns)
+        """The image table of a unit (`image_schema`), or some of its columns."""
+        if not is_overlaid(unit):
+            return files.read_parquet(self._path("images", unit), columns)
+        needed = None if columns is None else [*{"image_id": 0, **dict.fromkeys(columns)}]
+        table = files.read_parquet(self._path("images", unit), needed)
+        table = overlaid(table, files.read_parquet(self._overlay_path(unit)))
+        return table if columns is None else table.select(list(columns))
 
     def read_local(self, location: FeatureLocation) -> QuantizedFeatures:
         """Local features of one image, by one ranged read; empty for a location of size 0."""
@@ -279,9 +352,17 @@ class FeatureStore:
             return [wanted[uri] for uri, table in zip(uris, tables) if images_let_in(table, reading)]
 
     def failures(self, units: Sequence[str]) -> pa.Table:
-        """The failure rows of these units, sorted by image_id."""
-        wanted = {self._path("failures", unit) for unit in units}
-        return read_failures(files.join(self.root, "failures"), wanted)
+        """The failure rows of these units, sorted by image_id, without those of what was removed."""
+        wanted = {self._path("failures", unit) for unit in units if not is_overlaid(unit)}
+        found = [read_failures(files.join(self.root, "failures"), wanted)]
+        for unit in filter(is_overlaid, units):
+            if files.exists(uri := self._path("failures", unit)):
+                removed = [name for name, to in self.read_changes(unit).items() if to is None]
+                rows = files.read_parquet(uri)
+                found.append(
+                    rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(removed, pa.string()))))
+                )
+        return _by_image(found)
 
 
 def descriptors_of(images: pa.Table) -> np.ndarray:
@@ -311,7 +392,10 @@ def read_failures(folder: str, only: Container[str] | None = None) -> pa.Table:
     """The failure tables in `folder`, or `only` some of them, as one; sorted by image_id and stage."""
     uris = [uri for uri in files.list_files(folder, ".parquet") if only is None or uri in only]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        tables = pool.map(files.read_parquet, uris)
-        # Earlier tables have no limits.
-        table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *tables], promote_options="default")
+        return _by_image(pool.map(files.read_parquet, uris))
+
+
+def _by_image(failures: Iterable[pa.Table]) -> pa.Table:
+    # Earlier tables have no limits.
+    table = pa.concat_tables([FAILURE_SCHEMA.empty_table(), *failures], promote_options="default")
     return table.sort_by([("image_id", "ascending"), ("stage", "ascending")])
