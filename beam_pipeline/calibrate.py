@@ -19,7 +19,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import cleaning, index_parts, lock, outputs, recipe, runner, tuning
+from beam_pipeline import cleaning, index_parts, layout, lock, outputs, recipe, runner, tuning
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
 from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest, digest
 from beam_pipeline.prediction_rule import CALIBRATION
@@ -141,6 +141,12 @@ def prepare(config: CalibrateConfig) -> Prepared:
     }
     folder = files.join(config.index, "calibration", digest(key))
     return Prepared(config, index, settings, tuple(searches), folder)
+
+
+def evidence_folders(index: str) -> list[str]:
+    """Where lies what the photographs of a calibrated index found among themselves, laid out like a run."""
+    own = (path.split("/") for path in layout.own_files(index, "index") if path.startswith("calibration/"))
+    return sorted({files.join(index, *path[:3]) for path in own if path[2] == SELF})
 
 
 def _pending(folder: str) -> Callable[[Any], bool]:

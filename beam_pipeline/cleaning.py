@@ -6,6 +6,7 @@ until then readers see the index as it was.
 """
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,7 @@ def run(config: CleanConfig, options: PipelineOptions, engine: PipelineRunner | 
         if config.compact:
             manifest, rewritten = _compacted(root, manifest)
         if manifest.shards == base.shards:
+            index_parts.prune_store(root, base)  # of a start that was killed at its end
             print(f"{root} is as asked for already; nothing to do")
             return 0
         finish(root, manifest, lambda root, of: augment(root, of, options, engine))
@@ -106,10 +108,13 @@ def _asked(
             before = pa.array([image_id for part in listed for image_id in part], pa.string())
             unknown = lacking.filter(pc.is_null(spelling.index_in(lacking, before)))
             if len(unknown):
-                raise ConfigError(
+                problem = (
                     f"{len(unknown):,} of {len(wanted):,} ids of {place} are not in {config.output}, the "
                     f"first is {unknown[0].as_py()!r}{left_out.beside(unknown, ids, config.output)}"
                 )
+                if place == "--remove" or len(unknown) == len(wanted):
+                    raise ConfigError(problem)
+                print(problem, file=sys.stderr)  # a table of all labels may tell of more
         spelled: list[str | None] = ids.take(rows).to_pylist()
         return spelled
 
@@ -211,4 +216,3 @@ def finish(root: str, manifest: IndexManifest, augment: Callable[[str, IndexMani
     augment(root, manifest)
     outputs.finish(root, manifest)
     index_parts.prune_store(root, manifest)
-    index_parts.prune_derived(root, manifest)

@@ -249,6 +249,44 @@ class CalibrateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Arguments of `landmarks audit`; see its --help."""
+
+    index: str
+    output: str
+    neighbors: int = 20
+    overwrite: bool = False
+    budget: TimeBudget | None = None
+
+    def __post_init__(self) -> None:
+        if holds(self.output, self.index):
+            raise ConfigError(
+                f"--output {self.output} is or holds the index {self.index}; name another folder"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscoverConfig:
+    """Arguments of `landmarks discover`; see its --help.
+
+    Attributes:
+      min_probability, min_score: a query below one of them has no landmark; None for no such bound.
+    """
+
+    run: str
+    output: str
+    min_probability: float | None = None
+    min_score: float | None = None
+    neighbors: int = 20
+    overwrite: bool = False
+    budget: TimeBudget | None = None
+
+    def __post_init__(self) -> None:
+        if holds(self.output, self.run):
+            raise ConfigError(f"--output {self.output} is or holds the run {self.run}; name another folder")
+
+
+@dataclasses.dataclass(frozen=True)
 class RescoreConfig:
     """Arguments of `landmarks rescore`; see its --help.
 

@@ -13,9 +13,11 @@ from beam_pipeline.config import (
     MAX_FAILURE_RATE,
     PRESETS,
     TUNED,
+    AuditConfig,
     CalibrateConfig,
     CleanConfig,
     ConfigError,
+    DiscoverConfig,
     ExtractionOverrides,
     FullSize,
     IndexConfig,
@@ -267,12 +269,16 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="exit with 1 where more than this part of the images failed (default: %(default)s)",
     )
+    add_time_budget(parser, ": a pilot prints a plan, and what does not fit is left for a later start")
+
+
+def add_time_budget(parser: argparse.ArgumentParser, text: str = "; what does not fit is left") -> None:
+    """Adds --time_budget; `text` says more of it."""
     parser.add_argument(
         "--time_budget",
         type=duration,
         metavar="TIME",
-        help="be done within this time, such as 12h, 2h30m or 90m: a pilot prints a plan, and what does not "
-        "fit is left for a later start",
+        help="be done within this time, such as 12h, 2h30m or 90m" + text,
     )
 
 
@@ -417,6 +423,16 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
 def calibrate_config(args: argparse.Namespace) -> CalibrateConfig:
     """Parsed flags of `landmarks calibrate` as a configuration."""
     return _record(CalibrateConfig, args, negatives=tuple(args.negatives))
+
+
+def audit_config(args: argparse.Namespace) -> AuditConfig:
+    """Parsed flags of `landmarks audit` as a configuration; see `index_config`."""
+    return _record(AuditConfig, args, budget=_budget(args))
+
+
+def discover_config(args: argparse.Namespace) -> DiscoverConfig:
+    """Parsed flags of `landmarks discover` as a configuration; see `index_config`."""
+    return _record(DiscoverConfig, args, budget=_budget(args))
 
 
 def rescore_config(args: argparse.Namespace) -> RescoreConfig:

@@ -298,6 +298,8 @@ def _append(
         if found.removed:
             print(f"{found.removed:,} were removed from {root} and stay out; --update takes them back")
         if not found.new and not again and not found.changes:
+            if prepared.config.update:
+                index_parts.prune_store(root, base)  # of a start that was killed at its end
             print(f"{root} has these images and labels already; nothing to do")
             return base.appended.get(task.digest, base.counts)
         for part in again:

@@ -56,8 +56,13 @@ def prune(task: ExtractionTask, manifest: IndexManifest) -> None:
 
 
 def prune_store(index: str, manifest: IndexManifest) -> None:
-    """Deletes what the store has of units that the manifest does not name."""
-    FeatureStore(index).prune({shard.unit for shard in manifest.shards})
+    """Deletes what the store has of units of the index under other names than the manifest's, and the derived
+    shards that it does not need any more. Units that are being added stay.
+    """
+    store, units = FeatureStore(index), {shard.unit for shard in manifest.shards}
+    own = {*map(planned, units)}
+    store.prune(units | {unit for unit in store.units() if planned(unit) not in own})
+    prune_derived(index, manifest)
 
 
 def check_names(index: str, manifest: IndexManifest, task: ExtractionTask) -> None:

@@ -18,7 +18,7 @@ from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, run_store, worklist
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
-from transforms.types import ImageRef, landmark_order
+from transforms.types import landmark_order
 
 _LOOKED_AT = 1000  # photographs whose files are compared with what they were, those of this machine alone
 _NAMED = 5  # landmarks
@@ -117,9 +117,7 @@ def _by_count(counts: Counter[str]) -> dict[str, int]:
 
 def _changed(root: str, manifest: IndexManifest) -> list[str]:
     """A line where photographs are others, or not there any more; of many, some are looked at."""
-    refs: list[ImageRef] = []
-    for part in ("", *sorted(manifest.appended)):
-        refs += worklist.read_worklist(index_parts.folder(root, part))
+    refs = [one.planned for one in index_parts.known(root, manifest) if one.there]
     local = [ref for ref in refs if files.is_local(ref.uri)]
     some = local[:: max(1, len(local) // _LOOKED_AT)]
     now = [(ref, patterns.current(ref.uri)) for ref in some]

@@ -5,14 +5,20 @@ They resume, lock, print and check as the commands do. The configurations are in
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_pipeline import audit as _audit
 from beam_pipeline import calibrate as _calibrate
+from beam_pipeline import cleaning as _cleaning
+from beam_pipeline import discover as _discover
 from beam_pipeline import evaluate as _evaluate
 from beam_pipeline import index as _index
 from beam_pipeline import outputs
 from beam_pipeline import recognize as _recognize
 from beam_pipeline import rescore as _rescore
 from beam_pipeline.config import (
+    AuditConfig,
     CalibrateConfig,
+    CleanConfig,
+    DiscoverConfig,
     EvaluateConfig,
     IndexConfig,
     PipelineError,
@@ -68,6 +74,33 @@ def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -
     with object_stores.using(options):
         _calibrate.run(config, options)
         return read_tuned_settings(config.output or files.join(config.index, CALIBRATION))
+
+
+def clean(config: CleanConfig, options: PipelineOptions | None = None) -> IndexManifest:
+    """Removes photographs from a finished index, or gives them other labels; arguments and errors are those
+    of `index`.
+
+    Returns:
+      The index's manifest.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _cleaning.run(config, options)
+        return outputs.read_manifest(config.output, IndexManifest)
+
+
+def audit(config: AuditConfig, options: PipelineOptions | None = None) -> None:
+    """Looks for copies and wrong labels in an index; arguments and errors are those of `index`."""
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _audit.run(config, options)
+
+
+def discover(config: DiscoverConfig, options: PipelineOptions | None = None) -> None:
+    """Groups queries without a landmark that show one place; arguments and errors are those of `index`."""
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _discover.run(config, options)
 
 
 def rescore(config: RescoreConfig, options: PipelineOptions | None = None) -> RunManifest:

@@ -24,6 +24,9 @@ _STORE = (
 _PLAN = r"plan/\d{6}\.parquet"
 _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.parquet|{_PLAN}"
 
+_SEARCH = rf"search/((predictions|candidates)/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"  # self_search.py
+AUDIT_TABLES = ("exact_duplicates", "near_duplicates", "mislabelled", "unconfirmed", "label_pairs")
+
 # By command; see the texts of transforms/storage for what they are.
 _OWN = {
     "index": re.compile(
@@ -38,6 +41,13 @@ _OWN = {
         rf"{_OUTPUT}|queries/({_STORE})|submission\.csv|wanted\.parquet|metrics\.json"
         rf"|predictions/({_BLOCK}|unpredicted)\.parquet|candidates/{_BLOCK}\.parquet"
         rf"|failures/(extract|verify-{_BLOCK})\.parquet"
+    ),
+    "audit": re.compile(
+        rf"{_OUTPUT}|{_SEARCH}|({'|'.join(AUDIT_TABLES)})\.(parquet|csv)|index\.html|style\.css"
+        r"|photographs/\d{5,}\.webp"
+    ),
+    "discover": re.compile(
+        rf"{_OUTPUT}|{_SEARCH}|(groups|photographs)\.(parquet|csv)|wanted\.parquet|labels\.csv|images\.txt"
     ),
     "query store": re.compile(rf"\.lock\.json|{_STORE}"),
 }
@@ -55,8 +65,11 @@ _FOLDERS = {
         "whitening",
     ),
     "recognize": ("queries", "predictions", "candidates", "failures", "plan"),
+    "audit": ("search", "photographs"),
+    "discover": ("search",),
     "query store": ("images", "local_features", "summaries", "failures"),
 }
+COMMANDS = tuple(command for command in _OWN if command != "query store")  # that have an output
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")  # see files.write_bytes
 
 

@@ -105,6 +105,48 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", metavar="JSON", help="where to write it (default: INDEX/calibration.json)"
     )
 
+    audit = _add_command(
+        commands, "audit", _audit, "look for photographs that are twice in an index, and for wrong labels"
+    )
+    audit.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
+    audit.add_argument("--output", required=True, metavar="AUDIT", help="folder to make")
+    audit.add_argument(
+        "--neighbors",
+        type=flags.number(int, 1, 1000),
+        default=config.AuditConfig.neighbors,
+        metavar="N",
+        help="nearest others that each photograph is compared with (default: %(default)s)",
+    )
+    audit.add_argument("--overwrite", action="store_true", help="start anew where the output is another")
+    flags.add_time_budget(audit)
+
+    discover = _add_command(
+        commands,
+        "discover",
+        _discover,
+        "group the queries without a landmark that show one place, to name them",
+    )
+    discover.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
+    discover.add_argument("--output", required=True, metavar="FOLDER", help="folder to make")
+    discover.add_argument(
+        "--min_probability",
+        type=flags.number(float, 0, 1),
+        metavar="P",
+        help="a query whose landmark is less probable has none",
+    )
+    discover.add_argument(
+        "--min_score", type=float, metavar="S", help="a query whose landmark has a lower score has none"
+    )
+    discover.add_argument(
+        "--neighbors",
+        type=flags.number(int, 1, 1000),
+        default=config.DiscoverConfig.neighbors,
+        metavar="N",
+        help="nearest others that each query is compared with (default: %(default)s)",
+    )
+    discover.add_argument("--overwrite", action="store_true", help="start anew where the output is another")
+    flags.add_time_budget(discover)
+
     rescore = _add_command(
         commands, "rescore", _rescore, "make a run with other scores of a finished one, without photographs"
     )
@@ -388,6 +430,8 @@ def beam_options(given: Sequence[str]) -> Any:
                 "index",
                 "recognize",
                 "calibrate",
+                "audit",
+                "discover",
                 "rescore",
                 "evaluate",
                 "verify",
@@ -451,6 +495,21 @@ def _calibrate(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import calibrate
 
     return calibrate.run(flags.calibrate_config(args), options)
+
+
+def _audit(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import audit
+    from beam_pipeline.report import audit_page
+
+    code = audit.run(flags.audit_config(args), options)
+    print(f"see it: {audit_page.write_page(args.output)}")
+    return code
+
+
+def _discover(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import discover
+
+    return discover.run(flags.discover_config(args), options)
 
 
 def _rescore(args: argparse.Namespace, options: Any) -> int:

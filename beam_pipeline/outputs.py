@@ -311,7 +311,7 @@ def _read_settings(root: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = files.read_json(uri)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or found.get("command") not in ("index", "recognize", _CLEARING):
+    if not isinstance(found, dict) or found.get("command") not in (*layout.COMMANDS, _CLEARING):
         raise ConfigError(f"{root} was not made by landmarks, its {SETTINGS} says; name another folder")
     return found
 

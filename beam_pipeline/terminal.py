@@ -19,6 +19,8 @@ from transforms.storage.uris import is_local
 _PATHS = (
     "images",
     "labels",
+    "relabel",
+    "remove",
     "output",
     "data",
     "model",

@@ -14,7 +14,7 @@ ROOMS = {
     "transforms": set(),
     "beam_pipeline": {"transforms"},
     "training": {"transforms"},
-    "benchmarks": {"beam_pipeline", "transforms"},
+    "benchmarks": {"beam_pipeline", "training", "transforms"},
     "docker": {"beam_pipeline"},
     "examples": {"beam_pipeline", "transforms"},
 }

@@ -379,7 +379,7 @@ def test_a_photograph_that_was_changed_in_place_is_noticed_and_said(made, tmp_pa
     assert run(tmp_path, *INDEX) == 2
     assert (
         "index was made of other photographs: 1 photograph was changed (p3), 1 label changed (p4); "
-        "--overwrite starts anew" in capsys.readouterr().err
+        "`landmarks index --relabel` takes new labels; --overwrite starts anew" in capsys.readouterr().err
     )
     assert run(tmp_path, *RECOGNIZE, "--query_store", "store") == 2
     assert "run was made of other photographs: 1 photograph was changed (q0);" in capsys.readouterr().err

@@ -240,12 +240,14 @@ def test_a_photograph_that_failed_in_a_changed_part_is_taken_up_by_adding_it(own
         (["--remove", "P01"], "'P01' is 'p01' in index"),
         (["--remove", *LABELS], "--remove names all 20 images of index"),
         (["--remove", "p01", "--images", "p"], "--images does not go with --remove"),
+        (["--relabel", "other.csv"], "1 of 1 ids of --relabel are not in index, the first is 'x'"),
         (["--update"], "--images is missing"),
         (["--remove", "@none.txt"], "none.txt"),
     ],
 )
 def test_wrong_changes_are_refused_and_change_nothing(folder, arguments, error, capsys):
     before = kill.contents(folder / "index")
+    write_labels(folder, {"x": "landmark1"}, "other.csv")
     assert run(folder, "index", "--output", "index", *arguments) != 0
     assert error in capsys.readouterr().err
     assert kill.contents(folder / "index") == before
@@ -357,7 +359,7 @@ def test_a_killed_change_leaves_the_index_as_it_was_or_as_it_shall_be(folder, na
         assert run(folder, "index", "--output", "index", "--remove", *removed) == 0
     command = ("index", "--output", "index", *COMMANDS[name])
     reached, same = kill_everywhere(folder, command, monkeypatch, itertools.count())
-    assert len(reached) > 6 and (same if name == "compact" else not reached[0])
+    assert len(reached) > 5 and (same if name == "compact" else not reached[0])
 
 
 def test_a_killed_update_leaves_the_index_as_it_was_or_as_it_shall_be(own, monkeypatch):

@@ -39,6 +39,14 @@ from transforms.types import (
 MIN_MATCHES = 5
 """Fewer putative matches than this are no evidence: four always fit a homography."""
 
+SAME_VIEW = 0.6
+"""From this part of the inliers on two photographs are one view. Chosen on the first part of the photographs
+(benchmarks/audit.py).
+"""
+
+MAX_VIEW_ERROR = 4.0  # px of the query as it was fed to the model
+MIN_VIEW_SHARE = 0.1  # of the query's local features are inliers: fewer are no copy, and not looked at
+
 # Of a worker with 2 cores, the whole process, with room to spare (benchmarks/README.md, "Choices").
 MIN_RAM = "2GB"
 
@@ -280,3 +288,73 @@ def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> Quan
     except ValueError as e:
         uri = files.join(store.root, "local_features", shard_of(location.unit) + ".bin")
         return Failure("verify", image_id, uri, "unreadable_features", f"{type(e).__name__}: {e}")
+
+
+def similarity_share(query_points: np.ndarray, candidate_points: np.ndarray) -> float:
+    """The part of matched points, in [0, 1], that one similarity transform (a turn, a scale and a shift)
+    explains to MAX_VIEW_ERROR.
+
+    A photograph taken again from elsewhere, or a moment later by hand, agrees by a homography alone; a copy
+    that was encoded again, cropped or scaled agrees by a similarity, to a few pixels.
+
+    Args:
+      query_points, candidate_points: float32 [M, 2], (y, x) in pixels; row m of both is match m.
+    """
+    if len(query_points) < MIN_MATCHES:
+        return 0.0
+    source, target = (np.ascontiguousarray(points[:, ::-1]) for points in (candidate_points, query_points))
+    _, mask = cv2.estimateAffinePartial2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=MAX_VIEW_ERROR
+    )
+    return 0.0 if mask is None else float(mask.mean())
+
+
+@dataclasses.dataclass
+class MeasureViews(beam.PTransform):
+    """Verified CandidateUnits -> the same, the `score` of each candidate being `similarity_share` of its
+    inliers; 0 for those with few.
+
+    Attributes:
+      index: folder of the candidates' feature store.
+      queries: folder of the queries'.
+      settings: that candidates were verified by.
+    """
+
+    index: str
+    queries: str
+    settings: VerificationSettings
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
+        return units | "Views" >> beam.ParDo(
+            _Views(FeatureStore(self.index), FeatureStore(self.queries), self.settings)
+        )
+
+
+@beam.typehints.with_input_types(CandidateUnit)
+@beam.typehints.with_output_types(CandidateUnit)
+class _Views(beam.DoFn):
+    def __init__(self, index: FeatureStore, queries: FeatureStore, settings: VerificationSettings) -> None:
+        self._index, self._queries, self._settings = index, queries, settings
+
+    def process(self, unit: CandidateUnit) -> Iterator[CandidateUnit]:
+        with one_thread:
+            queries = tuple(map(self._measured, unit.queries))
+        yield dataclasses.replace(unit, queries=queries)
+
+    def _measured(self, query: QueryCandidates) -> QueryCandidates:
+        best = max((candidate.inliers or 0 for candidate in query.candidates), default=0)
+        if not query.verified or best < MIN_MATCHES:
+            return query
+        local, candidates = self._queries.read_local(query.location), []
+        for candidate in query.candidates:
+            if (candidate.inliers or 0) >= max(MIN_MATCHES, MIN_VIEW_SHARE * len(local)):
+                other = self._index.read_local(candidate.location)
+                pair = verify_pair(query.image_id, local, candidate.image_id, other, self._settings)
+                inliers = pair.matches[pair.inlier_mask]
+                points = local.keypoints[inliers[:, 0]], other.keypoints[inliers[:, 1]]
+                candidate = dataclasses.replace(candidate, score=similarity_share(*points))
+            candidates.append(candidate)
+        return dataclasses.replace(query, candidates=tuple(candidates))

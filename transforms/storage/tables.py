@@ -184,6 +184,19 @@ def read_names(uri: str) -> dict[str, str]:
     return {landmark_id: name for landmark_id, name in zip(ids.to_pylist(), shown) if name}
 
 
+def read_group_names(uri: str) -> dict[str, str]:
+    """Reads what groups are called: `group,name`, those without a name left out.
+
+    Raises:
+      TableError: a column is missing or doubled, a group is empty or doubled, or the file is no UTF-8 CSV.
+      OSError: the file cannot be read.
+    """
+    table = _Csv(uri, [("group", "name")])
+    groups = table.filled("group")
+    table.refuse_duplicates(groups)
+    return {group: name for group, name in zip(groups.to_pylist(), table.columns["name"].to_pylist()) if name}
+
+
 def read_submission(uri: str) -> pa.Table:
     """Reads a submission, `id,landmarks` with landmarks = `<class> <score>` or empty; see
     `write_submission_csv`.
@@ -345,6 +358,21 @@ def write_submission_csv(uri: str, predictions: pa.Table, ids: pa.Array | None =
     for batch in ordered.to_batches(max_chunksize=1 << 16):
         for image_id, landmark_id, score in zip(*(column.to_pylist() for column in batch.columns)):
             writer.writerow((image_id, "" if landmark_id is None else f"{word[landmark_id]} {score!r}"))
+    files.write_bytes(uri, text.getvalue().encode())
+
+
+def write_csv(uri: str, table: pa.Table) -> None:
+    """Writes a table as CSV, atomically: its columns by name, text as it is, numbers shortly.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    for batch in table.to_batches(max_chunksize=1 << 16):
+        for row in zip(*(column.to_pylist() for column in batch.columns)):
+            writer.writerow([f"{value:.4g}" if isinstance(value, float) else value for value in row])
     files.write_bytes(uri, text.getvalue().encode())
 
 

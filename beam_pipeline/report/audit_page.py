@@ -1,0 +1,119 @@
+"""The page of an audit: what it found, to look at."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from beam_pipeline import outputs
+from beam_pipeline.audit import TABLES
+from beam_pipeline.manifest import MANIFEST, IndexManifest
+from beam_pipeline.matches import find_images
+from beam_pipeline.report.cards import TEMPLATES, template_text
+from beam_pipeline.report.pictures import Photograph, thumbnails
+from beam_pipeline.report.source import photographs
+from transforms.storage import files
+from transforms.storage.feature_store import FeatureStore
+
+_SHOWN = 100  # rows of each table
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A row of a table, for people.
+
+    Attributes:
+      photographs: beside each other.
+      text: what is to be said of them.
+    """
+
+    photographs: Sequence[Photograph]
+    text: str
+
+
+# By table: the columns of the photographs of a row, and what is said of them.
+_SAID: Mapping[str, tuple[tuple[str, ...], Callable[[Row], str]]] = {
+    "mislabelled": (
+        ("image_id", "like_image_id"),
+        lambda row: (
+            f"{row['landmark_id']}: rather {row['suggested_landmark_id']}, like the other "
+            f"({row['suggested_votes']:.2f} votes against {row['votes']:.2f})"
+        ),
+    ),
+    "exact_duplicates": (
+        ("first_image_id", "image_id"),
+        lambda row: f"{row['landmark_id']}, same {row['proof']}",
+    ),
+    "near_duplicates": (
+        ("other_image_id", "image_id"),
+        lambda row: (
+            row["landmark_id"]
+            if row["landmark_id"] == row["other_landmark_id"]
+            else f"{row['other_landmark_id']} and {row['landmark_id']}"
+        ),
+    ),
+    "label_pairs": (
+        ("image_id", "other_image_id"),
+        lambda row: (
+            f"{row['landmark_id']} ({row['images']:,}) and {row['other_landmark_id']} "
+            f"({row['other_images']:,}): {row['pairs']:,} pairs, {row['share']:.0%} of the smaller"
+        ),
+    ),
+    "unconfirmed": (
+        ("image_id",),
+        lambda row: f"{row['landmark_id']}: confirmed by {row['confirmed_by']}, {row['needed']} needed",
+    ),
+}
+
+
+def write_page(output: str) -> str:
+    """Writes the page of a finished audit, where there is none yet, with the photographs that it shows, which
+    may be gone; returns its place.
+
+    Raises:
+      ConfigError: the index that was audited is not there any more.
+    """
+    page = files.join(output, "index.html")
+    if files.exists(page):
+        return page
+    audit = files.read_json(files.join(output, MANIFEST))
+    index = files.place_of(output, audit["index_uri"])
+    manifest = outputs.read_manifest(index, IndexManifest)
+    found = {name: files.read_parquet(files.join(output, f"{name}.parquet")) for name in _SAID}
+    rows = {name: found[name].slice(0, _SHOWN).to_pylist() for name in _SAID}
+    ids = {row[column] for name, (columns, _) in _SAID.items() for row in rows[name] for column in columns}
+    stored = find_images(FeatureStore(index), manifest.shards, ids)
+    wanted = [stored[image_id] for image_id in sorted(stored)]
+
+    def href(number: int) -> str:
+        return f"photographs/{number:05d}.webp"
+
+    def write(number: int, content: bytes) -> None:
+        files.write_bytes(files.join(output, href(number)), content)
+
+    wrong = list(thumbnails(wanted, manifest.recipe.reading, write))
+    shown = photographs(wanted, wrong, href)
+    sections = [
+        {
+            "name": name,
+            "title": TABLES[name],
+            "total": len(found[name]),
+            "rows": [
+                Shown([shown[row[column]] for column in columns if row[column] in shown], say(row))
+                for row in rows[name]
+            ],
+        }
+        for name, (columns, say) in _SAID.items()
+    ]
+    text = TEMPLATES.get_template("audit.html").render(
+        page="index",
+        pages=["index"],
+        run_key="",
+        index=index,
+        images=audit["counts"]["images"],
+        sections=sections,
+    )
+    files.write_bytes(files.join(output, "style.css"), template_text("style.css").encode())
+    files.write_bytes(page, text.encode())
+    return page

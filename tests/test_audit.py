@@ -1,0 +1,211 @@
+"""`landmarks audit` finds copies and wrong labels in an index, and `landmarks discover` groups of queries
+without a landmark, which get names and join it.
+"""
+
+import contextlib
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from beam_pipeline import runner
+from beam_pipeline.main import main
+from tests import tiny_models
+from tests.survival import kill
+
+PLACES, EACH = 4, 5
+SIDE = 240
+
+
+def run(folder, *arguments):
+    with contextlib.chdir(folder):
+        return main([str(argument) for argument in arguments] + ["--direct_num_workers=1"])
+
+
+def view(place, number):
+    """A photograph of a place, from the side: uint8 [H, W, 3]."""
+    rng = np.random.default_rng([place, number])
+    corners = np.float32([[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]])
+    seen = corners + rng.uniform(-0.22, 0.22, (4, 2)).astype(np.float32) * SIDE
+    whole = tiny_models.textured(SIDE, SIDE, place)
+    return cv2.warpPerspective(
+        whole, cv2.getPerspectiveTransform(seen, corners), (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT
+    )
+
+
+def save(folder, name, pixels, **options):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def index(labels="labels.csv", *more):
+    given = ("--images", "p", "--labels", labels, "--output", "index", "--model", "rootsift-vlad")
+    return ("index", *given, *more)
+
+
+AUDIT = ("audit", "--index", "index", "--output", "audit")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Five views of four places, of which one has the label of another, an exact copy, and three others."""
+    folder = tmp_path_factory.mktemp("made")
+    labels = {}
+    for place in range(PLACES):
+        for number in range(EACH):
+            name = f"p{place}{number}"
+            save(folder, f"p/{name}.png", view(place, number))
+            labels[name] = f"place {place}" if name != "p20" else "place 0"
+    shutil.copy(folder / "p/p11.png", folder / "p/copy.png")
+    save(folder, "p/coded.jpg", view(3, 1), quality=60)
+    save(folder, "p/cropped.jpg", view(3, 2)[20:210, 30:220], quality=90)
+    save(folder, "p/scaled.png", cv2.resize(view(3, 3), (150, 150), interpolation=cv2.INTER_AREA))
+    labels |= {"copy": "place 1", "coded": "place 3", "cropped": "place 3", "scaled": "place 3"}
+    labels["alone"] = "place 1"
+    save(folder, "p/alone.png", view(9, 0))
+    text = "".join(f"{name},{label.replace(' ', '')}\n" for name, label in labels.items())
+    (folder / "labels.csv").write_text("id,landmark_id\n" + text)
+    assert run(folder, *index()) == 0 and run(folder, *AUDIT) == 0
+    return folder
+
+
+def table(folder, name, output="audit"):
+    return pq.read_table(folder / output / f"{name}.parquet").to_pylist()
+
+
+def test_copies_of_bytes_are_found_by_their_content(made):
+    assert [
+        (row["first_image_id"], row["image_id"], row["proof"]) for row in table(made, "exact_duplicates")
+    ] == [("copy", "copy", "bytes"), ("copy", "p11", "bytes")]
+
+
+def test_coded_cropped_and_scaled_copies_are_one_view_and_views_from_the_side_are_not(made):
+    found = {frozenset((row["image_id"], row["other_image_id"])) for row in table(made, "near_duplicates")}
+    assert found == {frozenset(pair) for pair in (("coded", "p31"), ("cropped", "p32"), ("scaled", "p33"))}
+
+
+def test_a_wrong_label_is_found_with_the_right_one(made):
+    (row,) = table(made, "mislabelled")
+    assert (row["image_id"], row["landmark_id"], row["suggested_landmark_id"]) == ("p20", "place0", "place2")
+    assert row["like_image_id"].startswith("p2") and row["suggested_votes"] > row["votes"] + 1
+
+
+def test_what_too_few_of_its_label_confirm_is_said(made):
+    rows = table(made, "unconfirmed")
+    assert {row["image_id"] for row in rows if row["confirmed_by"] == 0} == {"alone", "p20"}
+    assert all(row["confirmed_by"] < row["needed"] for row in rows)
+
+
+def test_the_page_shows_what_was_found_and_nothing_was_changed(made):
+    page = (made / "audit" / "index.html").read_text()
+    assert "place0: rather place2" in page and "1 photographs that probably bear a wrong label" in page
+    assert (made / "audit" / "photographs" / "00000.webp").exists()
+    manifest = json.loads((made / "audit" / "manifest.json").read_text())
+    assert manifest["complete"] and manifest["counts"]["images"] == 25
+    assert not list((made / "audit" / "search").glob("candidates/*"))
+
+
+def test_the_index_takes_the_tables_as_they_are(made, tmp_path):
+    shutil.copytree(made / "index", tmp_path / "index")
+    cleaned = ("index", "--output", "index", "--relabel", made / "audit" / "mislabelled.csv")
+    assert run(tmp_path, *cleaned, "--remove", made / "audit" / "exact_duplicates.csv") == 0
+    assert run(tmp_path, *AUDIT) == 0
+    assert table(tmp_path, "mislabelled") == [] and table(tmp_path, "exact_duplicates") == []
+    assert "p20" not in {row["image_id"] for row in table(tmp_path, "unconfirmed")}
+
+
+def test_an_audit_goes_on_and_a_finished_one_is_left_alone(made, tmp_path, monkeypatch, capsys):
+    output = (*AUDIT[:-1], tmp_path / "audit")
+    with monkeypatch.context() as killed:
+        killed.setattr("beam_pipeline.self_search.read_pairs", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(made, *output)
+    assert list((tmp_path / "audit" / "search" / "candidates").iterdir())
+    assert not (tmp_path / "audit" / "manifest.json").exists()
+    monkeypatch.setattr(runner, "run_pipeline", runner.run_pipeline)
+    assert run(made, *output) == 0
+    names = ("mislabelled.csv", "near_duplicates.parquet", "unconfirmed.csv", "label_pairs.csv")
+    for name in names:
+        assert (tmp_path / "audit" / name).read_bytes() == (made / "audit" / name).read_bytes()
+    before = kill.contents(tmp_path / "audit")
+    capsys.readouterr()
+    assert run(made, *output) == 0 and "nothing to do" in capsys.readouterr().out
+    assert kill.contents(tmp_path / "audit") == before
+    assert run(made, *output, "--neighbors", "3") == 2
+    assert "neighbors: 20 there, 3 wanted" in capsys.readouterr().err
+
+
+def test_photographs_that_are_gone_are_compared_by_their_features(made, tmp_path):
+    shutil.copytree(made / "p", tmp_path / "p"), shutil.copy(made / "labels.csv", tmp_path)
+    assert run(tmp_path, *index()) == 0
+    shutil.rmtree(tmp_path / "p")
+    assert run(tmp_path, *AUDIT) == 0
+    assert {row["proof"] for row in table(tmp_path, "exact_duplicates")} == {"features"}
+
+
+# Discovering
+
+
+@pytest.fixture(scope="module")
+def with_run(made, tmp_path_factory):
+    """An index of two of the places, and a run over views of all, and of five others that are alone."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "p").symlink_to(made / "p")
+    rows = (made / "labels.csv").read_text().splitlines()
+    kept = [row for row in rows if row.endswith(("landmark_id", "place0", "place1")) and "p20" not in row]
+    (folder / "labels.csv").write_text("\n".join(kept) + "\n")
+    for place in range(PLACES):
+        for number in range(10, 10 + EACH):
+            save(folder, f"q/q{place}{number}.png", view(place, number))
+    for place in range(20, 25):
+        save(folder, f"q/q{place}.png", view(place, 0))
+    assert run(folder, *index()) == 0 and run(folder, "calibrate", "--index", "index") == 0
+    assert run(folder, *RECOGNIZE, "run") == 0
+    return folder
+
+
+RECOGNIZE = ("recognize", "--images", "q", "--index", "index", "--preset", "accurate", "--output")
+DISCOVER = ("discover", "--run", "run", "--min_score", "99", "--output", "found")  # which no query has
+
+
+def test_queries_without_a_landmark_form_groups_that_get_names_and_join_the_index(with_run, capsys):
+    folder = with_run
+    assert run(folder, *DISCOVER) == 0
+    groups = {}
+    for row in table(folder, "photographs", "found"):
+        groups.setdefault(row["group"], set()).add(row["image_id"][:2])
+    assert all(len(places) == 1 for places in groups.values())
+    assert {"q2", "q3"} <= {place for places in groups.values() for place in places}
+    sizes = {row["group"]: row["photographs"] for row in table(folder, "groups", "found")}
+    assert min(sizes.values()) >= 3 and sizes.keys() == groups.keys()
+    capsys.readouterr()
+    assert (
+        run(folder, *DISCOVER) == 0
+        and "no group in found/groups.csv has a name yet" in capsys.readouterr().out
+    )
+    number = next(number for number, places in groups.items() if places == {"q3"})
+    text = (folder / "found" / "groups.csv").read_text()
+    (folder / "found" / "groups.csv").write_text(text.replace(f"\n{number},,", f"\n{number},gate,"))
+    assert run(folder, *DISCOVER) == 0
+    said = capsys.readouterr().out
+    command = said[said.index("landmarks index") : said.index("` adds")].replace("INDEX", "index").split()
+    assert run(folder, *command[1:]) == 0
+    assert run(folder, *RECOGNIZE, "again") == 0
+    rows = (folder / "again" / "submission.csv").read_text().splitlines()
+    assert len([row for row in rows if row.startswith("q3") and ",gate " in row]) >= sizes[number]
+
+
+def test_a_name_of_no_group_and_a_run_without_such_queries_are_errors(with_run, tmp_path, capsys):
+    output = (*DISCOVER[:-1], tmp_path / "found")
+    assert run(with_run, *output) == 0
+    (tmp_path / "found" / "groups.csv").write_text("group,name\n7,gate\n")
+    assert run(with_run, *output) == 2
+    assert "names the group 7, which" in capsys.readouterr().err
+    assert run(with_run, "discover", "--run", "run", "--output", tmp_path / "none") == 2
+    assert "every query of run has a landmark" in capsys.readouterr().err
