@@ -13,7 +13,7 @@ import jinja2
 
 from beam_pipeline.matches import with_name
 from beam_pipeline.report.answers import CHANGES, OUTCOMES
-from beam_pipeline.report.pictures import GAP, SIDE, Lines, Photograph
+from beam_pipeline.report.pictures import GUTTER, SIDE, Lines, Photograph
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("beam_pipeline.report"),
@@ -25,7 +25,7 @@ TEMPLATES = jinja2.Environment(
 TEMPLATES.filters["number"] = lambda value: f"{value:,}"
 TEMPLATES.filters["share"] = lambda value: "-" if value is None else f"{value:.1%}"
 TEMPLATES.filters["decimal"] = lambda value, places=3: "-" if value is None else f"{value:.{places}f}"
-TEMPLATES.globals.update(OUTCOMES=OUTCOMES, CHANGES=CHANGES, GAP=GAP, SIDE=SIDE)
+TEMPLATES.globals.update(OUTCOMES=OUTCOMES, CHANGES=CHANGES, GUTTER=GUTTER, SIDE=SIDE)
 
 
 def template_text(name: str) -> str:

@@ -23,7 +23,7 @@ from transforms.storage.uris import held_in
 from transforms.types import DecodedImage, Failure, QuantizedFeatures, ReadingConfig
 
 SIDE = 320  # the longest of a thumbnail, pixels
-GAP = 10  # between the two photographs of a pair
+GUTTER = 10  # between the two photographs of a pair
 _QUALITY = dict(quality=65, method=2)  # a slower method saves next to nothing
 _SHADES = 4  # between green and orange: lines of one colour are one element
 
@@ -126,7 +126,7 @@ class Pairs:
         fed = candidate.image_scale * max(candidate.width, candidate.height)
         chosen, looseness = choose_lines(*points, round(fed))
         starts, ends = (_on_thumbnail(p[chosen], i) for p, i in zip(points, (query, candidate)))
-        ends[:, 1] += thumbnail_size(query)[0] + GAP
+        ends[:, 1] += thumbnail_size(query)[0] + GUTTER
         starts, ends = np.rint(starts).astype(int), np.rint(ends).astype(int)
         shades = np.rint(looseness * _SHADES).astype(int)
         return [
