@@ -1,17 +1,20 @@
 """The calibrate job: an index tunes itself, and learns how probable a prediction is.
 
 A photograph of the index, asked for against the rest, is a query whose landmark is known; without the
-candidates of its own landmark it is one whose landmark the index does not know. Photographs of other places
-(--negatives) are further queries of that kind. What retrieval and verification find for them is kept in
-INDEX/calibration/<digest>/, so that a job that was stopped goes on, and another share of queries without a
-landmark needs no second search. INDEX/calibration.json is written last.
+candidates of its own landmark it is one whose landmark the index does not know. Photographs of other places,
+the cohort that comes with the model and --negatives, are further queries of that kind. What retrieval and
+verification find for them is kept in INDEX/calibration/<digest>/, so that a job that was stopped goes on, and
+another share of queries without a landmark needs no second search. INDEX/calibration.json is written last.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -19,16 +22,18 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import cleaning, index_parts, layout, lock, outputs, recipe, runner, tuning
+from beam_pipeline import cleaning, ensemble, index_parts, layout, lock, outputs, recipe, runner, tuning
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
-from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest, digest
+from beam_pipeline.manifest import CohortManifest, IndexManifest, Manifest, RunManifest, digest
 from beam_pipeline.prediction_rule import CALIBRATION
 from beam_pipeline.tuning import MIN_QUERIES, TRIED, Queries, tune
 from transforms import retrieval, verification
 from transforms.aggregation import candidate_table
 from transforms.database_augmentation import AugmentCandidates
+from transforms.gap import SPLITS
+from transforms.models import catalog
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
-from transforms.storage import files, run_store
+from transforms.storage import files, run_store, tables
 from transforms.storage.feature_store import FeatureStore
 from transforms.submission import WritePredictions
 from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates, VerificationSettings
@@ -39,7 +44,7 @@ NUM_TO_RERANK = PRESETS["accurate"].num_to_rerank
 _NEIGHBORS = 100
 # Units from which the photographs are taken: their landmarks lie together, and many are wanted.
 _SAMPLE_UNITS = 512
-SELF, NEGATIVES = "self", "negatives"
+SELF, NEGATIVES, COHORT = "self", "negatives", "cohort"
 
 
 def as_queries(unit: CandidateUnit) -> CandidateUnit:
@@ -83,11 +88,20 @@ class Search:
       name: SELF or NEGATIVES with a number.
       store: feature store of the queries.
       blocks: of them.
+      images: their number, about.
     """
 
     name: str
     store: str
     blocks: list[QueryBlock]
+    images: int
+
+    @classmethod
+    def of(cls, name: str, store: str, units: Sequence[tuple[str, int]], sample: int) -> "Search":
+        """About `sample` photographs of the units, given as (name, images), of a store."""
+        blocks = sample_blocks(units, sample)
+        chosen = {unit for block in blocks for unit in block.units}
+        return cls(name, store, blocks, min(sample, sum(images for unit, images in units if unit in chosen)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,52 +109,113 @@ class Prepared:
     """What is to be done.
 
     Attributes:
-      config: what was asked for.
-      index: the manifest of the index.
+      root: the index.
+      index: its manifest.
+      run: a finished run, of queries that are learned from too or joined; None for none.
       verification: how candidates are verified.
       searches: the queries.
       evidence: folder for what is found.
+      with_cohort: whether the queries of the second search are the cohort of the index's model.
     """
 
-    config: CalibrateConfig
+    root: str
     index: IndexManifest
+    run: str | None
     verification: VerificationSettings
     searches: tuple[Search, ...]
     evidence: str
+    with_cohort: bool
 
 
-def prepare(config: CalibrateConfig) -> Prepared:
-    """Finds the index and the photographs of other places.
+def prepare(config: CalibrateConfig) -> list[Prepared]:
+    """What is to be done for each index: one, or those of an ensemble.
 
     Raises:
       ConfigError, ValueError, OSError: something is wrong.
     """
-    index = outputs.read_manifest(config.index, IndexManifest)
+    if not config.runs:
+        assert config.index is not None
+        return [_prepare(config, config.index, None)]
+    runs = [outputs.read_manifest(run, RunManifest) for run in config.runs]
+    made = [_prepare(config, config.index or of.index, run) for of, run in zip(runs, config.runs)]
+    for prepared, run, of in zip(made, config.runs, runs):
+        if outputs.read_settings(run)["index"] != prepared.index.digest(prepared.root):
+            raise ConfigError(f"{run} is of another index than {prepared.root}, or that was changed since")
+        kept = of.hyperparameters["num_to_rerank"]
+        if not of.complete or of.verification != prepared.verification or kept < NUM_TO_RERANK:
+            raise ConfigError(
+                f"{run} is no finished run with {NUM_TO_RERANK} candidates that are verified as calibrations "
+                "do: `landmarks recognize --preset accurate` makes one"
+            )
+    return made
+
+
+def _prepare(config: CalibrateConfig, root: str, run: str | None) -> Prepared:
+    index = outputs.read_manifest(root, IndexManifest)
     units = [(shard.unit, shard.images) for shard in index.shards if shard.images]
     if not units:
-        raise ConfigError(f"{config.index} holds no images: there is nothing to calibrate")
+        raise ConfigError(f"{root} holds no images: there is nothing to calibrate")
     settings = PRESETS["accurate"].verification
     distance = recipe.card_distance(index.recipe) or settings.max_distance
     settings = dataclasses.replace(settings, max_distance=distance)
-    searches = [Search(SELF, config.index, sample_blocks(units, config.sample))]
-    made_of = []
-    for number, root in enumerate(config.negatives):
-        manifest: Manifest = outputs.read_manifest(root, IndexManifest, RunManifest)
-        if list(outputs.differences(manifest.recipe.identity, index.recipe.identity)):
-            raise ConfigError(f"{root} was made with another model or other settings than {config.index}")
-        store = manifest.query_store if isinstance(manifest, RunManifest) else root
-        names = [(shard.unit, shard.images) for shard in manifest.shards if shard.images]
-        searches.append(Search(f"{NEGATIVES}-{number}", store, sample_blocks(names, config.sample)))
-        made_of.append(digest([name for name, _ in names]))
+    negatives = [_negatives(store, root, index) for store in config.negatives]
+    cohort = _cohort(root, index)
+    if cohort is not None:
+        negatives.insert(0, cohort)
     key = {
-        "index": index.digest(config.index),
+        "index": index.digest(root),
         "sample": config.sample,
-        "negatives": made_of,
+        "negatives": [digest([name for name, _ in names]) for _, names in negatives],
         "verification": dataclasses.asdict(settings),
         "num_to_rerank": [NUM_TO_RERANK, _NEIGHBORS],
     }
-    folder = files.join(config.index, "calibration", digest(key))
-    return Prepared(config, index, settings, tuple(searches), folder)
+    folder = files.join(root, "calibration", digest(key))
+    searches = [Search.of(SELF, root, units, config.sample)]
+    for number, (store, names) in enumerate(negatives):
+        store = store or files.join(folder, COHORT)
+        searches.append(Search.of(f"{NEGATIVES}-{number}", store, names, config.sample))
+    return Prepared(root, index, run, settings, tuple(searches), folder, cohort is not None)
+
+
+def _negatives(root: str, index: str, manifest: IndexManifest) -> tuple[str, list[tuple[str, int]]]:
+    """The feature store of photographs of other places in an output, and its units as (name, images).
+
+    Raises:
+      ConfigError, ValueError: it is no such output, or was made in another way than the index.
+    """
+    found: Manifest = outputs.read_manifest(root, CohortManifest, IndexManifest, RunManifest)
+    differing = list(outputs.differences(found.recipe.identity, manifest.recipe.identity))
+    if differing:
+        raise ConfigError(
+            f"{root} was made with another model or other settings than {index}: {'; '.join(differing)}"
+        )
+    store = found.query_store if isinstance(found, RunManifest) else root
+    return store, [(shard.unit, shard.images) for shard in found.shards if shard.images]
+
+
+def _cohort(index: str, manifest: IndexManifest) -> tuple[str, list[tuple[str, int]]] | None:
+    """As `_negatives`, of the cohort that comes with the index's model, whose store is yet to be copied: "";
+    None where there is none of its settings.
+    """
+    root = catalog.cohort(manifest.recipe.model)
+    if root is None:
+        return None
+    try:
+        return "", _negatives(root, index, manifest)[1]
+    except ConfigError as e:
+        print(f"the cohort of {manifest.recipe.name} is not used: {e}", file=sys.stderr)
+        return None
+
+
+def _copy_cohort(prepared: Prepared) -> None:
+    """Copies the cohort of the index's model to where workers find it, its units' last files last."""
+    source, copy = catalog.cohort(prepared.index.recipe.model), files.join(prepared.evidence, COHORT)
+    assert source is not None
+    for folder in ("local_features", "summaries", "images"):
+        for uri in files.list_files(files.join(source, folder), ""):
+            target = files.join(copy, folder, uri.rsplit("/", 1)[-1])
+            if not files.exists(target):
+                files.write_bytes(target, files.read_bytes(uri))
 
 
 def evidence_folders(index: str) -> list[str]:
@@ -155,7 +230,7 @@ def _pending(folder: str) -> Callable[[Any], bool]:
 
 def build(pipeline: beam.Pipeline, prepared: Prepared) -> list[beam.PCollection[str]]:
     """The graph: what the queries find goes to the folder of evidence; gives the shards' names."""
-    root, index = prepared.config.index, prepared.index
+    root, index = prepared.root, prepared.index
     groups = plan_groups((shard.unit, shard.images) for shard in index.shards)
     hints = functools.partial(runner.resource_hints, pipeline.options)
     written = []
@@ -193,86 +268,164 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
     """
     started = time.monotonic()
     outputs.check_result(config.output, "coefficients")
-    prepared = prepare(config)
-    index, root = prepared.index, config.index
-    with lock.held(root):
-        cleaning.augment(root, index, options, engine)  # of an index made in another way
-        expected = sum(
-            min(config.sample, sum(index_images(prepared, search))) for search in prepared.searches
-        )
-        rows = [
-            runner.row_counter(files.join(prepared.evidence, search.name, "predictions"))
-            for search in prepared.searches
-        ]
-        metrics = runner.run_pipeline(
-            lambda pipeline: build(pipeline, prepared),
-            options,
-            [runner.Phase("verify", expected, lambda: sum(count() for count in rows))],
-            engine,
-        )
-        queries = read_queries(prepared)
+    members = prepare(config)
+    truth = _read_truth(config.truth) if config.truth else None
+    with contextlib.ExitStack() as held:
+        for root in sorted({prepared.root for prepared in members}):
+            held.enter_context(lock.held(root))
+        metrics: Counter[str] = Counter()
+        for prepared in members:
+            metrics.update(_search(prepared, options, engine))
+        asked = [_asked(prepared, truth) for prepared in members]
+        tried = {
+            weights: tune(_table(_joined(asked, weights)), config.non_landmark_share)
+            for weights in ensemble.weightings(len(members))
+        }
+        best = max(tried, key=lambda weights: max((one["gap"] for one in tried[weights]["tried"]), default=0))
+        first = members[0]
         found: dict[str, Any] = {
-            "index": index.digest(root),
-            "model": index.recipe.name,
-            **tune(queries, config.non_landmark_share),
+            "index": first.index.digest(first.root),
+            "model": first.index.recipe.name,
+            **tried[best],
             "seconds": runner.seconds(started, metrics),
         }
-        output = config.output or files.join(root, CALIBRATION)
         found["settings"] = {
             "num_to_rerank": NUM_TO_RERANK,
-            **dataclasses.asdict(prepared.verification),
+            **dataclasses.asdict(first.verification),
             **found["settings"],
         }
+        if len(members) > 1:
+            found["ensemble"] = [
+                {
+                    "index": one.index.digest(one.root),
+                    "model": one.index.recipe.name,
+                    "weight": weight,
+                    "verification": dataclasses.asdict(one.verification),
+                }
+                for one, weight in zip(members, best)
+            ]
+        output = output_of(config)
         files.write_json(output, found)
-        index_parts.prune_calibration(root, prepared.evidence)
+        for prepared in members:
+            index_parts.prune_calibration(prepared.root, prepared.evidence)
     print(f"{output}: {summary(found)}")
     return 0
 
 
-def index_images(prepared: Prepared, search: Search) -> Iterator[int]:
-    """Photographs of the units that a search takes its queries from."""
-    wanted = {unit for block in search.blocks for unit in block.units}
-    if search.name == SELF:
-        return (shard.images for shard in prepared.index.shards if shard.unit in wanted)
-    return iter([prepared.config.sample])
+def output_of(config: CalibrateConfig) -> str:
+    """Where the calibration goes."""
+    if config.output:
+        return config.output
+    index = config.index or outputs.read_manifest(config.runs[0], RunManifest).index
+    return files.join(index, CALIBRATION)
 
 
-def read_queries(prepared: Prepared) -> Queries:
-    """What was found for all queries, in the order of their ids."""
-    config, index = prepared.config, prepared.index
-    count = index_parts.label_counts(config.index, index)
+def _search(prepared: Prepared, options: PipelineOptions, engine: PipelineRunner | None) -> Mapping[str, int]:
+    """Finds what the index and the cohorts find in the index; returns the pipeline's metrics."""
+    root, index = prepared.root, prepared.index
+    cleaning.augment(root, index, options, engine)  # of an index made in another way
+    if prepared.with_cohort:
+        _copy_cohort(prepared)
+    expected = sum(search.images for search in prepared.searches)
+    rows = [
+        runner.row_counter(files.join(prepared.evidence, search.name, "predictions"))
+        for search in prepared.searches
+    ]
+    return runner.run_pipeline(
+        lambda pipeline: build(pipeline, prepared),
+        options,
+        [runner.Phase("verify", expected, lambda: sum(count() for count in rows))],
+        engine,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A query whose truth is known.
+
+    Attributes:
+      kind: see Queries.
+      landmark: that it shows; None where that has no name.
+      found: in the index.
+    """
+
+    kind: int
+    landmark: str | None
+    found: QueryCandidates
+
+
+def _read_truth(uri: str) -> dict[str, list[str]]:
+    """The landmarks of each query, by id; Usage Ignored left out."""
+    truth = tables.read_truth(uri)
+    rows = zip(*(truth[name].to_pylist() for name in ("image_id", "landmark_ids", "usage")))
+    return {image_id: names for image_id, names, usage in rows if usage in SPLITS["all"]}
+
+
+def _asked(prepared: Prepared, truth: Mapping[str, list[str]] | None) -> dict[tuple[str, int, str], Asked]:
+    """All queries, by where they come from, kind and id, in this order."""
+    root, index = prepared.root, prepared.index
+    count = index_parts.label_counts(root, index)
     label_of = _labels(prepared)
-    made: list[tuple[int, str | None, QueryCandidates]] = []
+    made: dict[tuple[str, int, str], Asked] = {}
+
+    def add(source: str, kind: int, landmark: str | None, found: QueryCandidates) -> None:
+        made[source, kind, found.image_id] = Asked(kind, landmark, found)
+
     for search in prepared.searches:
-        of_index = search.name == SELF
-        found: list[QueryCandidates] = []
-        for uri in files.list_files(files.join(prepared.evidence, search.name, "predictions"), ".parquet"):
-            found += run_store.read_prediction_unit(uri, 2 * NUM_TO_RERANK).queries
-        for query in sorted(found, key=lambda query: query.image_id):
-            best = query.candidates[:NUM_TO_RERANK]
-            if not of_index:
-                made.append((2, None, dataclasses.replace(query, candidates=best)))
+        for query in _found(files.join(prepared.evidence, search.name)):
+            best = dataclasses.replace(query, candidates=query.candidates[:NUM_TO_RERANK])
+            if search.name != SELF:
+                add(search.name, 2, None, best)
                 continue
             own = label_of[query.image_id]
-            others = [c for c in query.candidates if c.landmark_id != own][:NUM_TO_RERANK]
+            others = tuple(c for c in query.candidates if c.landmark_id != own)[:NUM_TO_RERANK]
             if count[own] > 1:
-                made.append((0, own, dataclasses.replace(query, candidates=best)))
+                add(SELF, 0, own, best)
             if others:
-                made.append((1, own, dataclasses.replace(query, candidates=tuple(others))))
-    table, names = candidate_table([query for _, _, query in made])
+                add(SELF, 1, own, dataclasses.replace(query, candidates=others))
+    if truth is not None and prepared.run is not None:
+        for query in _found(prepared.run):
+            if query.image_id in truth:
+                names = truth[query.image_id]
+                known = [name for name in names if count[name]]
+                best = dataclasses.replace(query, candidates=query.candidates[:NUM_TO_RERANK])
+                add("truth", 0 if known else 2, next(iter(known or names), None), best)
+    return dict(sorted(made.items()))
+
+
+def _found(folder: str) -> Iterator[QueryCandidates]:
+    for uri in files.list_files(files.join(folder, "predictions"), ".parquet"):
+        yield from run_store.read_prediction_unit(uri, 2 * NUM_TO_RERANK).queries
+
+
+def _joined(asked: Sequence[Mapping[tuple[str, int, str], Asked]], weights: Sequence[float]) -> list[Asked]:
+    """The queries that all members of an ensemble have, joined; those of one index as they are."""
+    first, *others = asked
+    if not others:
+        return list(first.values())
+    return [
+        dataclasses.replace(one, found=ensemble.joined([a[key].found for a in asked], weights))
+        for key, one in first.items()
+        if all(key in other for other in others)
+    ]
+
+
+def _table(asked: Sequence[Asked]) -> Queries:
+    """Queries as arrays."""
+    table, names = candidate_table([one.found for one in asked])
     number = {name: at for at, name in enumerate(names)}
     absent = len(names)  # the landmark of the index that no candidate has
     return Queries(
         table,
-        np.array([number.get(own or "", absent) if kind == 0 else -1 for kind, own, _ in made], np.int64),
-        np.array([_fold(own or query.image_id) for _, own, query in made], np.int64),
-        np.array([kind for kind, _, _ in made], np.int64),
+        np.array([number.get(o.landmark or "", absent) if o.kind == 0 else -1 for o in asked], np.int64),
+        np.array([_fold(one.landmark or one.found.image_id) for one in asked], np.int64),
+        np.array([one.kind for one in asked], np.int64),
     )
 
 
 def _labels(prepared: Prepared) -> dict[str, str]:
     """The landmarks of the photographs of the index that are queries."""
-    store = FeatureStore(prepared.config.index)
+    store = FeatureStore(prepared.root)
     found: dict[str, str] = {}
     for block in prepared.searches[0].blocks:
         for unit in block.units:

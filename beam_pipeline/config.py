@@ -231,21 +231,63 @@ class RecognizeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CohortConfig:
+    """Arguments of `landmarks cohort`; see its --help.
+
+    Attributes:
+      model: None for the embedded one.
+      local_model: what gives local features instead of `model`; None for itself.
+      image_ids, exclude: see `patterns.match_images`.
+    """
+
+    images: tuple[str, ...]
+    output: str
+    model: str | None = None
+    local_model: str | None = None
+    image_ids: str = "name"
+    exclude: tuple[str, ...] = ()
+    overrides: ExtractionOverrides = ExtractionOverrides()
+    reading: ReadingConfig = ReadingConfig()
+    overwrite: bool = False
+    max_failure_rate: float = MAX_FAILURE_RATE
+
+
+@dataclasses.dataclass(frozen=True)
 class CalibrateConfig:
     """Arguments of `landmarks calibrate`; see its --help.
 
     Attributes:
       sample: photographs of the index that are asked for, about.
-      negatives: outputs of index or recognize, of photographs that show no landmark of the index.
+      index: None for that of the run.
+      runs: finished runs: one, whose queries `truth` tells of; or several of the same queries, whose indexes
+        are calibrated together, as an ensemble.
+      truth: of the runs' queries, which are learned from too.
+      negatives: outputs of cohort, index or recognize, of photographs that show no landmark of the index;
+        beside the cohort of its model, where that has one.
       non_landmark_share: the part of the queries that is expected to show no landmark of the index.
-      output: file of the calibration; None for INDEX/calibration.json.
+      output: file of the calibration; None for INDEX/calibration.json; an ensemble needs a place of its own.
     """
 
-    index: str
+    index: str | None = None
+    runs: tuple[str, ...] = ()
+    truth: str | None = None
     sample: int = 2000
     negatives: tuple[str, ...] = ()
     non_landmark_share: float = 0.5
     output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.index is None and not self.runs:
+            raise ConfigError("--index is missing: what is to be calibrated; or --run")
+        if self.truth and not self.runs:
+            raise ConfigError("--truth tells of the queries of a --run, which is missing")
+        if len(self.runs) == 1 and not self.truth:
+            raise ConfigError("--run needs --truth, or another --run for an ensemble of both")
+        if len(self.runs) > 1 and (self.index or self.negatives or not self.output):
+            raise ConfigError(
+                "an ensemble's indexes are those of its runs, whose calibration needs an --output of its own "
+                "and takes no --negatives"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +333,7 @@ class RescoreConfig:
     """Arguments of `landmarks rescore`; see its --help.
 
     Attributes:
+      more_runs: of the same queries, whose candidates are joined with those of `run`: an ensemble.
       num_to_rerank: candidates that count, the most similar ones; None for all that the run has.
       scoring: the fields of ScoringSettings that are other than the run's.
       calibration: file of one; None for the run's own, or none.
@@ -299,6 +342,7 @@ class RescoreConfig:
 
     run: str
     output: str
+    more_runs: tuple[str, ...] = ()
     truth: str | None = None
     num_to_rerank: int | None = None
     scoring: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -309,8 +353,9 @@ class RescoreConfig:
     def __post_init__(self) -> None:
         if self.calibration and (self.scoring or self.num_to_rerank):
             raise ConfigError("--calibration brings its own scores: it goes with no other flag of them")
-        if holds(self.output, self.run):
-            raise ConfigError(f"--output {self.output} is or holds the run {self.run}; name another folder")
+        for run in (self.run, *self.more_runs):
+            if holds(self.output, run):
+                raise ConfigError(f"--output {self.output} is or holds the run {run}; name another folder")
 
 
 def holds(folder: str, other: str) -> bool:

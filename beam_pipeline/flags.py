@@ -16,6 +16,7 @@ from beam_pipeline.config import (
     AuditConfig,
     CalibrateConfig,
     CleanConfig,
+    CohortConfig,
     ConfigError,
     DiscoverConfig,
     ExtractionOverrides,
@@ -254,8 +255,10 @@ def _values(preset: Preset) -> dict[str, Any]:
     }
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags about an output that is already there, and about what is taken for a success."""
+def add_output_flags(parser: argparse.ArgumentParser, time_budget: bool = True) -> None:
+    """Adds the flags about an output that is already there, about what is taken for a success, and about
+    time.
+    """
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -269,7 +272,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="exit with 1 where more than this part of the images failed (default: %(default)s)",
     )
-    add_time_budget(parser, ": a pilot prints a plan, and what does not fit is left for a later start")
+    if time_budget:
+        add_time_budget(parser, ": a pilot prints a plan, and what does not fit is left for a later start")
 
 
 def add_time_budget(parser: argparse.ArgumentParser, text: str = "; what does not fit is left") -> None:
@@ -344,10 +348,14 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "images": tuple(args.images),
         "exclude": tuple(args.exclude),
-        # The limits alone: the orientation is a setting of the extraction.
-        "reading": _record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation),
+        "reading": _limits(args),
         "budget": _budget(args),
     }
+
+
+def _limits(args: argparse.Namespace) -> ReadingConfig:
+    """The limits alone: the orientation is a setting of the extraction."""
+    return _record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation)
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:
@@ -420,9 +428,21 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
     )
 
 
+def cohort_config(args: argparse.Namespace) -> CohortConfig:
+    """Parsed flags of `landmarks cohort` as a configuration."""
+    return _record(
+        CohortConfig,
+        args,
+        images=tuple(args.images),
+        exclude=tuple(args.exclude),
+        overrides=_record(ExtractionOverrides, args),
+        reading=_limits(args),
+    )
+
+
 def calibrate_config(args: argparse.Namespace) -> CalibrateConfig:
     """Parsed flags of `landmarks calibrate` as a configuration."""
-    return _record(CalibrateConfig, args, negatives=tuple(args.negatives))
+    return _record(CalibrateConfig, args, runs=tuple(args.run), negatives=tuple(args.negatives))
 
 
 def audit_config(args: argparse.Namespace) -> AuditConfig:
@@ -439,4 +459,4 @@ def rescore_config(args: argparse.Namespace) -> RescoreConfig:
     """Parsed flags of `landmarks rescore` as a configuration."""
     names = [field.name for field in dataclasses.fields(ScoringSettings)]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return _record(RescoreConfig, args, scoring=given)
+    return _record(RescoreConfig, args, run=args.run[0], more_runs=tuple(args.run[1:]), scoring=given)

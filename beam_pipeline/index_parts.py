@@ -94,9 +94,9 @@ def prune_derived(index: str, manifest: IndexManifest) -> None:
 
 def prune_calibration(index: str, keep: str) -> None:
     """Deletes what earlier calibrations of an index found, but for the folder `keep`."""
-    for path in layout.own_files(index, "index"):
-        if path.startswith("calibration/") and not files.join(index, path).startswith(files.join(keep, "")):
-            files.delete(files.join(index, path))
+    own = layout.own_files(index, "index")
+    kept = tuple(path for path in own if files.join(index, path).startswith(files.join(keep, "")))
+    layout.delete(index, "index", keep=kept, below="calibration/")
 
 
 def rename_unlabelled(index: str, old: ExtractionTask, new: ExtractionTask) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from beam_pipeline import index_parts, layout, outputs
 from beam_pipeline.changes import is_changed
 from beam_pipeline.config import ConfigError
-from beam_pipeline.manifest import MANIFEST, IndexManifest, RunManifest
+from beam_pipeline.manifest import MANIFEST, CohortManifest, IndexManifest, RunManifest
 from beam_pipeline.prediction_rule import CALIBRATION, tuned_settings_of
 from transforms import patterns
 from transforms.database_augmentation import augmented_shards
@@ -22,6 +22,7 @@ from transforms.types import landmark_order
 
 _LOOKED_AT = 1000  # photographs whose files are compared with what they were, those of this machine alone
 _NAMED = 5  # landmarks
+_KINDS = {"index": "index", "recognize": "run", "cohort": "cohort"}  # by command
 
 
 def run(root: str, as_json: bool) -> int:
@@ -42,11 +43,11 @@ def facts(root: str) -> dict[str, Any]:
     Raises: see `run`.
     """
     command = outputs.read_settings(root).get("command")
-    if command not in ("index", "recognize"):
+    if command not in _KINDS:
         raise ConfigError(f"{root} is being deleted by --overwrite: the same command makes it anew")
-    kind = {"index": "index", "recognize": "run"}[command]
+    kind = _KINDS[command]
     if not files.exists(files.join(root, MANIFEST)):
-        store = FeatureStore(root if command == "index" else files.join(root, "queries"))
+        store = FeatureStore(files.join(root, "queries") if command == "recognize" else root)
         units = {"units": len(store.units()), "of": worklist.unit_count(root)}
         return {
             "kind": kind,
@@ -55,13 +56,16 @@ def facts(root: str) -> dict[str, Any]:
             "extracted": units,
             "disk": _disk(root, command),
         }
-    manifest: IndexManifest | RunManifest
+    manifest: IndexManifest | RunManifest | CohortManifest
     if command == "index":
         manifest = outputs.read_manifest(root, IndexManifest)
         own = _index(root, manifest)
-    else:
+    elif command == "recognize":
         manifest = outputs.read_manifest(root, RunManifest)
         own = _run(root, manifest)
+    else:
+        manifest = outputs.read_manifest(root, CohortManifest)
+        own = {"photographs": dataclasses.asdict(manifest.counts), "stale": []}
     recipe = manifest.recipe
     return {
         "kind": kind,
@@ -162,7 +166,7 @@ def _disk(root: str, command: str) -> dict[str, int]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """What `facts` gave, for people."""
-    root, of_index = found["root"], found["kind"] == "index"
+    root, own = found["root"], {"index": _index_lines, "run": _run_lines, "cohort": _cohort_lines}
     disk = f"disk: {found['disk']['bytes'] / 1e6:,.1f} MB in {found['disk']['files']:,} files"
     if "model" not in found:
         units = found["extracted"]
@@ -170,7 +174,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         return [f"{root}: {found['kind']}, not finished: {what}; the same command goes on from here", disk]
     state = "finished" if found["finished"] else "not finished in time: the same command goes on from here"
     settings = ", ".join(f"{k} {_shown(v)}" for k, v in found["settings"].items() if v is not None)
-    said = [f"{root}: {found['kind']}, {state}", *(_index_lines(found) if of_index else _run_lines(found))]
+    said = [f"{root}: {found['kind']}, {state}", *own[found["kind"]](found)]
     said.append(f"model: {found['model']['name']} ({found['model']['fingerprint'][:12]}), {settings}")
     if found["passed_over"]:
         said.append(f"beside the photographs: {patterns.described(found['passed_over'])}")
@@ -215,6 +219,11 @@ def _run_lines(found: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{k} {_shown(v)}" for k, v in found["metrics"].items() if v is not None)
         said.append(f"metrics: {told}")
     return said
+
+
+def _cohort_lines(found: dict[str, Any]) -> list[str]:
+    counts = found["photographs"]
+    return [f"photographs: {counts['photographs']:,}, {counts['failed']:,} failed"]
 
 
 _RUN_COUNTS = {"failed": "failed", "out_of_time": "not extracted in time"}

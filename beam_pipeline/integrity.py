@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from beam_pipeline import outputs
-from beam_pipeline.manifest import IndexManifest, Manifest, RunManifest
+from beam_pipeline.manifest import CohortManifest, IndexManifest, Manifest, RunManifest
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.files import FileRecord
@@ -117,13 +117,13 @@ def _wrong_content(uri: str, checksum: str) -> str | None:
 
 
 def run(root: str) -> int:
-    """Verifies the finished output of `index` or `recognize`; prints what is wrong, file by file, and returns
-    the exit code.
+    """Verifies the finished output of `index`, `recognize` or `cohort`; prints what is wrong, file by file,
+    and returns the exit code.
 
     Raises:
       ConfigError: there is no finished output.
     """
-    manifest = outputs.read_manifest(root, IndexManifest, RunManifest)
+    manifest = outputs.read_manifest(root, IndexManifest, RunManifest, CohortManifest)
     count, problems = find_problems(root, manifest)
     for uri in sorted(problems):
         print(f"{uri}: {problems[uri]}")

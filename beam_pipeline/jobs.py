@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_pipeline import audit as _audit
 from beam_pipeline import calibrate as _calibrate
 from beam_pipeline import cleaning as _cleaning
+from beam_pipeline import cohort as _cohort
 from beam_pipeline import discover as _discover
 from beam_pipeline import evaluate as _evaluate
 from beam_pipeline import index as _index
@@ -18,6 +19,7 @@ from beam_pipeline.config import (
     AuditConfig,
     CalibrateConfig,
     CleanConfig,
+    CohortConfig,
     DiscoverConfig,
     EvaluateConfig,
     IndexConfig,
@@ -25,8 +27,8 @@ from beam_pipeline.config import (
     RecognizeConfig,
     RescoreConfig,
 )
-from beam_pipeline.manifest import IndexManifest, RunManifest
-from beam_pipeline.prediction_rule import CALIBRATION, TunedSettings, read_tuned_settings
+from beam_pipeline.manifest import CohortManifest, IndexManifest, RunManifest
+from beam_pipeline.prediction_rule import TunedSettings, read_tuned_settings
 from transforms.gap import Metrics
 from transforms.storage import files, object_stores
 
@@ -64,6 +66,18 @@ def recognize(config: RecognizeConfig, options: PipelineOptions | None = None) -
         return outputs.read_manifest(config.output, RunManifest)
 
 
+def cohort(config: CohortConfig, options: PipelineOptions | None = None) -> CohortManifest:
+    """Extracts photographs of other places, for `calibrate`; arguments and errors are those of `index`.
+
+    Returns:
+      The cohort's manifest.
+    """
+    options = options or PipelineOptions([])
+    with object_stores.using(options):
+        _check(_cohort.run(config, options), config.output)
+        return outputs.read_manifest(config.output, CohortManifest)
+
+
 def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -> TunedSettings:
     """Lets an index tune itself; arguments and errors are those of `index`.
 
@@ -73,7 +87,7 @@ def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -
     options = options or PipelineOptions([])
     with object_stores.using(options):
         _calibrate.run(config, options)
-        return read_tuned_settings(config.output or files.join(config.index, CALIBRATION))
+        return read_tuned_settings(_calibrate.output_of(config))
 
 
 def clean(config: CleanConfig, options: PipelineOptions | None = None) -> IndexManifest:

@@ -7,6 +7,7 @@ own, is somebody else's.
 import contextlib
 import functools
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,8 @@ _OWN = {
         rf"|overlays/{CHANGED_UNIT}\.parquet"
         rf"|appended/[0-9a-f]{{16}}/(settings\.json|{_PLAN})|whitening/[0-9a-f]{{16}}\.npz"
         rf"|augmented/({SHARD_NAME}\.parquet|{LIST_NAME}\.json)"
-        rf"|calibration\.json|calibration/[0-9a-f]{{16}}/(self|negatives-\d+)"
+        rf"|calibration\.json|calibration/[0-9a-f]{{16}}/cohort/({_STORE})"
+        rf"|calibration/[0-9a-f]{{16}}/(self|negatives-\d+)"
         rf"/(predictions/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"
     ),
     "recognize": re.compile(
@@ -49,6 +51,7 @@ _OWN = {
     "discover": re.compile(
         rf"{_OUTPUT}|{_SEARCH}|(groups|photographs)\.(parquet|csv)|wanted\.parquet|labels\.csv|images\.txt"
     ),
+    "cohort": re.compile(rf"{_OUTPUT}|{_STORE}"),
     "query store": re.compile(rf"\.lock\.json|{_STORE}"),
 }
 _FOLDERS = {
@@ -67,6 +70,7 @@ _FOLDERS = {
     "recognize": ("queries", "predictions", "candidates", "failures", "plan"),
     "audit": ("search", "photographs"),
     "discover": ("search",),
+    "cohort": ("images", "local_features", "summaries", "failures", "plan"),
     "query store": ("images", "local_features", "summaries", "failures"),
 }
 COMMANDS = tuple(command for command in _OWN if command != "query store")  # that have an output
@@ -108,11 +112,10 @@ def delete(root: str, command: str, keep: tuple[str, ...] = (), below: str = "")
         for _ in pool.map(lambda path: files.delete(files.join(root, path)), own):
             pass  # to meet its errors
     if files.is_local(root):
-        folders = {os.path.dirname(path) for path in own}
-        for folder in sorted(folders | {os.path.dirname(f) for f in folders}, key=len, reverse=True):
-            if folder:
-                with contextlib.suppress(OSError):  # what is somebody else's stays, and so does a link
-                    os.rmdir(os.path.join(root, folder))
+        folders = {str(folder) for path in own for folder in pathlib.PurePath(path).parents} - {"."}
+        for folder in sorted(folders, key=len, reverse=True):
+            with contextlib.suppress(OSError):  # what is somebody else's stays, and so does a link
+                os.rmdir(os.path.join(root, folder))
 
 
 def delete_temporaries(root: str) -> int:

@@ -79,7 +79,18 @@ def build_parser() -> argparse.ArgumentParser:
     calibrate = _add_command(
         commands, "calibrate", _calibrate, "let an index tune itself and learn probabilities, once"
     )
-    calibrate.add_argument("--index", required=True, metavar="INDEX", help="made by `landmarks index`")
+    calibrate.add_argument(
+        "--index", metavar="INDEX", help="made by `landmarks index` (default: that of RUN)"
+    )
+    calibrate.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="made by `landmarks recognize --preset accurate`: its queries are learned from too, by --truth; "
+        "or several of the same queries, by other models: their indexes are calibrated as an ensemble",
+    )
+    calibrate.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: of RUN's queries")
     calibrate.add_argument(
         "--sample",
         type=flags.number(int, 1),
@@ -91,8 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--negatives",
         nargs="+",
         default=[],
-        metavar="RUN_OR_INDEX",
-        help="made by `landmarks recognize` or `index` of photographs that show no landmark of the index",
+        metavar="STORE",
+        help="made by `landmarks cohort`, `recognize` or `index` of photographs that show no landmark of the "
+        "index, beside the cohort that comes with the embedded model",
     )
     calibrate.add_argument(
         "--non_landmark_share",
@@ -147,10 +159,26 @@ def build_parser() -> argparse.ArgumentParser:
     discover.add_argument("--overwrite", action="store_true", help="start anew where the output is another")
     flags.add_time_budget(discover)
 
+    cohort = _add_command(
+        commands, "cohort", _cohort, "extract photographs of other places, for `landmarks calibrate`"
+    )
+    cohort.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
+    cohort.add_argument("--output", required=True, metavar="STORE", help="folder to make")
+    _add_model_flags(cohort, "default: embedded")
+    flags.add_image_flags(cohort, default=config.CohortConfig.image_ids)
+    flags.add_output_flags(cohort, time_budget=False)
+    flags.add_extraction_flags(cohort, of_index=True)
+
     rescore = _add_command(
         commands, "rescore", _rescore, "make a run with other scores of a finished one, without photographs"
     )
-    rescore.add_argument("--run", required=True, metavar="RUN", help="made by `landmarks recognize`")
+    rescore.add_argument(
+        "--run",
+        action="append",
+        required=True,
+        metavar="RUN",
+        help="made by `landmarks recognize`; several of the same queries are joined, as an ensemble",
+    )
     rescore.add_argument("--output", required=True, metavar="RUN", help="folder to make")
     rescore.add_argument("--truth", metavar="CSV", help="id,landmarks,Usage: also write RUN/metrics.json")
     rescore.add_argument("--calibration", metavar="FILE", help="scores and probabilities of a calibration")
@@ -337,16 +365,7 @@ def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     )
     flags.add_image_flags(index, default=None)
     index.add_argument("--output", required=True, metavar="INDEX", help="folder to make")
-    index.add_argument(
-        "--model",
-        metavar="MODEL",
-        help=f"embedded, rootsift-vlad, or {_MODELS} (default: embedded; with --append the index's)",
-    )
-    index.add_argument(
-        "--local_model",
-        metavar="MODEL",
-        help="takes the local features, by which candidates are verified, from another model",
-    )
+    _add_model_flags(index, "default: embedded; with --append the index's")
     index.add_argument(
         "--append",
         action="store_true",
@@ -362,6 +381,15 @@ def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     flags.add_output_flags(index)
     flags.add_extraction_flags(index, of_index=True)
     return index
+
+
+def _add_model_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--model", metavar="MODEL", help=f"embedded, rootsift-vlad, or {_MODELS} ({default})")
+    parser.add_argument(
+        "--local_model",
+        metavar="MODEL",
+        help="takes the local features, by which candidates are verified, from another model",
+    )
 
 
 def _add_recognize(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
@@ -432,6 +460,7 @@ def beam_options(given: Sequence[str]) -> Any:
                 "calibrate",
                 "audit",
                 "discover",
+                "cohort",
                 "rescore",
                 "evaluate",
                 "verify",
@@ -510,6 +539,12 @@ def _discover(args: argparse.Namespace, options: Any) -> int:
     from beam_pipeline import discover
 
     return discover.run(flags.discover_config(args), options)
+
+
+def _cohort(args: argparse.Namespace, options: Any) -> int:
+    from beam_pipeline import cohort
+
+    return cohort.run(flags.cohort_config(args), options)
 
 
 def _rescore(args: argparse.Namespace, options: Any) -> int:
@@ -617,7 +652,7 @@ def _main(argv: Sequence[str] | None) -> int:
     with terminal.resolved(args):
         if argv is not None:
             return _run(args, rest)
-        if args.command in (_index, _recognize) and _runner(rest) in config.LOCAL_RUNNERS:
+        if args.command in (_index, _recognize, _cohort) and _runner(rest) in config.LOCAL_RUNNERS:
             from beam_pipeline import supervisor
 
             stores = [args.output, getattr(args, "query_store", None) or args.output]

@@ -73,6 +73,15 @@ class IndexCounts(_Counts):
 
 
 @dataclasses.dataclass(frozen=True)
+class CohortCounts(_Counts):
+    """Photographs of a cohort, and how many of them failed; files that their suffix passed over."""
+
+    photographs: int
+    failed: int
+    passed_over: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class RunCounts(_Counts):
     """Queries of a run, and what became of them; files that their suffix passed over; and queries whose truth
     names a landmark that the index lacks.
@@ -223,6 +232,23 @@ class IndexManifest(Manifest):
             failures=dict(sorted(failures.items())),
             appended={**self.appended, name: more.counts},
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CohortManifest(Manifest):
+    """The manifest of a cohort.
+
+    Attributes:
+      counts: of photographs.
+    """
+
+    COMMAND = "cohort"
+
+    counts: CohortCounts
+
+    @classmethod
+    def _parts(cls, value: dict[str, Any], root: str) -> dict[str, Any]:
+        return {"counts": CohortCounts(**value["counts"])}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,23 @@ class PredictionRule:
 
 
 @dataclasses.dataclass(frozen=True)
+class EnsembleMember:
+    """What the calibration of an ensemble says of one of its indexes.
+
+    Attributes:
+      index: digest of its manifest.
+      model: its name.
+      weight: of its runs.
+      verification: how their candidates are verified.
+    """
+
+    index: str
+    model: str
+    weight: float
+    verification: VerificationSettings
+
+
+@dataclasses.dataclass(frozen=True)
 class TunedSettings:
     """What the calibration of an index says.
 
@@ -74,6 +91,7 @@ class TunedSettings:
       verification: how.
       scoring: of the candidates.
       calibration: None where the index was too small to learn one.
+      ensemble: of a calibration of several indexes what it says of each; empty for one index.
     """
 
     index: str
@@ -81,9 +99,19 @@ class TunedSettings:
     verification: VerificationSettings
     scoring: ScoringSettings
     calibration: Calibration | None
+    ensemble: tuple[EnsembleMember, ...] = ()
 
     def rule(self, min_probability: float) -> PredictionRule:
-        """How candidates become predictions by it."""
+        """How candidates become predictions by it.
+
+        Raises:
+          ConfigError: probabilities are asked for, and there are none.
+        """
+        if min_probability and self.calibration is None:
+            raise ConfigError(
+                "--min_probability: the index was too small to learn probabilities from; more photographs of "
+                "each landmark, or `landmarks calibrate --negatives`, may help"
+            )
         return PredictionRule(self.scoring, self.calibration, min_probability)
 
 
@@ -104,6 +132,10 @@ def read_tuned_settings(uri: str) -> TunedSettings:
             _record(VerificationSettings, settings),
             _record(ScoringSettings, settings),
             None if coefficients is None else _record(Calibration, coefficients),
+            tuple(
+                EnsembleMember(**{**one, "verification": VerificationSettings(**one["verification"])})
+                for one in value.get("ensemble", ())
+            ),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise ConfigError(f"{uri} is no calibration, or is damaged: {e!r}") from e
@@ -119,6 +151,8 @@ def tuned_settings_of(index: str, manifest: IndexManifest) -> TunedSettings:
     if not files.exists(uri):
         raise ConfigError(f"{index} is not calibrated, which --preset tuned needs: {command} does it")
     tuned = read_tuned_settings(uri)
+    if tuned.ensemble:
+        raise ConfigError(f"{uri} is of an ensemble, which `landmarks rescore --calibration` takes")
     if tuned.index != manifest.digest(index):
         raise ConfigError(f"{uri} is of before the index was changed: {command} makes it anew")
     return tuned

@@ -1,5 +1,6 @@
 """The rescore job: a finished run with other scores, from what it keeps of its candidates. Its output is, to
-the byte, the run that `landmarks recognize` would have made with these scores.
+the byte, the run that `landmarks recognize` would have made with these scores. Several runs of the same
+queries become one, an ensemble.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import evaluate, integrity, outputs, runner
 from beam_pipeline.config import ConfigError, RescoreConfig
+from beam_pipeline.ensemble import JoinRuns
 from beam_pipeline.manifest import RunManifest, versions
 from beam_pipeline.prediction_rule import PredictionRule, read_tuned_settings
 from transforms.storage import files, run_store
@@ -21,32 +23,67 @@ from transforms.types import CandidateUnit
 
 
 def build(
-    pipeline: beam.Pipeline, shards: Sequence[str], rule: PredictionRule, num_to_rerank: int, output: str
+    pipeline: beam.Pipeline,
+    shards: Sequence[Sequence[str]],
+    weights: Sequence[float],
+    rule: PredictionRule,
+    num_to_rerank: int,
+    output: str,
 ) -> beam.PCollection[int]:
-    """The graph: prediction shards of a run are scored anew; gives the number of rows of the submission."""
+    """The graph: prediction shards of each run are scored anew, joined with these weights where there are
+    several runs; gives the number of rows of the submission.
+    """
     read = functools.partial(run_store.read_prediction_unit, num_to_rerank=num_to_rerank)
+    if len(shards) > 1:
+        units = pipeline | "Join" >> JoinRuns(shards, weights, num_to_rerank)
+    else:
+        units = (
+            pipeline
+            | "Shards" >> beam.Create(list(shards[0])).with_output_types(str)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.Map(read).with_input_types(str).with_output_types(CandidateUnit)
+        )
     return (
-        pipeline
-        | "Shards" >> beam.Create(list(shards)).with_output_types(str)
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.Map(read).with_input_types(str).with_output_types(CandidateUnit)
+        units
         | "Aggregate" >> rule.step
         | "WritePredictions" >> WritePredictions(output)
         | "Submission" >> WriteSubmission(output)
     )
 
 
-def _wanted(config: RescoreConfig, run: RunManifest) -> tuple[int, PredictionRule]:
-    """Candidates per query, and how they are scored.
+def _weights(config: RescoreConfig, runs: Sequence[RunManifest]) -> tuple[float, ...]:
+    """The weights of an ensemble's runs, equal ones without a calibration.
 
     Raises:
-      ConfigError: the run does not have what that takes.
+      ConfigError: the calibration is of other runs.
     """
-    kept = run.hyperparameters["num_to_rerank"]
+    if not config.calibration:
+        return (1.0,) * len(runs)
+    members, uris = read_tuned_settings(config.calibration).ensemble, (config.run, *config.more_runs)
+    if len(members or (None,)) != len(runs):
+        raise ConfigError(
+            f"{config.calibration} is of {len(members) or 1} index(es), and --run names {len(runs)} run(s)"
+        )
+    for member, run, uri in zip(members, runs, uris):
+        if outputs.read_settings(uri)["index"] != member.index or run.verification != member.verification:
+            raise ConfigError(
+                f"{config.calibration} has {member.model} in the place of {uri}, of another index than this "
+                "run's, or verified in another way"
+            )
+    return tuple(member.weight for member in members) or (1.0,)
+
+
+def _wanted(config: RescoreConfig, runs: Sequence[RunManifest]) -> tuple[int, PredictionRule]:
+    """Candidates per query and run, and how they are scored.
+
+    Raises:
+      ConfigError: the runs do not have what that takes.
+    """
+    run, kept = runs[0], min(one.hyperparameters["num_to_rerank"] for one in runs)
     count, rule = config.num_to_rerank or kept, PredictionRule.of(run.hyperparameters)
     if config.calibration:
         tuned = read_tuned_settings(config.calibration)
-        if tuned.verification != run.verification:
+        if tuned.verification != run.verification and not tuned.ensemble:
             raise ConfigError(
                 f"{config.calibration} is of candidates verified in another way than those of {config.run}: "
                 + "; ".join(
@@ -61,7 +98,8 @@ def _wanted(config: RescoreConfig, run: RunManifest) -> tuple[int, PredictionRul
     scoring = dataclasses.replace(rule.scoring, **config.scoring)
     if scoring.top_k > count:
         raise ConfigError(f"--top_k {scoring.top_k} is more than the {count} candidates of each query")
-    if config.scoring or config.num_to_rerank:  # probabilities are of the scores that they were learned with
+    # Probabilities are of the scores that they were learned with.
+    if config.scoring or config.num_to_rerank or (len(runs) > 1 and not config.calibration):
         return count, PredictionRule(scoring, None, config.min_probability or 0.0)
     minimum = rule.min_probability if config.min_probability is None else config.min_probability
     return count, dataclasses.replace(rule, min_probability=minimum)
@@ -75,33 +113,40 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
       PipelineError: the pipeline failed.
     """
     started = time.monotonic()
-    source = outputs.read_manifest(config.run, RunManifest)
-    if not source.complete:
-        raise ConfigError(f"{config.run} was not finished in time: run the same `landmarks recognize` again")
-    count, rule = _wanted(config, source)
+    uris = (config.run, *config.more_runs)
+    runs = [outputs.read_manifest(uri, RunManifest) for uri in uris]
+    for uri, one in zip(uris, runs):
+        if not one.complete:
+            raise ConfigError(f"{uri} was not finished in time: run the same `landmarks recognize` again")
+    source, weights = runs[0], _weights(config, runs)
+    count, rule = _wanted(config, runs)
     hyperparameters = {
-        "num_to_rerank": count,
+        "num_to_rerank": count * len(runs),
         **dataclasses.asdict(source.verification),
         **rule.hyperparameters,
     }
+    if len(runs) > 1:
+        hyperparameters["ensemble"] = [
+            {"index": outputs.read_settings(uri)["index"], "weight": weight}
+            for uri, weight in zip(uris, weights)
+        ]
+    elif "ensemble" in source.hyperparameters:
+        hyperparameters["ensemble"] = source.hyperparameters["ensemble"]
     settings = {**outputs.read_settings(config.run), "hyperparameters": hyperparameters}
     with outputs.opened(config.output, settings, config.overwrite) as unfinished:
         if not unfinished:
             print(f"{config.output} is finished; nothing to do")
         else:
-            integrity.check_sizes(config.run, source)
+            for uri, one in zip(uris, runs):
+                integrity.check_sizes(uri, one)
             _copy(config.run, config.output, "plan")
             wanted = files.join(config.run, WANTED)
             if files.exists(wanted):
                 files.write_bytes(files.join(config.output, WANTED), files.read_bytes(wanted))
-            shards = [
-                uri
-                for uri in files.list_files(files.join(config.run, "predictions"), ".parquet")
-                if not uri.endswith(f"/{run_store.UNPREDICTED}.parquet")
-            ]
+            shards = [_shards(uri) for uri in uris]
             rows = runner.row_counter(files.join(config.output, "predictions"))
             metrics = runner.run_pipeline(
-                lambda pipeline: build(pipeline, shards, rule, count, config.output),
+                lambda pipeline: build(pipeline, shards, weights, rule, count, config.output),
                 options,
                 [runner.Phase("rescore", source.counts.queries, rows)],
                 engine,
@@ -124,6 +169,14 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     return 0
+
+
+def _shards(run: str) -> list[str]:
+    return [
+        uri
+        for uri in files.list_files(files.join(run, "predictions"), ".parquet")
+        if not uri.endswith(f"/{run_store.UNPREDICTED}.parquet")
+    ]
 
 
 def _copy(source: str, output: str, folder: str) -> None:

@@ -13,7 +13,7 @@ PRODUCT = ("beam_pipeline", "transforms")
 ROOMS = {
     "transforms": set(),
     "beam_pipeline": {"transforms"},
-    "training": {"transforms"},
+    "training": {"beam_pipeline", "transforms"},
     "benchmarks": {"beam_pipeline", "training", "transforms"},
     "docker": {"beam_pipeline"},
     "examples": {"beam_pipeline", "transforms"},

@@ -246,7 +246,7 @@ def test_a_calibration_says_what_it_is_made_of(calibrated):
     found = json.loads((calibrated / "index" / "calibration.json").read_text())
     images = json.loads((calibrated / "index" / "manifest.json").read_text())["counts"]["indexed"]
     assert found["queries"]["known"] == images and 20 < found["queries"]["left_out"] <= images
-    assert found["coefficients"]["augmented"] > 0 and found["coefficients"]["inliers"] > 0
+    assert found["coefficients"]["augmented"] > 0 and found["coefficients"]["geometry"] > 0
     assert set(found["cross_validated"]) == {"gap", "calibration_error", "precision", "recall"}
     chosen = {name: found["settings"][name] for name in found["tried"][0] if name != "gap"}
     best = max(tried["gap"] for tried in found["tried"])
@@ -322,6 +322,95 @@ def test_a_calibration_of_before_a_change_is_not_used(data, calibrated, embedded
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
     assert recognize(data, tmp_path / "index", tmp_path / "run", "--preset=tuned") == 2
     assert "is of before the index was changed: `landmarks calibrate" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def runs(data, calibrated, tmp_path_factory):
+    """Runs of the same queries by two models, and the calibration of both indexes."""
+    root = tmp_path_factory.mktemp("ensemble")
+    assert index(data, root / "other", "--model", "rootsift-vlad") == 0
+    store = ["--query_store", str(calibrated / "run" / "queries")]
+    assert recognize(data, calibrated / "index", root / "run-a", "--preset", "accurate", *store) == 0
+    assert recognize(data, root / "other", root / "run-b", "--preset", "accurate") == 0
+    both = [f"--run={root / name}" for name in ("run-a", "run-b")]
+    assert main(["calibrate", *both, "--output", str(root / "both.json")]) == 0
+    return root
+
+
+def both_of(root):
+    return ["rescore", "--run", str(root / "run-a"), "--run", str(root / "run-b")]
+
+
+def test_an_ensemble_is_calibrated_and_scored_the_same_with_any_workers(runs, tmp_path):
+    found = json.loads((runs / "both.json").read_text())
+    assert [one["model"] for one in found["ensemble"]] == ["landmarks-lite0", "rootsift-vlad"]
+    assert sum(one["weight"] for one in found["ensemble"]) == 1
+    command = [*both_of(runs), "--calibration", str(runs / "both.json")]
+    for workers in ("1", "2"):
+        flags = ["--output", str(tmp_path / workers), f"--direct_num_workers={workers}"]
+        assert main([*command, *flags]) == 0
+    same_files(tmp_path / "1", tmp_path / "2", "predictions")
+    assert (tmp_path / "1/submission.csv").read_bytes() == (tmp_path / "2/submission.csv").read_bytes()
+    assert main(["verify", str(tmp_path / "1")]) == 0
+    calibration = [f"--run={runs / name}" for name in ("run-a", "run-b")]
+    output = tmp_path / "again.json"
+    assert main(["calibrate", *calibration, "--output", str(output), "--direct_num_workers=1"]) == 0
+    assert {**json.loads(output.read_text()), "seconds": 0} == {**found, "seconds": 0}
+
+
+def test_a_run_with_itself_is_itself(runs, tmp_path):
+    command = ["rescore", "--run", str(runs / "run-a"), "--run", str(runs / "run-a")]
+    assert main([*command, "--output", str(tmp_path / "twice")]) == 0
+    same_files(tmp_path / "twice", runs / "run-a", "predictions")
+
+
+def test_runs_in_another_order_or_number_are_refused(runs, tmp_path, capsys):
+    calibration = ["--calibration", str(runs / "both.json"), "--output", str(tmp_path / "out")]
+    turned = ["rescore", "--run", str(runs / "run-b"), "--run", str(runs / "run-a")]
+    assert main([*turned, *calibration]) == 2
+    assert "has landmarks-lite0 in the place of" in capsys.readouterr().err
+    assert main([*both_of(runs)[:3], *calibration]) == 2
+    assert "is of 2 index(es), and --run names 1 run(s)" in capsys.readouterr().err
+
+
+def test_real_queries_are_learned_from_too(runs, data, calibrated, capsys):
+    output = runs / "real.json"
+    command = ["calibrate", "--truth", str(data / "truth.csv"), "--output", str(output)]
+    assert main([*command, "--run", str(runs / "run-a")]) == 0
+    found = json.loads(output.read_text())["queries"]
+    before = json.loads((calibrated / "index" / "calibration.json").read_text())["queries"]
+    truth = (data / "truth.csv").read_text().splitlines()[1:]
+    assert sum(found.values()) - sum(before.values()) == len(truth)
+    assert found["negatives"] - before["negatives"] == 4 and found["left_out"] == before["left_out"]
+    store = ["--query_store", str(calibrated / "run" / "queries")]
+    assert recognize(data, calibrated / "index", runs / "entry", *store) == 0
+    assert main([*command, "--run", str(runs / "entry")]) == 2
+    assert "`landmarks recognize --preset accurate` makes one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "label_of", [lambda at: "one", lambda at: str(at), lambda at: str(at // 2)], ids=["one", "alone", "pairs"]
+)
+def test_an_index_too_small_to_learn_from_is_recognized_by_nevertheless(data, tmp_path, label_of, capsys):
+    (tmp_path / "index").mkdir()
+    rows = ["id,landmark_id"]
+    for at, path in enumerate(sorted((data / "index").iterdir())[:10]):
+        shutil.copy(path, tmp_path / "index")
+        rows.append(f"{path.stem},{label_of(at)}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    (tmp_path / "queries").mkdir()
+    for path in sorted((data / "queries").iterdir())[:3]:
+        shutil.copy(path, tmp_path / "queries")
+    assert index(tmp_path, tmp_path / "small") == 0
+    assert main(["calibrate", "--index", str(tmp_path / "small")]) == 0
+    out = capsys.readouterr().out
+    assert "too little to learn from" in out and "scores that are good in general" in out
+    assert recognize(tmp_path, tmp_path / "small", tmp_path / "run", "--preset", "tuned") == 0
+    predictions = pd.read_parquet(tmp_path / "run" / "predictions")
+    assert predictions.landmark_id.notna().all() and predictions.probability.isna().all()
+    flags = ["--preset", "tuned", "--min_probability", "0.5"]
+    assert recognize(tmp_path, tmp_path / "small", tmp_path / "strict", *flags) == 2
+    assert "the index was too small to learn probabilities from" in capsys.readouterr().err
 
 
 def test_a_finished_output_is_left_alone_and_other_settings_are_refused(

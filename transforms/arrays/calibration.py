@@ -12,34 +12,37 @@ import numpy as np
 
 from transforms.arrays.scoring import CandidateTable, Votes
 
+_ENOUGH = 60  # inliers; more say nothing more
 _RIDGE = 0.001  # on coefficients of standardised evidence, beside the mean loss
 _STEPS = 50  # of Newton's method; a few are enough
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Log-odds of a prediction: constant + augmented * highest augmented cosine + inliers * log(1 + most
-    inliers), of the candidates of its landmark.
+    """Log-odds of a prediction: constant + augmented * highest augmented cosine + geometry * min(most
+    inliers, 60) / 60, of the candidates of its landmark.
     """
 
     constant: float
     augmented: float
-    inliers: float
+    geometry: float
 
 
 def evidence(table: CandidateTable, votes: Votes) -> np.ndarray:
-    """float64 [Q, 2]: the highest augmented cosine and log(1 + most inliers) of the candidates of the
+    """float64 [Q, 2]: the highest augmented cosine and min(most inliers, 60) / 60 of the candidates of the
     predicted landmark; 0 where there are none.
     """
     own = table.present & (table.landmark == votes.landmark[:, None])
     augmented = np.where(own, table.augmented, -np.inf).max(axis=1, initial=-np.inf)
     inliers = np.where(own, table.inliers, 0).max(axis=1, initial=0)
-    return np.stack([np.where(own.any(axis=1), augmented, 0.0), np.log1p(inliers)], axis=1)
+    return np.stack(
+        [np.where(own.any(axis=1), augmented, 0.0), np.minimum(inliers, _ENOUGH) / _ENOUGH], axis=1
+    )
 
 
 def probabilities(found: np.ndarray, calibration: Calibration) -> np.ndarray:
     """float64 [Q] of `evidence` [Q, 2]."""
-    odds = calibration.constant + calibration.augmented * found[:, 0] + calibration.inliers * found[:, 1]
+    odds = calibration.constant + calibration.augmented * found[:, 0] + calibration.geometry * found[:, 1]
     return 1 / (1 + np.exp(-odds))
 
 

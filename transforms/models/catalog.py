@@ -76,6 +76,11 @@ def card(model: str) -> dict[str, Any] | None:
     return adapter.card(place)
 
 
+def cohort(model: str) -> str | None:
+    """The folder of the cohort that comes with a model, see `BuiltInModel`; None where it has none."""
+    return BUILT_IN[model].COHORT if model in BUILT_IN else None
+
+
 def settings(model: str) -> ExtractionSettings:
     """The settings that a model's card states, the official DELG ones where it states none; raises as `card`
     does.

@@ -120,6 +120,7 @@ class BuiltInModel(Model):
       SETTINGS: those it was chosen with.
       MAX_DISTANCE: of putative matches.
       CONSTANTS: path of its weights.
+      COHORT: folder of an output of `landmarks cohort` that comes with it; None for none.
     """
 
     NAME: ClassVar[str]
@@ -127,6 +128,7 @@ class BuiltInModel(Model):
     SETTINGS: ClassVar[ExtractionSettings]
     MAX_DISTANCE: ClassVar[float]
     CONSTANTS: ClassVar[str]
+    COHORT: ClassVar[str | None] = None
 
     @classmethod
     def card(cls, place: str) -> dict[str, Any]:
