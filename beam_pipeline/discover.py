@@ -143,15 +143,16 @@ def _learned(index: str) -> Calibration:
     images = self_search.read_images(FeatureStore(index), [s.unit for s in manifest.shards if s.images])
     landmark = dict(zip(*(images[name].to_pylist() for name in ("image_id", "landmark_id"))))
     found = [
-        (candidate["similarity"], candidate["inliers"], candidate["landmark_id"] == landmark[row["image_id"]])
+        (candidate["inliers"], candidate["landmark_id"] == landmark[row["image_id"]])
         for folder in calibrate.evidence_folders(index)
         for table in run_store.read_predictions(folder, ["image_id", "candidates"])
         for row in table.to_pylist()
         for candidate in row["candidates"]
         if candidate["inliers"] is not None
     ]
-    similarity, inliers, same = (np.array(column) for column in zip(*found)) if found else np.zeros((3, 0))
-    return label_audit.learn(similarity, inliers, same.astype(bool))
+    inliers, same = (np.array(column) for column in zip(*found)) if found else np.zeros((2, 0))
+    # Cosines tell more of places that the index knows than of those that it does not.
+    return label_audit.learn(np.zeros(len(found)), inliers, same.astype(bool))
 
 
 def grouped(images: pa.Table, pairs: Pairs, learned: Calibration) -> pa.Table:

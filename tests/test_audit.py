@@ -141,6 +141,18 @@ def test_an_audit_goes_on_and_a_finished_one_is_left_alone(made, tmp_path, monke
     assert "neighbors: 20 there, 3 wanted" in capsys.readouterr().err
 
 
+def test_an_audit_that_runs_out_of_time_says_what_it_has_and_goes_on(made, tmp_path, capsys):
+    output = (*AUDIT[:-1], tmp_path / "audit")
+    assert run(made, *output, "--time_budget", "1s") == 0
+    assert "25 photographs were not searched for in time" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "audit" / "manifest.json").read_text())
+    assert not manifest["complete"] and table(tmp_path, "mislabelled") == []
+    assert run(made, *output) == 0
+    for name in ("mislabelled.csv", "near_duplicates.parquet", "exact_duplicates.csv"):
+        assert (tmp_path / "audit" / name).read_bytes() == (made / "audit" / name).read_bytes()
+    assert "place0: rather place2" in (tmp_path / "audit" / "index.html").read_text()
+
+
 def test_photographs_that_are_gone_are_compared_by_their_features(made, tmp_path):
     shutil.copytree(made / "p", tmp_path / "p"), shutil.copy(made / "labels.csv", tmp_path)
     assert run(tmp_path, *index()) == 0

@@ -92,3 +92,11 @@ def test_probabilities_are_learned_from_the_pairs_themselves():
     pair = np.array([0.9, 0.1]), np.array([300, 2])
     few = pair_probabilities(*pair, learn(*pair, np.array([True, True])))
     assert few[0] > 0.9 and few[1] < 0.1
+
+
+def test_no_pairs_say_nothing():
+    none, labels = (np.zeros(0, int), np.zeros(0, int), np.zeros(0)), np.array([0, 0, 1])
+    assert label_votes(*none, labels).mislabelled.tolist() == []
+    assert confirmations(*none, labels).tolist() == [0, 0, 0]
+    assert len(label_pairs(*none, labels, 0.3).first) == 0
+    assert len(pair_probabilities(none[2], none[0], learn(none[2], none[0], none[0] > 0))) == 0
