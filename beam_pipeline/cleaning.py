@@ -45,9 +45,11 @@ def run(config: CleanConfig, options: PipelineOptions, engine: PipelineRunner | 
       PipelineError: the pipeline failed.
     """
     root = config.output
-    outputs.read_manifest(root, IndexManifest)  # before a lock makes a folder of what is none
+    image_ids = outputs.read_manifest(root, IndexManifest).image_ids  # no lock makes a folder of what is none
     removed = _ids(config.remove) if config.remove else pa.array([], pa.string())
-    labels = tables.read_labels(config.relabel) if config.relabel else tables.LABEL_SCHEMA.empty_table()
+    labels = tables.LABEL_SCHEMA.empty_table()
+    if config.relabel:
+        labels = tables.read_labels(config.relabel, image_ids)
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)
         if not base.complete:

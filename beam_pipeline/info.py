@@ -95,6 +95,7 @@ def _index(root: str, manifest: IndexManifest) -> dict[str, Any]:
         "landmarks": _landmarks(root, manifest),
         "image_ids": manifest.image_ids,
         "additions": len(manifest.appended),
+        "cleaned_units": len(manifest.changed_units),
         "database_augmentation": augmented,
         "calibration": calibration and {k: v for k, v in calibration.items() if isinstance(v, int | float)},
         "stale": stale,
@@ -191,6 +192,8 @@ def _index_lines(found: dict[str, Any]) -> list[str]:
         parts.append(f"{counts['out_of_time']:,} not reached in time")
     if found["additions"]:
         parts.append(f"{found['additions']:,} additions")
+    if found["cleaned_units"]:
+        parts.append(f"{found['cleaned_units']:,} units cleaned since")
     if found["image_ids"] != "name":
         parts.append("paths are their ids")
     calibrated = f"no; `landmarks calibrate --index {found['root']}` does it"

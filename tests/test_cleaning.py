@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from beam_pipeline import cleaning, index_parts, outputs
+from beam_pipeline import cleaning, index_parts, info, outputs
 from beam_pipeline.main import main
 from beam_pipeline.manifest import IndexManifest
 from tests import tiny_models
@@ -389,3 +389,11 @@ def test_a_change_that_was_killed_for_good_is_made_by_the_same_command(folder):
         assert (seen(folder) == before) is not done
     assert run(folder, *command) == 0
     assert is_as_made_anew(folder, {k: v for k, v in LABELS.items() if k not in REMOVED})
+
+
+def test_info_tells_of_the_cleaned_index(folder):
+    write_labels(folder, {"p00": "landmark3"}, "corrected.csv")
+    assert run(folder, "index", "--output", "index", "--relabel", "corrected.csv", "--remove", "p01") == 0
+    found = info.facts(str(folder / "index"))
+    assert found["landmarks"] == {"landmark3": 6, "landmark2": 5, "landmark0": 4, "landmark1": 4}
+    assert found["photographs"]["indexed"] == 19 and found["cleaned_units"] >= 1 and found["stale"] == []
