@@ -45,6 +45,9 @@ _NEIGHBORS = 100
 # Units from which the photographs are taken: their landmarks lie together, and many are wanted.
 _SAMPLE_UNITS = 512
 SELF, NEGATIVES, COHORT = "self", "negatives", "cohort"
+# A photograph of the embedded model's cohort that reaches either in an index shows a place that is there
+# (docs/accuracy-and-speed.md).
+_SAME_PLACE_COSINE, _SAME_PLACE_INLIERS = 0.5, 60
 
 
 def as_queries(unit: CandidateUnit) -> CandidateUnit:
@@ -354,6 +357,16 @@ class Asked:
     found: QueryCandidates
 
 
+def shows_known_place(query: QueryCandidates) -> bool:
+    """Whether a photograph of the embedded model's cohort shows a place that the index holds, which makes it
+    no query without a landmark there.
+    """
+    return any(
+        candidate.similarity >= _SAME_PLACE_COSINE or (candidate.inliers or 0) >= _SAME_PLACE_INLIERS
+        for candidate in query.candidates
+    )
+
+
 def _read_truth(uri: str) -> dict[str, list[str]]:
     """The landmarks of each query, by id; Usage Ignored left out."""
     truth = tables.read_truth(uri)
@@ -367,6 +380,8 @@ def _asked(prepared: Prepared, truth: Mapping[str, list[str]] | None) -> dict[tu
     count = index_parts.label_counts(root, index)
     label_of = _labels(prepared)
     made: dict[tuple[str, int, str], Asked] = {}
+    cohort = prepared.searches[1].name if prepared.with_cohort else None
+    known_places = 0
 
     def add(source: str, kind: int, landmark: str | None, found: QueryCandidates) -> None:
         made[source, kind, found.image_id] = Asked(kind, landmark, found)
@@ -374,6 +389,9 @@ def _asked(prepared: Prepared, truth: Mapping[str, list[str]] | None) -> dict[tu
     for search in prepared.searches:
         for query in _found(files.join(prepared.evidence, search.name)):
             best = dataclasses.replace(query, candidates=query.candidates[:NUM_TO_RERANK])
+            if search.name == cohort and shows_known_place(best):
+                known_places += 1
+                continue
             if search.name != SELF:
                 add(search.name, 2, None, best)
                 continue
@@ -383,6 +401,8 @@ def _asked(prepared: Prepared, truth: Mapping[str, list[str]] | None) -> dict[tu
                 add(SELF, 0, own, best)
             if others:
                 add(SELF, 1, own, dataclasses.replace(query, candidates=others))
+    if known_places:
+        print(f"{known_places} of the model's cohort show places of {root} and are left out", file=sys.stderr)
     if truth is not None and prepared.run is not None:
         for query in _found(prepared.run):
             if query.image_id in truth:

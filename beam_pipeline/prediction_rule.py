@@ -18,6 +18,8 @@ S = TypeVar("S", VerificationSettings, ScoringSettings, Calibration)
 
 def _record(kind: type[S], values: Mapping[str, Any]) -> S:
     names = [field.name for field in dataclasses.fields(kind)]
+    if missing := sorted(set(names) - set(values)):
+        raise ConfigError(f"made by another version of landmarks: {kind.__name__} without {missing}")
     return kind(**{name: values[name] for name in names})
 
 

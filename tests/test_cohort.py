@@ -12,6 +12,7 @@ from beam_pipeline.main import main
 from beam_pipeline.manifest import CohortManifest
 from transforms.models import catalog
 from transforms.storage.feature_store import FeatureStore
+from transforms.types import Candidate, FeatureLocation, QueryCandidates
 
 SHIPPED = catalog.cohort(catalog.EMBEDDED)
 
@@ -99,6 +100,27 @@ def test_an_index_of_other_settings_is_calibrated_without_and_that_is_said(made,
     capsys.readouterr()
     assert calibration(tmp_path / "index")["queries"]["negatives"] == 0
     assert "the cohort of landmarks-lite0 is not used" in capsys.readouterr().err
+
+
+def test_places_of_the_cohort_that_the_index_holds_are_left_out(made, tmp_path, capsys, monkeypatch):
+    shutil.copytree(made / "embedded", tmp_path / "index")
+    assert main(["cohort", "--images", str(made / "index"), "--output", str(tmp_path / "same")]) == 0
+    monkeypatch.setattr(catalog, "cohort", lambda model: str(tmp_path / "same"))
+    assert calibration(tmp_path / "index")["queries"]["negatives"] == 0
+    assert (
+        f"30 of the model's cohort show places of {tmp_path / 'index'} and are left"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("similarity", "inliers", "known"),
+    [(0.44, 41, False), (0.5, 0, True), (0.2, 60, True), (0.2, None, False)],
+)
+def test_a_known_place_is_told_by_cosine_or_inliers(similarity, inliers, known):
+    far = Candidate("far", "x", 0.1, FeatureLocation("", 0, 0), inliers=3)
+    near = Candidate("near", "y", similarity, FeatureLocation("", 0, 0), inliers=inliers)
+    assert calibrate.shows_known_place(QueryCandidates("q", FeatureLocation("", 0, 0), (far, near))) is known
 
 
 def test_a_cohort_is_no_index(made, tmp_path, capsys):

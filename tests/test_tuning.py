@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from beam_pipeline import calibrate, tuning
+from beam_pipeline.config import ConfigError
+from beam_pipeline.prediction_rule import PredictionRule
 from transforms.arrays import calibration
 from transforms.arrays.scoring import CandidateTable, vote
 from transforms.retrieval import plan_groups
@@ -116,3 +118,9 @@ def test_a_sample_is_of_many_units_and_always_the_same(monkeypatch):
     assert len(plan_groups(units)) == 1
     [all_] = calibrate.sample_blocks(units[:3], 1000)
     assert all_.share >= 1 and all_.units == ("u000", "u001", "u002")
+
+
+def test_a_rule_of_another_version_is_refused_with_a_word():
+    values = {"top_k": 3, "max_inlier_score": 60, "global_weight": 1.0}
+    with pytest.raises(ConfigError, match=r"another version of landmarks.*augmented_weight"):
+        PredictionRule.of(values)
