@@ -168,6 +168,8 @@ def test_filters_filter(page, control, value, belongs):
     assert shown(page) == wanted[:24]
     page.get_by_role("button", name="All").click()
     assert shown(page) == QUERIES[:24]
+    page.locator("#filters [name=text]").fill("nothing has this")
+    assert page.get_by_text("Nothing fits these filters.").is_visible()
 
 
 def test_everything_can_be_done_by_keyboard(page):
@@ -187,6 +189,9 @@ def test_links_of_the_pages_open_the_gallery_filtered(page):
     link = page.locator("section a").first
     count = int(link.text_content().split()[0])
     link.click()
+    assert page.locator(".count").first.text_content().startswith(f"{count} of")
+    page.reload()  # what is seen stays in the address
+    page.reload()
     assert page.locator(".count").first.text_content().startswith(f"{count} of")
     page.show("landmarks")
     card = page.locator(".card", has_text="hacked").filter(has_not_text="(tower)").first

@@ -41,7 +41,8 @@ function selected() {
 function show() {
   const found = selected(), pages = Math.max(1, Math.ceil(found.length / PAGE));
   page = Math.min(Math.max(page, 0), pages - 1);
-  list.innerHTML = found.slice(page * PAGE, (page + 1) * PAGE).map((r) => r.html).join("");  // escaped where made
+  list.innerHTML = found.slice(page * PAGE, (page + 1) * PAGE).map((r) => r.html).join("")  // escaped where made
+    || "<p>Nothing fits these filters.</p>";
   for (const count of document.querySelectorAll(".pager .count"))
     count.textContent = `${found.length.toLocaleString("en")} of ${records.length.toLocaleString("en")}, page ${page + 1} of ${pages}`;
   for (const button of document.querySelectorAll("[data-step]"))
@@ -51,7 +52,6 @@ function show() {
 
 function fromAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
-  form.reset();
   for (const c of [...controls, form.elements.sort]) {
     const name = c.dataset.filter === "from" || c.dataset.filter === "to" ? `${c.name}_${c.dataset.filter}` : c.name;
     c.value = asked.get(name) ?? c.defaultValue ?? "";
