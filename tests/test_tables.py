@@ -164,6 +164,19 @@ def test_tables_on_other_file_systems(monkeypatch):
         tables.read_labels("gs://bucket/bad.csv")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_threads_of_arrow_are_given_no_file_of_pythons(tmp_path, monkeypatch, packed):
+    sources = []
+    read = tables.pacsv.read_csv
+    monkeypatch.setattr(
+        tables.pacsv, "read_csv", lambda source, *args: sources.append(source) or read(source, *args)
+    )
+    content = LABEL_FILES["kaggle"]
+    (tmp_path / "labels.csv").write_bytes(gzip.compress(content) if packed else content)
+    assert len(tables.read_labels(str(tmp_path / "labels.csv"))) == len(ROWS)
+    assert [isinstance(s, pa.NativeFile) and not isinstance(s, pa.PythonFile) for s in sources] == [True]
+
+
 def test_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="absent.csv"):
         tables.read_labels(str(tmp_path / "absent.csv"))

@@ -605,7 +605,9 @@ class _Csv(_Table):
     def _parse(self, width: int, included: Sequence[int]) -> pa.Table:
         names = [f"f{i}" for i in included]
         try:
-            with self._open() as f:
+            # A file of Arrow's: its threads let go of one of Python's when they like, and end the process
+            # where the interpreter is at its end by then.
+            with pa.OSFile(self._uri) if self._content is None else pa.BufferReader(self._content) as f:
                 table = pacsv.read_csv(
                     f,
                     pacsv.ReadOptions(autogenerate_column_names=True, block_size=_BLOCK_BYTES),
