@@ -8,6 +8,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -28,6 +29,7 @@ from transforms import images, verification
 from transforms.patterns import current
 from transforms.storage import files, run_store, spelling, tables, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary
+from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.storage.overlays import shard_of
 from transforms.types import (
     Failure,
@@ -299,9 +301,10 @@ def write_match_picture(
             raise ConfigError(f"{output} is one of the photographs to draw; name another file")
     if files.exists(output) and not _made_here(output):
         raise ConfigError(f"{output} is there and was not made by `landmarks matches`; name another file")
+    of_index = [found[c["image_id"]].ref for c in candidates]
     changed = [
-        *_changed(query.ref, run),
-        *(name for c in candidates for name in _changed(found[c["image_id"]].ref, manifest.index, index)),
+        *changed_photographs([query.ref], run),
+        *sorted(changed_photographs(of_index, manifest.index, index)),
     ]
     if changed:
         print(f"landmarks: changed since its features were found: {', '.join(changed)}", file=sys.stderr)
@@ -460,17 +463,30 @@ def _found(
     return found
 
 
-def _changed(ref: ImageRef, root: str, index: IndexManifest | None = None) -> list[str]:
-    """The photograph's place, where it is another than those that the plans of an output know."""
-    known = [
-        planned
-        for part in ("", *sorted(index.appended if index else ()))
-        for planned in worklist.read_worklist(index_parts.folder(root, part), ref.image_id)
-        if planned.uri == ref.uri
-    ]
-    now = current(ref.uri) if known else None
-    changed = now is not None and all(is_changed(planned, now.size, now.version) for planned in known)
-    return [ref.uri] if changed else []
+def changed_photographs(refs: Sequence[ImageRef], root: str, index: IndexManifest | None = None) -> set[str]:
+    """The places of those photographs that are others now than those that the plans of an output know; one
+    that is gone, or cannot be reached, is none.
+
+    Args:
+      root: of the output.
+      index: its manifest, where it is an index, which may have parts.
+    """
+    ids, places = {ref.image_id for ref in refs}, {ref.uri for ref in refs}
+    known: dict[str, list[ImageRef]] = {}
+    for part in ("", *sorted(index.appended if index else ())):
+        for planned in worklist.read_worklist(index_parts.folder(root, part), ids):
+            if planned.uri in places:
+                known.setdefault(planned.uri, []).append(planned)
+
+    def is_another(uri: str) -> bool:
+        try:
+            now = current(uri)
+        except OSError:
+            return False
+        return now is not None and all(is_changed(ref, now.size, now.version) for ref in known[uri])
+
+    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
+        return {uri for uri, another in zip(known, pool.map(is_another, known)) if another}
 
 
 def unlimited(reading: ReadingConfig) -> ReadingConfig:

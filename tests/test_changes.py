@@ -332,6 +332,16 @@ def test_a_photograph_that_was_changed_since_is_said_beside_its_matches(made, tm
     photograph(tmp_path, "p0", 7)
     assert run(tmp_path, *picture, "changed.png") == 0
     assert f"{tmp_path}/q/q0.png, {tmp_path}/p/p0.png" in capsys.readouterr().err
+    assert run(tmp_path, "report", "--run", "run", "--output", "report") == 0
+    said = capsys.readouterr().err
+    assert "1 of 2 photographs of run were changed since" in said and "/index were changed since" in said
+    (tmp_path / "q" / "q1.png").unlink()  # that is no change
+    assert run(tmp_path, "report", "--run", "run", "--output", "report") == 0
+    assert "1 of 2 photographs of run were changed since" in capsys.readouterr().err
+    cards = (tmp_path / "report" / "queries.js").read_text().splitlines()
+    of_queries = [line.split("<figure")[0] for line in cards if '"id":"q' in line]
+    assert ["changed since" in text for text in of_queries] == [True, False]
+    assert "changed since" in (tmp_path / "report" / "landmarks.js").read_text()
 
 
 # Overwriting

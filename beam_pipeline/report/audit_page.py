@@ -93,7 +93,7 @@ def write_page(output: str) -> str:
         files.write_bytes(files.join(output, href(number)), content)
 
     wrong = list(thumbnails(wanted, manifest.recipe.reading, write))
-    shown = photographs(wanted, wrong, href)
+    shown = photographs(wanted, wrong, href, index, manifest)
     sections = [
         {
             "name": name,

@@ -65,8 +65,9 @@ def cards(
     def href(number: int) -> str:
         return f"data:image/webp;base64,{base64.b64encode(contents[number]).decode()}"
 
-    queries = photographs(wanted[:cut], wrong[:cut], href)
-    index = photographs(wanted[cut:], wrong[cut:], lambda number: href(cut + number))
+    queries = photographs(wanted[:cut], wrong[:cut], href, run)
+    root = source.manifest.index
+    index = photographs(wanted[cut:], wrong[cut:], lambda number: href(cut + number), root, source.index)
     pairs = Pairs(source.manifest)
     lines = {i: pairs.lines(query, shown.candidates(i)) for i, query in shown.queries.items()}
     return Cards(query_cards(source, positions, shown, queries, index, lines))

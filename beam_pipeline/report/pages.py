@@ -64,8 +64,9 @@ def write_report(config: ReportConfig) -> str:
         _counted("photographs", len(wanted), thumbnails(wanted, source.manifest.recipe.reading, write))
     )
     cut = len(shown.queries) + len(failed)
-    queries = photographs(wanted[:cut], wrong[:cut], _href)
-    index = photographs(wanted[cut:], wrong[cut:], lambda number: _href(cut + number))
+    queries = photographs(wanted[:cut], wrong[:cut], _href, config.run)
+    root = source.manifest.index
+    index = photographs(wanted[cut:], wrong[cut:], lambda number: _href(cut + number), root, source.index)
     asked = [(query, shown.candidates(image_id)) for image_id, query in shown.queries.items()]
     drawn = _counted("matches", len(asked), in_threads(Pairs(source.manifest), asked))
     lines = dict(zip(shown.queries, drawn))

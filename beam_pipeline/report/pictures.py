@@ -37,6 +37,7 @@ class Photograph:
       uri: where it lies.
       href: the thumbnail, as a page names it; "" where the photograph could not be read.
       width, height: of the thumbnail, pixels.
+      changed: whether it is another than when its features were found.
     """
 
     image_id: str
@@ -44,6 +45,7 @@ class Photograph:
     href: str
     width: int
     height: int
+    changed: bool = False
 
     @property
     def link(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,14 @@ import pyarrow.compute as pc
 from beam_pipeline import outputs
 from beam_pipeline.config import ReportConfig
 from beam_pipeline.manifest import IndexManifest, RunManifest
-from beam_pipeline.matches import STORED_COLUMNS, StoredImage, find_images, stored_images, with_name
+from beam_pipeline.matches import (
+    STORED_COLUMNS,
+    StoredImage,
+    changed_photographs,
+    find_images,
+    stored_images,
+    with_name,
+)
 from beam_pipeline.report.answers import (
     Answers,
     Comparison,
@@ -173,14 +181,30 @@ def _index_images(
 
 
 def photographs(
-    images: Sequence[StoredImage], wrong: Sequence[str], href: Callable[[int], str]
+    images: Sequence[StoredImage],
+    wrong: Sequence[str],
+    href: Callable[[int], str],
+    root: str,
+    index: IndexManifest | None = None,
 ) -> dict[str, Photograph]:
     """Photographs by image_id; `wrong` says by place which could not be read, `href` where the thumbnails of
-    the others are.
+    the others are. How many were changed since the output `root` was made is said on standard error, see
+    `changed_photographs`.
     """
+    changed = changed_photographs([image.ref for image in images], root, index)
+    if changed:
+        print(
+            f"landmarks: {len(changed):,} of {len(images):,} photographs of {root} were changed since their "
+            "features were found; they are marked",
+            file=sys.stderr,
+        )
     return {
         image.ref.image_id: Photograph(
-            image.ref.image_id, image.ref.uri, "" if problem else href(number), *thumbnail_size(image)
+            image.ref.image_id,
+            image.ref.uri,
+            "" if problem else href(number),
+            *thumbnail_size(image),
+            image.ref.uri in changed,
         )
         for number, (image, problem) in enumerate(zip(images, wrong))
     }

@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -116,15 +116,15 @@ def read_unit(root: str, listed: ListedUnit) -> ImageUnit:
     return ImageUnit(listed.name, tuple(ImageRef(**row) for row in rows))
 
 
-def read_worklist(root: str, only: str | None = None) -> list[ImageRef]:
-    """The photographs of the list below `root`, in its order, or `only` the one with this id; none where
+def read_worklist(root: str, only: Collection[str] | None = None) -> list[ImageRef]:
+    """The photographs of the list below `root`, in its order, or `only` those with these ids; none where
     there is no list. Earlier lists know no versions: those are NO_VERSION.
     """
     refs = []
     for uri in files.list_files(files.join(root, "plan"), ".parquet"):
         rows = files.read_parquet(uri)
         if only is not None:
-            rows = rows.filter(pc.equal(rows["image_id"], only))
+            rows = rows.filter(pc.is_in(rows["image_id"], value_set=pa.array(sorted(only), pa.string())))
         refs += [ImageRef(**{"version": NO_VERSION, **row}) for row in rows.to_pylist()]
     return refs
 
