@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transforms.storage import files, worklist
 from transforms.storage.feature_store import images_let_in, read_failures
@@ -65,6 +66,24 @@ class Changes:
         return not self.more and not self.fewer and different <= {*names}
 
 
+def with_additions(root: str, parts: Iterable[str], refs: Iterable[ImageRef]) -> list[ImageRef]:
+    """The photographs that an index was first made of, and those of `refs` that were added to it since.
+
+    Args:
+      root: of the index.
+      parts: names of what was added.
+    """
+    given = {ref.image_id: ref for ref in refs}
+    found = {ref.image_id: ref for ref in worklist.read_worklist(root)}
+    for part in parts:
+        for ref in worklist.read_worklist(files.join(root, "appended", part), given):
+            if (
+                found.get(ref.image_id) != given[ref.image_id]
+            ):  # of one that was replaced, what is as it is given
+                found[ref.image_id] = ref
+    return list(found.values())
+
+
 def let_in(root: str, reading: ReadingConfig, of: Iterable[ImageRef]) -> list[str]:
     """The ids of those photographs that an output has as failures for a limit which lets them in now."""
     found = images_let_in(read_failures(files.join(root, "failures")), reading)
@@ -83,9 +102,25 @@ def some(names: Sequence[str]) -> str:
 
 def failed(*roots: str) -> set[str]:
     """The ids of photographs that gave no features, by the failure rows of outputs and stores."""
-    found: set[str] = set()
-    for root in roots:
-        rows = read_failures(files.join(root, "failures")).to_pylist()
-        own = ("read", "decode", "extract")
-        found |= {row["image_id"] for row in rows if row["stage"] in own and row["kind"] != "out_of_time"}
-    return found
+    return {row["image_id"] for root in roots for row in _failures(root)}
+
+
+def kinds_failed(root: str) -> str:
+    """How many photographs of an output gave no features, by kind, for people, and the limit that would let
+    them in: "4 too_large: --max_image_pixels 212000 lets them in; 2 corrupt".
+    """
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for row in _failures(root):
+        kinds.setdefault((row["kind"], row["limit"] or ""), []).append(row["needed"] or 0)
+    return "; ".join(
+        f"{len(needed):,} {kind}"
+        + (f": --{limit} {max(needed)} lets {'it' if len(needed) == 1 else 'them'} in" if limit else "")
+        for (kind, limit), needed in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
+    )
+
+
+def _failures(root: str) -> list[dict[str, Any]]:
+    """The failure rows of photographs that gave no features; see FAILURE_SCHEMA."""
+    rows = read_failures(files.join(root, "failures")).to_pylist()
+    own = ("read", "decode", "extract")
+    return [row for row in rows if row["stage"] in own and row["kind"] != "out_of_time"]

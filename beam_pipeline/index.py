@@ -27,6 +27,7 @@ from beam_pipeline import (
     recipe,
     runner,
 )
+from beam_pipeline.changes import kinds_failed
 from beam_pipeline.config import ConfigError, FullSize, IndexConfig, PipelineError
 from beam_pipeline.extraction import ExtractionTask, input_files, match, naming
 from beam_pipeline.manifest import FORMAT, IndexCounts, IndexManifest, versions
@@ -255,7 +256,7 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
         if manifest.complete and not manifest.counts.indexed:
             raise PipelineError(
                 f"there is no index: all of {manifest.counts.failed:,} images failed, why stands in "
-                f"{files.join(root, 'failures')}"
+                f"{files.join(root, 'failures')}: {kinds_failed(root)}"
             )
         index_parts.prune(task, manifest)
         outputs.finish(root, manifest)

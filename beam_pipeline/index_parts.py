@@ -247,9 +247,19 @@ def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool
     failures = there.keys() & failed(index)
     changed = changes(sorted(there.keys() - failures))
     if changed and not update:
+        remedies = []
+        if changed.moved:
+            remedies.append(f"they were expected where they lay, at {there[changed.moved[0]].planned.uri}")
+        if changed.moved or changed.changed:
+            remedies.append(
+                "`--append --update` puts these in the places of those; another photograph needs a name of "
+                "its own"
+            )
+        if changed.relabelled:
+            remedies.append(f"`landmarks index --output {index} --relabel CSV` takes new labels")
         raise ConfigError(
             f"{len(there):,} of {len(given):,} images are in {index} already, and since then {changed}: "
-            "another photograph needs a name of its own; --update puts these in the places of those"
+            f"{'; '.join(remedies)}"
         )
     within_limits = {*let_in(index, task.recipe.reading, task.refs)}
     again = {name for name in failures if name in within_limits or changes([name])}

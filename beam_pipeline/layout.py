@@ -88,6 +88,11 @@ def inside(root: str, uri: str) -> str | None:
     return None if os.path.isabs(place) or not files.is_local(place) else place
 
 
+def holds(command: str, path: str) -> bool:
+    """Whether `path`, from the output's folder on, is or lies in a folder in which `command` writes."""
+    return path.split("/")[0] in _FOLDERS[command]
+
+
 def own_files(root: str, command: str) -> list[str]:
     """The files in an output that its command wrote, by their paths from there on, sorted."""
     paths = [path for path in _paths(root, _FOLDERS[command]) if is_own(command, path)]

@@ -644,7 +644,7 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         args, rest = parser.parse_known_args(argv, argparse.Namespace(started=started))
     except SystemExit as e:  # argparse has printed the help or the error
-        return EXIT_DONE if not e.code else EXIT_USAGE
+        return terminal.ended(EXIT_DONE if not e.code else EXIT_USAGE)
     if little := memory.lack(memory.TO_START):
         print(f"landmarks: error: {little}", file=sys.stderr)
         return EXIT_FAILED
@@ -656,8 +656,8 @@ def _main(argv: Sequence[str] | None) -> int:
             from beam_pipeline import supervisor
 
             stores = [args.output, getattr(args, "query_store", None) or args.output]
-            return supervisor.run(lambda: _run(args, rest), stores)
-        return _run(args, rest)
+            return supervisor.run(lambda: terminal.ended(_run(args, rest)), stores)
+        return terminal.ended(_run(args, rest))
 
 
 def _runner(given: Sequence[str]) -> str | None:
@@ -680,6 +680,10 @@ def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:
                 raise config.ConfigError(f"--{name} is empty")
         if rest and not args.beam_options:
             raise config.ConfigError(f"unknown option {rest[0]!r}")
+        if getattr(args, "output", None):
+            from beam_pipeline import outputs
+
+            outputs.check_outside(args.output)
         if not args.beam_options:
             return args.command(args, None)
         options = beam_options(rest)

@@ -42,6 +42,12 @@ from transforms.types import (
 
 MAX_LINES = 60  # more hide the photographs
 
+# What to do for photographs that are gone.
+MOVED = (
+    "photographs that were moved are found again where they lay, or, those of an index, after "
+    "`landmarks index --append --update` with their new place"
+)
+
 _MADE_BY = "landmarks matches"  # in the files of pictures
 
 # Layout, in pixels.
@@ -500,5 +506,6 @@ def _read_pixels(ref: ImageRef, recipe: Recipe) -> np.ndarray:
     """A photograph as it was fed to the model: uint8 [H, W, 3], RGB."""
     image = images.read_image(ref, recipe.settings.longest_side, unlimited(recipe.reading))
     if isinstance(image, Failure):
-        raise OSError(f"the photograph {ref.uri} cannot be drawn: {image.message}")
+        moved = f"; {MOVED}" if image.kind == "not_found" else ""
+        raise OSError(f"the photograph {ref.uri} cannot be drawn: {image.message}{moved}")
     return image.pixels

@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from beam_pipeline import layout, lock
-from beam_pipeline.changes import Changes, failed, let_in, some
+from beam_pipeline.changes import Changes, failed, kinds_failed, let_in, some, with_additions
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
 from transforms.storage import files, worklist
@@ -98,6 +99,25 @@ def check_inputs(root: str, command: str, inputs: Iterable[tuple[str, str]]) -> 
             )
 
 
+def check_outside(uri: str) -> None:
+    """Checks that what a command writes at `uri` of this machine lies in no folder of an output's own, all of
+    whose files are read.
+
+    Raises:
+      ConfigError: it does.
+    """
+    for folder in pathlib.Path(files.absolute(uri)).parents if files.is_local(uri) else ():
+        try:
+            command = _command_of(_read_settings(str(folder)))
+        except (ConfigError, OSError):  # settings of somebody else
+            continue
+        if command and layout.holds(command, layout.inside(str(folder), files.absolute(uri)) or ""):
+            raise ConfigError(
+                f"--output {uri} lies where `landmarks {command}` keeps its own files, in {folder}; name "
+                "another place"
+            )
+
+
 def check_result(uri: str | None, key: str) -> None:
     """Checks that a result, a JSON object with `key`, would replace nothing but an earlier one at `uri`.
 
@@ -153,12 +173,24 @@ def _is_finished(
         changes = Changes.between(worklist.read_worklist(root), photographs.refs)
         if not differing and changes and changes.only_of(failed(root, photographs.store)):
             return False
+        if changes and settings["command"] == "index" and files.exists(files.join(root, MANIFEST)):
+            added = files.read_json(files.join(root, MANIFEST)).get("appended", {})
+            changes = Changes.between(with_additions(root, added, photographs.refs), photographs.refs)
+            if added and not changes and not differing:
+                if more := _let_in(root, photographs):  # perhaps some that are not of the first part
+                    raise ConfigError(
+                        f"the limits let in {len(more):,} more of {root} ({some(more)}): `landmarks index "
+                        "--append` takes them up"
+                    )
+                return True
         if changes:
             problem += f"{', and ' if problem else ''}was made of other photographs: {changes}"
             if changes.more and not differing and settings["command"] == "index":
                 problem += "; `landmarks index --append` with those that are more adds them"
             if changes.relabelled and not differing and settings["command"] == "index":
                 problem += "; `landmarks index --relabel` takes new labels"
+            if (changes.changed or changes.moved) and not differing and settings["command"] == "index":
+                problem += "; `landmarks index --append --update` takes what was changed or moved"
     if problem:
         raise ConfigError(f"{root} {problem}; --overwrite starts anew, another --output leaves this one")
     return _is_complete(root) and not _let_in(root, photographs)
@@ -292,7 +324,7 @@ def exit_code(root: str, failed: int, images: int, max_failure_rate: float) -> i
     print(
         f"landmarks: error: {failed:,} of {images:,} images failed ({failed / images:.1%}), more than "
         f"--max_failure_rate {max_failure_rate:g}; everything else is written, why they failed stands in "
-        f"{files.join(root, 'failures')}",
+        f"{files.join(root, 'failures')}: {kinds_failed(root)}",
         file=sys.stderr,
     )
     return 1

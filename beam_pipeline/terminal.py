@@ -4,6 +4,7 @@ what a shell leaves to us: `~` behind an equals sign, and pipes, which can be re
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -45,22 +46,30 @@ INTERRUPTED = 130  # exit code of a process that SIGINT ended, as shells have it
 
 
 class _Lasting(io.TextIOWrapper):
-    """A stream that shows what it can; when nobody reads it any more, it goes on into nothing."""
+    """A stream that shows what it can; when nobody reads it any more, it goes on into nothing.
+
+    Attributes:
+      lost: why what was printed did not arrive; "" where it did, or nobody reads it.
+    """
+
+    lost = ""
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
-        except OSError:
-            self._let_go()
+        except OSError as e:
+            self._let_go(e)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except OSError:
-            self._let_go()
+        except OSError as e:
+            self._let_go(e)
 
-    def _let_go(self) -> None:
+    def _let_go(self, error: OSError) -> None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            self.lost = os.strerror(error.errno).lower()
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self.fileno())  # what is held back goes there too
         os.close(nothing)
@@ -86,6 +95,17 @@ def hold_streams() -> None:
         held = _Lasting(buffer, encoding, errors="backslashreplace", line_buffering=True)
         setattr(sys, name, held)
         setattr(sys, f"__{name}__", held)
+
+
+def ended(code: int) -> int:
+    """The exit code of a command that ends with `code`: with a word, not 0, where its output had no room."""
+    out = sys.stdout
+    if isinstance(out, _Lasting):
+        out.flush()
+        if out.lost:
+            print(f"landmarks: error: standard output: {out.lost}", file=sys.stderr)
+            return code or 1
+    return code
 
 
 def on_interrupt(release: Callable[[], None]) -> None:

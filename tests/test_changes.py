@@ -389,7 +389,9 @@ def test_a_photograph_that_was_changed_in_place_is_noticed_and_said(made, tmp_pa
     assert run(tmp_path, *INDEX) == 2
     assert (
         "index was made of other photographs: 1 photograph was changed (p3), 1 label changed (p4); "
-        "`landmarks index --relabel` takes new labels; --overwrite starts anew" in capsys.readouterr().err
+        "`landmarks index --relabel` takes new labels; `landmarks index --append --update` takes what was "
+        "changed or moved; "
+        "--overwrite starts anew" in capsys.readouterr().err
     )
     assert run(tmp_path, *RECOGNIZE, "--query_store", "store") == 2
     assert "run was made of other photographs: 1 photograph was changed (q0);" in capsys.readouterr().err
@@ -398,7 +400,24 @@ def test_a_photograph_that_was_changed_in_place_is_noticed_and_said(made, tmp_pa
     photograph(tmp_path, "p9", 9)
     (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text() + "p9,landmark9\n")
     assert run(tmp_path, *INDEX) == 2
-    assert "--append` with those that are more adds them; --overwrite" in capsys.readouterr().err
+    assert "--append` with those that are more adds them; " in capsys.readouterr().err
+    assert run(tmp_path, *INDEX, "--append") == 2
+    said = capsys.readouterr().err
+    assert (
+        "`--append --update` puts these in" in said
+        and "`landmarks index --output index --relabel CSV`" in said
+    )
+    assert run(tmp_path, *INDEX, "--append", "--update") == 0 and capsys.readouterr()
+    assert run(tmp_path, *INDEX) == 0  # of what it was made of, and what was added since
+    assert capsys.readouterr().out == "index is finished; nothing to do\n"
+    (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text().replace("9\n", "10\n"))
+    assert run(tmp_path, *INDEX, "--append") == 2
+    said = capsys.readouterr().err
+    assert "1 label changed (p9): `landmarks index --output index --relabel CSV` takes new labels\n" in said
+    (tmp_path / "p").rename(tmp_path / "moved")
+    moved = ("index", "--images", "moved", *INDEX[3:])
+    assert run(tmp_path, *moved, "--append") == 2
+    assert f"expected where they lay, at {tmp_path}/p/p0.png; `--append --update`" in capsys.readouterr().err
 
 
 def test_changes_are_counted_and_named():

@@ -172,6 +172,10 @@ def test_unknown_images_are_refused_when_predicted():
         ValueError, match="1 of 2 predictions are for images that the truth does not list, such as x: "
     ):
         evaluate([("0323456789abcdef", "1", 1.0), ("x", "1", 1.0)], TRUTH)
+    with pytest.raises(
+        ValueError, match="none of the 2 predictions .* 'x', its rows name '0123456789abcdef'"
+    ):
+        evaluate([("w", None, None), ("x", "1", 1.0)], TRUTH)
 
 
 def test_unknown_images_are_counted_when_not_predicted():

@@ -10,8 +10,9 @@ from beam_pipeline import config, flags, index, left_out, main, recognize
 from beam_pipeline.manifest import IndexCounts
 from tests.manifests import index_manifest
 from transforms import gap
-from transforms.storage import spelling, tables
-from transforms.storage.feature_store import FeatureStore
+from transforms.storage import files, spelling, tables
+from transforms.storage.feature_store import FeatureStore, failure_table
+from transforms.types import Failure
 
 
 def text(*values):
@@ -123,10 +124,18 @@ def test_an_index_of_nothing_is_an_error_and_is_not_finished(tmp_path):
     nothing = index_manifest(
         counts=IndexCounts(matched=2, indexed=0, failed=2, out_of_time=0, without_label=0)
     )
-    with pytest.raises(
-        config.PipelineError, match="there is no index: all of 2 images failed, why stands in"
-    ):
-        index._make(prepared, lambda prepared: nothing)
+    failures = [
+        Failure("decode", "a", "a.jpg", "too_large", "", "max_image_pixels", 212_000),
+        Failure("read", "b", "b.jpg", "corrupt", ""),
+    ]
+
+    def failed(prepared):
+        files.write_parquet(f"{tmp_path}/out/failures/u.parquet", failure_table(failures))
+        return nothing
+
+    why = "all of 2 images failed, .*: 1 corrupt; 1 too_large: --max_image_pixels 212000 lets it in"
+    with pytest.raises(config.PipelineError, match=f"there is no index: {why}"):
+        index._make(prepared, failed)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from beam_pipeline import integrity, layout, outputs
 from beam_pipeline.config import ConfigError
+from beam_pipeline.main import main
 from beam_pipeline.manifest import IndexManifest
 from tests.file_systems import FolderFileSystem
 from tests.manifests import index_manifest
@@ -129,6 +130,24 @@ def test_a_remote_output_is_locked_resumed_overwritten_and_verified(remote, tmp_
         left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
         assert left == [".lock.json", "notes.txt", "settings.json"]
     assert not (tmp_path / "out" / ".lock.json").exists()
+
+
+def test_nothing_is_written_into_the_folders_of_an_output(tmp_path, capsys):
+    for name, command in (("run", "recognize"), ("index", "index"), ("mine", "of somebody else")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(json.dumps({"command": command}))
+    run = tmp_path / "run"
+    for uri in (
+        run / "predictions" / "x.png",
+        run / "queries",
+        tmp_path / "index" / "calibration" / "a" / "b.json",
+    ):
+        with pytest.raises(ConfigError, match="keeps its own files, in"):
+            outputs.check_outside(str(uri))
+    for uri in (run, run / "x.png", run / "report", tmp_path / "mine" / "predictions" / "x.png"):
+        outputs.check_outside(str(uri))
+    picture = ["matches", "--run", str(run), "--image_id", "q", "--output", f"{run}/predictions/x.png"]
+    assert main(picture) == 2 and "keeps its own files" in capsys.readouterr().err
 
 
 def test_a_result_replaces_an_earlier_one_alone(tmp_path):

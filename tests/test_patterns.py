@@ -139,6 +139,17 @@ def test_nothing_matched(tmp_path):
         matched(tmp_path / "**.jpg")
 
 
+def test_a_list_says_what_is_not_there_and_that_it_is_empty(tmp_path):
+    write(tmp_path / "a.jpg")
+    (tmp_path / "list.txt").write_text("# mine\na.jpg\n")
+    said = []
+    assert len(patterns.match_images([f"@{tmp_path}/list.txt"], said.append).images) == 2
+    assert said == [f"1 of 2 paths of {tmp_path}/list.txt does not exist: {tmp_path}/# mine"]
+    (tmp_path / "list.txt").write_text(" \n")
+    with pytest.raises(patterns.MatchError, match="list.txt names no photograph$"):
+        patterns.match_images([f"@{tmp_path}/list.txt"])
+
+
 def test_ids_are_kept_as_written(tmp_path):
     for form in ("NFC", "NFD"):
         write(tmp_path / form / (unicodedata.normalize(form, "ü") + ".jpg"))

@@ -280,7 +280,8 @@ def test_a_report_goes_on_without_photographs_and_features_that_are_gone(tmp_pat
 
     queries = {r["id"]: r["html"] for r in records(tmp_path / "report", "queries")}
     assert "not readable now" in queries["q1"] and "<path" not in queries["q1"]
-    assert "1 not_found" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"1 not_found, 1 not_an_image, such as {tmp_path}/run/photographs/q1.png; photographs that" in said
     assert "1 not_found, 1 not_an_image" in " ".join((tmp_path / "report" / "index.html").read_text().split())
 
 

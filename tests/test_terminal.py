@@ -51,9 +51,19 @@ def test_no_stream_stops_the_work_or_runs_into_a_file(tmp_path, redirection, enc
 
 
 def test_the_command_itself_outlasts_its_reader():
-    for redirection in ("| head -0", ">&-", "2>&-", ">/dev/full"):
+    for redirection in ("| head -0", ">&-", "2>&-"):
         done = shell(f"set -o pipefail; {sys.executable} -m beam_pipeline --help {redirection}")
         assert done.returncode == 0 and done.stderr == ""
+
+
+def test_output_that_finds_no_room_is_an_error(tmp_path):
+    (tmp_path / "truth.csv").write_text("id,landmarks,Usage\nq,a,Public\n")
+    (tmp_path / "answers.csv").write_text("id,landmarks\nq,a 1.0\n")
+    evaluated = f"evaluate --predictions {tmp_path}/answers.csv --truth {tmp_path}/truth.csv"
+    for command in ("--help", evaluated):
+        done = shell(f"{sys.executable} -m beam_pipeline {command} >/dev/full", timeout=100)
+        assert done.returncode == 1
+        assert done.stderr == "landmarks: error: standard output: no space left on device\n"
 
 
 _WAITS = """

@@ -120,6 +120,11 @@ def truth_rows(predictions: pa.Table, truth: pa.Table) -> np.ndarray:
                 f"{len(unknown)} of {len(rows)} predictions are for images that the truth does not list; "
                 f"{near[0]!r} is {near[1]!r} in the truth"
             )
+        if (rows < 0).all() and len(truth):
+            raise ValueError(
+                f"none of the {len(rows)} predictions is for an image of the truth: they are for "
+                f"{image_ids[int(unknown[0])].as_py()!r}, its rows name {truth['image_id'][0].as_py()!r}"
+            )
         raise ValueError(
             f"{len(unknown)} of {len(rows)} predictions are for images that the truth does not list, such as "
             f"{image_ids[int(unknown[0])]}: list them with no landmark, or with Usage Ignored to leave them "

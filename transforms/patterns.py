@@ -118,7 +118,7 @@ def match_images(
     for pattern in patterns:
         found = unwritable = False
         pattern = _as_folder(pattern)
-        base, entries = _match(pattern)
+        base, entries = _match(pattern, say)
         visible = _visible(pattern, base, entries, unwanted, passed_over)
         with_members = _with_members(visible, passed_over, say)
         for entry, chosen, given_id in _visible(pattern, base, with_members, unwanted, passed_over):
@@ -285,10 +285,10 @@ def _is_hidden(uri: str, pattern: str) -> bool:
     return any((is_folder and name.startswith(".")) or name in _OF_SYSTEMS for name in names)
 
 
-def _match(pattern: str) -> tuple[str, Iterator[_Found]]:
+def _match(pattern: str, say: Callable[[str], None]) -> tuple[str, Iterator[_Found]]:
     """The folder or archive that a pattern is searched from, and its files."""
     if pattern.startswith("@"):
-        listed = (_Found(entry, True) for entry in _read_list(pattern[1:]))
+        listed = (_Found(entry, True) for entry in _read_list(pattern[1:], say))
         return files.absolute(os.path.dirname(pattern[1:])), listed
     found = _local_named(pattern) if files.is_local(pattern) else _remote_named(pattern)
     place = files.absolute(pattern).rstrip("/")
@@ -428,7 +428,7 @@ def _is_same_file(first: str, second: str) -> bool:
         return False
 
 
-def _read_list(uri: str) -> Iterator[Entry]:
+def _read_list(uri: str, say: Callable[[str], None]) -> Iterator[Entry]:
     folder = uri.rsplit("/", 1)[0] + "/" if "/" in uri else ""
     try:
         text = files.read_bytes(uri).decode("utf-8-sig")
@@ -448,11 +448,18 @@ def _read_list(uri: str) -> Iterator[Entry]:
             relative.append(path)
             path = folder + path
         paths.append(path)
+    if not paths:
+        raise MatchError(f"{uri} names no photograph")
     there = _entries(paths)
     if relative and not any(folder + path in there for path in relative) and any(map(_is_file, relative)):
         raise MatchError(
             f"{uri}: its paths start at the list's folder, {folder}, and none is there; from the working "
             "folder they are: move the list there, or write absolute paths"
+        )
+    if gone := [path for path in paths if path not in there and files.is_local(path)]:
+        say(
+            f"{len(gone):,} of {len(paths):,} paths of {uri} {'does' if len(gone) == 1 else 'do'} not exist: "
+            f"{gone[0]}"
         )
     for path in paths:
         yield there.get(path) or Entry(files.absolute(path), 0, 0.0)  # a failure row when it is read

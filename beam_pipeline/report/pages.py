@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from beam_pipeline import evaluate, outputs, runner
 from beam_pipeline.config import ConfigError, ReportConfig
-from beam_pipeline.matches import StoredImage
+from beam_pipeline.matches import MOVED, StoredImage
 from beam_pipeline.report import answers as columns
 from beam_pipeline.report.cards import TEMPLATES, LandmarkCard, QueryCard, template_text
 from beam_pipeline.report.pictures import SIDE, Pairs, Photograph, in_threads, thumbnails
@@ -78,6 +78,7 @@ def write_report(config: ReportConfig) -> str:
     for asset in ("style.css", "report.js"):
         _write_text(config, asset, template_text(asset))
     context = _context(source, pick, cards, of_landmarks, Counter(filter(None, wrong)))
+    context["gone"] = next((i.ref.uri for i, kind in zip(wanted, wrong) if kind == "not_found"), "")
     context["failures"] = _failures(source, queries)
     for name in ("queries", "landmarks", "failures", "mistakes", "changes", "index"):
         if name in context["pages"]:
@@ -309,6 +310,8 @@ def _summary(source: Source, context: Mapping[str, Any], first: str) -> str:
     if context["unreadable"]:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in context["unreadable"].most_common())
         lines[0] += f"; photographs that could not be read: {kinds}"
+        if "not_found" in context["unreadable"]:
+            lines[0] += f", such as {context['gone']}; {MOVED}"
     landmarks = source.landmarks
     for at in np.flatnonzero(landmarks.magnet)[:3].tolist():
         lines.append(
