@@ -66,24 +66,6 @@ class Changes:
         return not self.more and not self.fewer and different <= {*names}
 
 
-def with_additions(root: str, parts: Iterable[str], refs: Iterable[ImageRef]) -> list[ImageRef]:
-    """The photographs that an index was first made of, and those of `refs` that were added to it since.
-
-    Args:
-      root: of the index.
-      parts: names of what was added.
-    """
-    given = {ref.image_id: ref for ref in refs}
-    found = {ref.image_id: ref for ref in worklist.read_worklist(root)}
-    for part in parts:
-        for ref in worklist.read_worklist(files.join(root, "appended", part), given):
-            if (
-                found.get(ref.image_id) != given[ref.image_id]
-            ):  # of one that was replaced, what is as it is given
-                found[ref.image_id] = ref
-    return list(found.values())
-
-
 def let_in(root: str, reading: ReadingConfig, of: Iterable[ImageRef]) -> list[str]:
     """The ids of those photographs that an output has as failures for a limit which lets them in now."""
     found = images_let_in(read_failures(files.join(root, "failures")), reading)

@@ -241,6 +241,7 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
         task.recipe.reading,
         lambda before: None,
         functools.partial(_check_as_made, root),
+        functools.partial(index_parts.known_of, root, task.refs),
     )
     with outputs.opened(root, prepared.settings, prepared.config.overwrite, photographs) as unfinished:
         if not unfinished:

@@ -174,6 +174,22 @@ def known(index: str, manifest: IndexManifest) -> Iterator[Known]:
             yield from (Known(part, ref, labels[ref.image_id], ref.image_id in there) for ref in unit.images)
 
 
+def known_of(index: str, refs: Iterable[ImageRef]) -> list[ImageRef]:
+    """The photographs that an index was first made of, and those of `refs` that were added to it since: as
+    they were added where they are given so, else as the index has them now.
+    """
+    manifest = outputs.find_manifest(index, IndexManifest)
+    if manifest is None:
+        return worklist.read_worklist(index)
+    given, found = {ref.image_id: ref for ref in refs}, dict[str, ImageRef]()
+    for one in known(index, manifest):
+        name, wanted = one.planned.image_id, given.get(one.planned.image_id)
+        if (wanted and found.get(name) != wanted) or not (wanted or one.part):
+            now = dataclasses.replace(one.planned, landmark_id=one.label)
+            found[name] = one.planned if one.planned == wanted else now
+    return list(found.values())
+
+
 def label_counts(index: str, manifest: IndexManifest) -> Counter[str]:
     """How many photographs an index knows of each label, indexed or failed."""
     if manifest.changed_units:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from beam_pipeline import layout, lock
-from beam_pipeline.changes import Changes, failed, kinds_failed, let_in, some, with_additions
+from beam_pipeline.changes import Changes, failed, kinds_failed, let_in, some
 from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import FORMAT, MANIFEST, Manifest
 from transforms.storage import files, worklist
@@ -45,6 +45,7 @@ class Photographs:
       take_up: is called with the photographs of before, and readies the output to be made of these instead:
         some that failed were mended, or a higher limit lets them in.
       check: is called before; raises a ConfigError where the output cannot be made of these.
+      known: gives the photographs as the output has them now, where it was added to or relabelled since.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Photographs:
     reading: ReadingConfig
     take_up: Callable[[list[ImageRef]], None]
     check: Callable[[], None] = lambda: None
+    known: Callable[[], list[ImageRef]] | None = None
 
 
 @contextlib.contextmanager
@@ -173,10 +175,9 @@ def _is_finished(
         changes = Changes.between(worklist.read_worklist(root), photographs.refs)
         if not differing and changes and changes.only_of(failed(root, photographs.store)):
             return False
-        if changes and settings["command"] == "index" and files.exists(files.join(root, MANIFEST)):
-            added = files.read_json(files.join(root, MANIFEST)).get("appended", {})
-            changes = Changes.between(with_additions(root, added, photographs.refs), photographs.refs)
-            if added and not changes and not differing:
+        if changes and photographs.known:
+            changes = Changes.between(photographs.known(), photographs.refs)
+            if not changes and not differing and _is_complete(root):
                 if more := _let_in(root, photographs):  # perhaps some that are not of the first part
                     raise ConfigError(
                         f"the limits let in {len(more):,} more of {root} ({some(more)}): `landmarks index "
