@@ -288,10 +288,7 @@ def write_match_picture(
     if os.path.splitext(output)[1].lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"the picture {output!r} must end in .png, .jpg or .jpeg")
     manifest = outputs.read_manifest(run, RunManifest)
-    try:
-        index = outputs.read_manifest(manifest.index, IndexManifest)
-    except ConfigError as e:
-        raise ConfigError(f"the index that {run} was made with is missing: {e}") from e
+    index = read_index(run, manifest)
     prediction = _find_prediction(run, image_id)
     image_id = prediction["image_id"]
     candidates = prediction["candidates"][:max_candidates]
@@ -339,6 +336,21 @@ def write_match_picture(
     else:
         picture.save(encoded, "JPEG", quality=92, comment=_MADE_BY)
     files.write_bytes(output, encoded.getvalue())
+
+
+def read_index(run: str, manifest: RunManifest) -> IndexManifest:
+    """The manifest of the index of a run.
+
+    Raises:
+      ConfigError: the index is not where it was.
+    """
+    try:
+        return outputs.read_manifest(manifest.index, IndexManifest)
+    except ConfigError as e:
+        raise ConfigError(
+            f"the index that {run} was made with is missing: {e}; where it was moved, put it back, or "
+            "recognize again"
+        ) from e
 
 
 def _made_here(output: str) -> bool:

@@ -285,6 +285,14 @@ def test_a_report_goes_on_without_photographs_and_features_that_are_gone(tmp_pat
     assert "1 not_found, 1 not_an_image" in " ".join((tmp_path / "report" / "index.html").read_text().split())
 
 
+def test_an_index_that_was_moved_is_missed_with_what_to_do(tmp_path):
+    index = make_index(tmp_path / "index", INDEX)
+    run = make_run(tmp_path / "run", index, PREDICTIONS)
+    (tmp_path / "index").rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="made with is missing: .*/index is no output .* put it back"):
+        write_report(ReportConfig(run, str(tmp_path / "report")))
+
+
 def test_at_most_so_many_queries_are_shown_whole(made, tmp_path):
     _, run, truth = made
     write_report(ReportConfig(run, str(tmp_path / "report"), truth=truth, max_queries=4))

@@ -19,6 +19,7 @@ from beam_pipeline.matches import (
     StoredImage,
     changed_photographs,
     find_images,
+    read_index,
     stored_images,
     with_name,
 )
@@ -75,7 +76,7 @@ class Source:
           OSError: a file cannot be read.
         """
         manifest = outputs.read_manifest(config.run, RunManifest)
-        index = outputs.read_manifest(manifest.index, IndexManifest)
+        index = read_index(config.run, manifest)
         other = outputs.read_manifest(config.against, RunManifest) if config.against else None
         names = tables.read_names(config.names) if config.names else {}
         truth = tables.read_truth(config.truth) if config.truth else None
