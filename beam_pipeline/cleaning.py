@@ -49,7 +49,9 @@ def run(config: CleanConfig, options: PipelineOptions, engine: PipelineRunner | 
     removed = _ids(config.remove) if config.remove else pa.array([], pa.string())
     labels = tables.LABEL_SCHEMA.empty_table()
     if config.relabel:
-        labels = tables.read_labels(config.relabel, image_ids)
+        labels = tables.read_labels(config.relabel, image_ids, may_be_empty=True)
+        if not len(labels):
+            print(f"--relabel {config.relabel}: 0 rows")
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)
         if not base.complete:
@@ -81,7 +83,10 @@ def _ids(given: Sequence[str]) -> pa.Array:
             text = files.read_bytes(one[1:]).decode("utf-8-sig")
             found += filter(None, map(str.strip, text.splitlines()))
         elif tables.is_csv(one):
-            found += tables.read_ids(one).to_pylist()
+            ids = tables.read_ids(one, may_be_empty=True).to_pylist()
+            if not ids:  # an audit that found nothing
+                print(f"--remove {one}: 0 rows")
+            found += ids
         else:
             found.append(one)
     return pa.array(list(dict.fromkeys(found)), pa.string())
@@ -95,12 +100,13 @@ def _asked(
     Raises:
       ConfigError: an id is not in the index, nor was it; or nothing would be left.
     """
-    there = _labels(config.output, [shard.unit for shard in base.shards])
+    units = [shard.unit for shard in base.shards]
+    there = _labels(config.output, units)
     ids = there.column("image_id").combine_chunks()
     landmarks = dict(zip(ids.to_pylist(), there.column("landmark_id").to_pylist()))
 
-    def found(wanted: pa.Array, place: str) -> list[str | None]:
-        """The index's spelling of each id, None where it has it no more."""
+    def found(wanted: pa.Array, place: str, ids: pa.Array = ids) -> list[str | None]:
+        """The index's spelling of each id, None where it has it no more; `ids` are those it has."""
         rows = spelling.index_in(wanted, ids)
         lacking = wanted.filter(pc.is_null(rows))
         if len(lacking):
@@ -126,8 +132,11 @@ def _asked(
     ):
         if name is not None and landmarks[name] != to.as_py():
             changes[name] = to.as_py()
-    changes.update((name, None) for name in found(removed, "--remove") if name is not None)
-    if len(ids) and sum(label is None for label in changes.values()) == len(ids):
+    failed = FeatureStore(config.output).failures(units).column("image_id")  # these are removed too
+    removable = pa.concat_arrays([ids, *failed.chunks])
+    changes.update((name, None) for name in found(removed, "--remove", removable) if name is not None)
+    gone = sum(to is None and name in landmarks for name, to in changes.items())
+    if len(ids) and gone == len(ids):
         raise ConfigError(f"--remove names all {len(ids):,} images of {config.output}: nothing would be left")
     return changes
 

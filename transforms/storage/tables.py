@@ -90,7 +90,7 @@ class TableError(ValueError):
     """A table that cannot be used as it stands; the text names the file, the line and the value."""
 
 
-def read_labels(uri: str, image_ids: str = "name") -> pa.Table:
+def read_labels(uri: str, image_ids: str = "name", may_be_empty: bool = False) -> pa.Table:
     """Reads which landmark each index image shows.
 
     The columns are `id,landmark_id` (Kaggle's train.csv, GLDv2's with its `url`), `path,landmark_id`, or
@@ -99,6 +99,7 @@ def read_labels(uri: str, image_ids: str = "name") -> pa.Table:
 
     Args:
       image_ids: what the ids are, see `patterns.match_images`: of a path the file's name, or all of it.
+      may_be_empty: whether a table without rows is none that is wrong.
 
     Returns:
       a table of LABEL_SCHEMA, in the order of the file.
@@ -122,7 +123,8 @@ def read_labels(uri: str, image_ids: str = "name") -> pa.Table:
             short = image_id_of if image_ids == "name" else (lambda path: path.removeprefix("./"))
             ids = pa.array(map(short, ids.to_pylist()), pa.string())
         table.refuse_duplicates(ids)
-    table.require_rows()
+    if not may_be_empty:
+        table.require_rows()
     return pa.Table.from_arrays([ids, landmarks], schema=LABEL_SCHEMA)
 
 
@@ -231,8 +233,9 @@ def read_submission(uri: str) -> pa.Table:
     return pa.Table.from_arrays([ids, classes, pa.array(scores, mask=missing)], schema=ANSWER_SCHEMA)
 
 
-def read_ids(uri: str) -> pa.Array:
+def read_ids(uri: str, may_be_empty: bool = False) -> pa.Array:
     """Reads the column `id` of a table, such as sample_submission.csv, in the order of the file; string [N].
+    One without rows is an error unless it `may_be_empty`.
 
     Raises:
       TableError: there is no such column, an id is empty or doubled, there is no row, or the file is no UTF-8
@@ -242,7 +245,8 @@ def read_ids(uri: str) -> pa.Array:
     table = _read(uri, [("id",)])
     ids = table.filled("id")
     table.refuse_duplicates(ids)
-    table.require_rows()
+    if not may_be_empty:
+        table.require_rows()
     return ids
 
 
