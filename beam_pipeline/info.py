@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, run_store, worklist
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
-from transforms.types import landmark_order
+from transforms.types import ImageRef, landmark_order
 
 _LOOKED_AT = 1000  # photographs whose files are compared with what they were, those of this machine alone
 _NAMED = 5  # landmarks
@@ -82,7 +83,9 @@ def facts(root: str) -> dict[str, Any]:
 
 def _index(root: str, manifest: IndexManifest) -> dict[str, Any]:
     augmented = augmented_shards(root).complete(manifest.derived_list)
-    calibration, stale = None, _changed(root, manifest)
+    known = list(index_parts.known(root, manifest))
+    there = {one.planned.image_id for one in known if one.there}
+    calibration, stale = None, _changed(root, manifest, [one.planned for one in known if one.there])
     if files.exists(files.join(root, CALIBRATION)):
         calibration = files.read_json(files.join(root, CALIBRATION))
         try:
@@ -96,6 +99,8 @@ def _index(root: str, manifest: IndexManifest) -> dict[str, Any]:
         "image_ids": manifest.image_ids,
         "additions": len(manifest.appended),
         "cleaned_units": len(manifest.changed_units),
+        "removed": len({one.planned.image_id for one in known} - there),
+        "relabelled": sum(one.there and one.label != one.planned.landmark_id for one in known),
         "database_augmentation": augmented,
         "calibration": calibration and {k: v for k, v in calibration.items() if isinstance(v, int | float)},
         "stale": stale,
@@ -120,17 +125,20 @@ def _by_count(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], order(item[0]))))
 
 
-def _changed(root: str, manifest: IndexManifest) -> list[str]:
-    """A line where photographs are others, or not there any more; of many, some are looked at."""
-    refs = [one.planned for one in index_parts.known(root, manifest) if one.there]
-    local = [ref for ref in refs if files.is_local(ref.uri)]
+def _changed(root: str, manifest: IndexManifest, refs: Sequence[ImageRef]) -> list[str]:
+    """A line where photographs that are indexed are others, or not there any more; of many, some are looked
+    at.
+    """
+    failures = FeatureStore(root).failures([shard.unit for shard in manifest.shards])
+    failed = {*failures["image_id"].to_pylist()}
+    local = [ref for ref in refs if ref.image_id not in failed and files.is_local(ref.uri)]
     some = local[:: max(1, len(local) // _LOOKED_AT)]
     now = [(ref, patterns.current(ref.uri)) for ref in some]
-    gone = sum(entry is None for _, entry in now)
-    changed = sum(entry is not None and is_changed(ref, entry.size, entry.version) for ref, entry in now)
+    gone = [ref.image_id for ref, entry in now if entry is None]
+    changed = [ref.image_id for ref, entry in now if entry and is_changed(ref, entry.size, entry.version)]
     of = f"of {len(some):,} photographs looked at"
     said = ((gone, "are not where they were"), (changed, "were changed since"))
-    return [f"{count:,} {of} {text}" for count, text in said if count]
+    return [f"{len(ids):,} {of} {text}, the first is {min(ids)!r}" for ids, text in said if ids]
 
 
 def _run(root: str, manifest: RunManifest) -> dict[str, Any]:
@@ -193,7 +201,7 @@ def _index_lines(found: dict[str, Any]) -> list[str]:
     if found["additions"]:
         parts.append(f"{found['additions']:,} additions")
     if found["cleaned_units"]:
-        parts.append(f"{found['cleaned_units']:,} units cleaned since")
+        parts.append(f"cleaned since: {found['removed']:,} removed, {found['relabelled']:,} relabelled")
     if found["image_ids"] != "name":
         parts.append("paths are their ids")
     calibrated = f"no; `landmarks calibrate --index {found['root']}` does it"

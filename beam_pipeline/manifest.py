@@ -49,7 +49,7 @@ class _Counts:
 @dataclasses.dataclass(frozen=True)
 class IndexCounts(_Counts):
     """Photographs of an index: those matched, and what became of them; labels, of the table that was given
-    last, that none of them has; and files that their suffix passed over.
+    last, that none of them has; and files that the last look at their folders passed over.
     """
 
     matched: int
@@ -61,9 +61,11 @@ class IndexCounts(_Counts):
     passed_over: int = 0
 
     def __add__(self, other: "IndexCounts") -> "IndexCounts":
-        return IndexCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+        total = IndexCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+        return dataclasses.replace(total, passed_over=other.passed_over)  # they may be the same files
 
     def __sub__(self, other: "IndexCounts") -> "IndexCounts":
+        other = dataclasses.replace(other, passed_over=0)
         return IndexCounts(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
     def without(self, indexed: int, failed: int) -> "IndexCounts":
@@ -212,7 +214,9 @@ class IndexManifest(Manifest):
         return dataclasses.replace(
             first,
             shards=first.shards + added,
-            counts=sum(self.appended.values(), first.counts),
+            counts=dataclasses.replace(
+                sum(self.appended.values(), first.counts), passed_over=first.counts.passed_over
+            ),
             failures=dict(sorted((Counter(first.failures) + Counter(failures)).items())),
             appended=self.appended,
         )

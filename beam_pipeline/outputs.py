@@ -298,9 +298,7 @@ def read_manifest(root: str, *kinds: type[M]) -> M:
                 else ""
             )
             raise ConfigError(f"{root} is not finished: run the same `landmarks {found}` again{why}")
-        why = f"it has no {MANIFEST}"
-        if files.is_local(root) and not os.path.exists(root):
-            why = "there is no such folder"
+        why = _lacks(root, MANIFEST)
         raise ConfigError(f"{root} is no output of `landmarks {'` or `landmarks '.join(commands)}`: {why}")
     value = files.read_json(uri)
     command, version = value.get("command"), value.get("format")
@@ -357,8 +355,14 @@ def read_settings(root: str) -> dict[str, Any]:
     """
     found = _read_settings(root)
     if found is None:
-        raise ConfigError(f"{root} was not made by landmarks: it has no {SETTINGS}")
+        raise ConfigError(f"{root} is no output of landmarks: {_lacks(root, SETTINGS)}")
     return found
+
+
+def _lacks(root: str, name: str) -> str:
+    """Why there is no file `name` in an output."""
+    there = not files.is_local(root) or os.path.exists(root)
+    return f"it has no {name}" if there else "there is no such folder"
 
 
 def _command_of(settings: dict[str, Any] | None) -> str | None:

@@ -387,3 +387,7 @@ def test_photographs_of_one_name_go_through_every_command_by_their_paths(tmp_pat
     assert "3 of 4 images are in index already; 1 are new" in capsys.readouterr().out
     assert "Zoo/IMG_1.png" in ids_in(tmp_path / "index")
     assert run(tmp_path, *INDEX, "--append") == 0 and "nothing to do" in capsys.readouterr().out
+    photograph(tmp_path / "p" / "Zwinger" / "IMG_1.png", 10)
+    assert run(tmp_path, *INDEX, "--append") == 0
+    counts = json.loads((tmp_path / "index" / "manifest.json").read_text())["counts"]
+    assert (counts["matched"], counts["indexed"], counts["passed_over"]) == (5, 5, 1)  # one file, seen thrice

@@ -93,8 +93,8 @@ def test_photographs_that_went_or_were_changed_make_an_index_stale(index):
     with open(f"{index}/photographs/b.png", "ab") as f:
         f.write(b"more")
     assert info.facts(index)["stale"] == [
-        "1 of 6 photographs looked at are not where they were",
-        "1 of 6 photographs looked at were changed since",
+        "1 of 6 photographs looked at are not where they were, the first is 'a'",
+        "1 of 6 photographs looked at were changed since, the first is 'b'",
     ]
 
 
@@ -147,7 +147,9 @@ def test_what_is_not_finished_says_how_far_it_is(index, capsys):
 def test_what_is_no_output_is_refused(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("x")
     assert main(["info", str(tmp_path)]) == 2
-    assert "was not made by landmarks: it has no settings.json" in capsys.readouterr().err
+    assert "is no output of landmarks: it has no settings.json" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "none")]) == 2
+    assert "none is no output of landmarks: there is no such folder" in capsys.readouterr().err
     files.write_json(f"{tmp_path}/settings.json", {"command": "overwrite", "of": "index"})
     with pytest.raises(ConfigError, match="is being deleted by --overwrite"):
         info.facts(str(tmp_path))
