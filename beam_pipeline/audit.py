@@ -289,5 +289,10 @@ def _print_summary(output: str, images: int, counts: dict[str, int], late: int) 
     print(f"{output}: {images:,} photographs searched among themselves")
     for name, text in TABLES.items():
         print(f"{counts[name]:>9,} {text}: {files.join(output, name)}.csv")
+    if 2 * counts["unconfirmed"] > images:
+        print(
+            f"{counts['unconfirmed']:,} of {images:,} unconfirmed: the model is too weak for this index for "
+            "that table; look before you remove"
+        )
     if late:
         print(f"{late:,} photographs were not searched for in time: the same command goes on from here")

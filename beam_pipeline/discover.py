@@ -96,10 +96,10 @@ def run(config: DiscoverConfig, options: PipelineOptions, engine: PipelineRunner
         )
         if not late:
             run_store.delete_candidates(search.folder)
+        then = f"; name them in {files.join(config.output, GROUPS)} and run this again" if len(groups) else ""
         print(
             f"{config.output}: {len(groups):,} groups with {len(photographs):,} of {len(wanted):,} queries "
-            "without "
-            f"a landmark; name them in {files.join(config.output, GROUPS)} and run this again"
+            f"without a landmark{then}"
         )
         if late:
             print(f"{late:,} queries were not searched for in time: the same command goes on from here")
@@ -206,6 +206,9 @@ def _take_names(output: str) -> int:
         raise ConfigError(
             f"{files.join(output, GROUPS)} names the group {unknown[0]}, which {output} does not have"
         )
+    if not len(photographs):
+        print(f"{output} is finished; it has no groups")
+        return 0
     if not names:
         print(f"{output} is finished; no group in {files.join(output, GROUPS)} has a name yet")
         return 0

@@ -169,7 +169,12 @@ def run(
     deadline = math.inf if budget is None else budget.ends - _RESERVE * budget.seconds
     run_store.delete_provisional(search.folder)
     phases = [
-        runner.Phase("retrieve", search.images, runner.row_counter(files.join(search.folder, "candidates"))),
+        # The neighbours of all are found, and those that are not asked for left out.
+        runner.Phase(
+            "retrieve",
+            sum(images for _, images in search.units),
+            runner.row_counter(files.join(search.folder, "candidates")),
+        ),
         runner.Phase("verify", search.images, runner.row_counter(files.join(search.folder, "predictions"))),
     ]
     metrics = runner.run_pipeline(lambda pipeline: build(pipeline, search, deadline), options, phases, engine)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from beam_pipeline import runner
+from beam_pipeline import audit, runner
 from beam_pipeline.main import main
 from tests import tiny_models
 from tests.survival import kill
@@ -100,6 +100,12 @@ def test_what_too_few_of_its_label_confirm_is_said(made):
     rows = table(made, "unconfirmed")
     assert {row["image_id"] for row in rows if row["confirmed_by"] == 0} == {"alone", "p20"}
     assert all(row["confirmed_by"] < row["needed"] for row in rows)
+
+
+@pytest.mark.parametrize("unconfirmed", [5, 6])
+def test_a_model_too_weak_for_an_index_is_said(unconfirmed, capsys):
+    audit._print_summary("audit", 10, dict.fromkeys(audit.TABLES, 0) | {"unconfirmed": unconfirmed}, 0)
+    assert ("the model is too weak for this index" in capsys.readouterr().out) == (unconfirmed == 6)
 
 
 def test_the_page_shows_what_was_found_and_nothing_was_changed(made):
@@ -211,6 +217,28 @@ def test_queries_without_a_landmark_form_groups_that_get_names_and_join_the_inde
     assert run(folder, *RECOGNIZE, "again") == 0
     rows = (folder / "again" / "submission.csv").read_text().splitlines()
     assert len([row for row in rows if row.startswith("q3") and ",gate " in row]) >= sizes[number]
+
+
+def test_without_groups_there_is_nothing_to_name(with_run, tmp_path, monkeypatch, capsys):
+    scores = pq.read_table(with_run / "run" / "predictions").column("score").to_pylist()
+    median = sorted(scores)[len(scores) // 2]
+    output = ("discover", "--run", "run", "--min_score", median, "--output", tmp_path / "found")
+    pipeline, done = runner.run_pipeline, {}
+
+    def counted(build, options, phases, engine):
+        metrics = pipeline(build, options, phases, engine)
+        done.update((phase.label, (phase.done(), phase.total)) for phase in phases)
+        return metrics
+
+    monkeypatch.setattr(runner, "run_pipeline", counted)
+    monkeypatch.setattr("transforms.arrays.label_audit.MIN_GROUP", 99)
+    assert run(with_run, *output) == 0
+    said = capsys.readouterr().out
+    assert "0 groups with 0 of" in said and "name them" not in said
+    assert done["retrieve"] == (len(scores), len(scores)) and done["verify"][0] == done["verify"][1] < len(
+        scores
+    )
+    assert run(with_run, *output) == 0 and "is finished; it has no groups" in capsys.readouterr().out
 
 
 def test_a_name_of_no_group_and_a_run_without_such_queries_are_errors(with_run, tmp_path, capsys):
