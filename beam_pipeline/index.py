@@ -299,6 +299,8 @@ def _append(
         again = sorted(found.parts | index_parts.unfinished(root, base))
         if found.removed:
             print(f"{found.removed:,} were removed from {root} and stay out; --update takes them back")
+        if prepared.config.update:
+            _say_gone(root, found.others, prepared.unlabelled)
         if not found.new and not again and not found.changes:
             if prepared.config.update:
                 index_parts.prune_store(root, base)  # of a start that was killed at its end
@@ -341,6 +343,18 @@ def _append(
             index_parts.prune_store(root, manifest)
         _print_summary(root, added)
         return added.counts
+
+
+def _say_gone(root: str, others: Sequence[str], unlabelled: Sequence[ImageRef]) -> None:
+    """Says how many photographs of an index are none that --images holds; of `others`, which have no label
+    that was given, `unlabelled` are there.
+    """
+    there = {ref.image_id for ref in unlabelled}
+    if gone := [name for name in others if name not in there]:
+        print(
+            f"{len(gone):,} of {root} are no longer in --images (the first is {gone[0]!r}); --remove takes "
+            "them out"
+        )
 
 
 def _beside(prepared: Prepared, shards: Iterable[ShardSummary]) -> Prepared:

@@ -223,6 +223,7 @@ class Addition:
       mended: by id, that failed in it and are tried again in their places.
       parts: that these are of.
       changes: of what the index has, before they are added.
+      others: ids, ascending, that an index to be updated has and the photographs do not.
     """
 
     known: int
@@ -231,6 +232,7 @@ class Addition:
     mended: dict[str, ImageRef]
     parts: set[str]
     changes: dict[str, str | None]
+    others: list[str]
 
 
 def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool) -> Addition:
@@ -245,8 +247,12 @@ def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool
     """
     _check_addition(index, base, task)
     given, old = {ref.image_id: ref for ref in task.refs}, dict[str, Known]()
+    others = set[str]()
     for one in known(index, base):
-        if one.planned.image_id in given and (one.there or one.planned.image_id not in old):
+        if one.planned.image_id not in given:
+            if update and one.there:
+                others.add(one.planned.image_id)
+        elif one.there or one.planned.image_id not in old:
             old[one.planned.image_id] = one
     there = {name: one for name, one in old.items() if one.there}
 
@@ -294,6 +300,7 @@ def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool
         mended,
         {there[name].part for name in mended},
         {**relabelled, **dict.fromkeys(sorted(replaced))},
+        sorted(others),
     )
 
 

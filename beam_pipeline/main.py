@@ -375,7 +375,8 @@ def _add_index(commands: Any, run: Any, text: str) -> argparse.ArgumentParser:
     index.add_argument(
         "--update",
         action="store_true",
-        help="with --append: photographs that were changed, moved or relabelled replace those of their ids",
+        help="with --append: photographs that were changed, moved or relabelled replace those of their ids; "
+        "what the index has beside --images stays, and is counted",
     )
     flags.add_clean_flags(index)
     flags.add_output_flags(index)

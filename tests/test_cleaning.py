@@ -285,6 +285,43 @@ def test_a_cleaned_index_is_whitened_without_what_was_removed(folder):
             assert len(store.read_local(place)) == row["local_count"]
 
 
+def test_tables_of_an_audit_that_found_nothing_are_nothing_to_do(folder, capsys):
+    (folder / "none.csv").write_text("id,landmark_id\n")
+    assert run(folder, "index", "--output", "index", "--relabel", "none.csv", "--remove", "none.csv") == 0
+    said = capsys.readouterr().out
+    assert "--relabel none.csv: 0 rows" in said and "--remove none.csv: 0 rows" in said
+    assert "nothing to do" in said
+    assert run(folder, "index", "--output", "index", "--relabel", "none.csv", "--remove", "p01") == 0
+    assert manifest(folder)["counts"]["indexed"] == 19
+
+
+def test_what_failed_is_removed_for_good(own, capsys):
+    folder, lenient = own, ("--max_failure_rate", "1")
+    (folder / "p" / "p02.png").write_bytes(b"")
+    assert run(folder, *index("index", "--overwrite", *lenient)) == 0
+    assert run(folder, "index", "--output", "index", "--remove", "p02") == 0
+    assert "1 photographs removed" in capsys.readouterr().out
+    assert manifest(folder)["counts"]["failed"] == 0 and manifest(folder)["failures"] == {}
+    assert info.facts(str(folder / "index"))["removed"] == 1
+    photograph(folder, "p02", 2, 2)
+    assert run(folder, *index("index", "--append")) == 0
+    assert "1 were removed from index and stay out" in capsys.readouterr().out
+    assert is_as_made_anew(folder, {k: v for k, v in LABELS.items() if k != "p02"})
+    assert run(folder, *index("index", "--append", "--update")) == 0
+    assert is_as_made_anew(folder, LABELS)
+
+
+def test_an_update_says_what_is_no_longer_there(own, capsys):
+    folder = own
+    (folder / "all.txt").write_text("".join(f"{folder}/p/{name}.png\n" for name in LABELS if name > "p01"))
+    write_labels(folder, {name: label for name, label in LABELS.items() if name != "p05"})
+    assert run(folder, *index("index", "--append")) == 0
+    assert "no longer" not in capsys.readouterr().out
+    assert run(folder, *index("index", "--append", "--update")) == 0
+    assert "2 of index are no longer in --images (the first is 'p00')" in capsys.readouterr().out
+    assert manifest(folder)["counts"]["indexed"] == 20
+
+
 # Kills
 
 
@@ -397,3 +434,20 @@ def test_info_tells_of_the_cleaned_index(folder):
     found = info.facts(str(folder / "index"))
     assert found["landmarks"] == {"landmark3": 6, "landmark2": 5, "landmark0": 4, "landmark1": 4}
     assert found["photographs"]["indexed"] == 19 and found["cleaned_units"] >= 1 and found["stale"] == []
+    assert any("cleaned since: 1 removed, 1 relabelled" in line for line in info.lines(found))
+    assert run(folder, *index("index", "--append", "--update")) == 0
+    found = info.facts(str(folder / "index"))
+    assert (found["removed"], found["relabelled"]) == (0, 0)
+
+
+def test_what_failed_makes_no_index_stale(own):
+    (own / "all.txt").write_text((own / "all.txt").read_text() + f"{own}/p/p20.png\n")
+    (own / "p" / "p20.png").write_bytes(b"no photograph")
+    write_labels(own, {**LABELS, "p20": "landmark0"})
+    assert run(own, *index("index", "--append", "--max_failure_rate", "1")) == 0
+    (own / "p" / "p20.png").unlink()
+    assert info.facts(str(own / "index"))["stale"] == []
+    (own / "p" / "p19.png").unlink()
+    assert info.facts(str(own / "index"))["stale"] == [
+        "1 of 20 photographs looked at are not where they were, the first is 'p19'"
+    ]
