@@ -290,8 +290,9 @@ MAY_BE = {
         "--min_probability",
         "--max_failure_rate",
         "--shrinkage",
+        "--min_score",
     },
-    "-1": {"--score_threshold"},
+    "-1": {"--score_threshold", "--min_score"},
 }
 CASES = [
     (command, option, action)
