@@ -4,6 +4,7 @@ The one home of every default. Light to import: no TensorFlow, no Beam, so that 
 """
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -324,6 +325,8 @@ class DiscoverConfig:
     budget: TimeBudget | None = None
 
     def __post_init__(self) -> None:
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise ConfigError(f"--min_score must be a number, not {self.min_score}")
         if holds(self.output, self.run):
             raise ConfigError(f"--output {self.output} is or holds the run {self.run}; name another folder")
 
