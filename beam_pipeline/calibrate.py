@@ -22,7 +22,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import cleaning, ensemble, index_parts, layout, lock, outputs, recipe, runner, tuning
+from beam_pipeline import cleaning, ensemble, index_parts, layout, lock, outputs, runner, self_search, tuning
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
 from beam_pipeline.manifest import CohortManifest, IndexManifest, Manifest, RunManifest, digest
 from beam_pipeline.prediction_rule import CALIBRATION
@@ -36,7 +36,7 @@ from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import files, run_store, tables
 from transforms.storage.feature_store import FeatureStore
 from transforms.submission import WritePredictions
-from transforms.types import CandidateUnit, Prediction, PredictionUnit, QueryCandidates, VerificationSettings
+from transforms.types import CandidateUnit, PredictionUnit, QueryCandidates, VerificationSettings
 from transforms.verification import VerifyCandidates
 
 NUM_TO_RERANK = PRESETS["accurate"].num_to_rerank
@@ -64,14 +64,6 @@ def as_queries(unit: CandidateUnit) -> CandidateUnit:
             found = tuple(c for c in rest if c.image_id in kept)
             queries.append(dataclasses.replace(query, candidates=found))
     return dataclasses.replace(unit, queries=tuple(queries))
-
-
-def _kept(unit: CandidateUnit) -> PredictionUnit:
-    """What is kept of queries: their candidates, nothing predicted."""
-    predictions = tuple(
-        Prediction(query.image_id, None, None, query.candidates, query.verified) for query in unit.queries
-    )
-    return PredictionUnit(unit.name, predictions, unit.failures)
 
 
 def sample_blocks(units: Sequence[tuple[str, int]], sample: int) -> list[QueryBlock]:
@@ -158,9 +150,7 @@ def _prepare(config: CalibrateConfig, root: str, run: str | None) -> Prepared:
     units = [(shard.unit, shard.images) for shard in index.shards if shard.images]
     if not units:
         raise ConfigError(f"{root} holds no images: there is nothing to calibrate")
-    settings = PRESETS["accurate"].verification
-    distance = recipe.card_distance(index.recipe) or settings.max_distance
-    settings = dataclasses.replace(settings, max_distance=distance)
+    settings = self_search.settings_of(index.recipe)
     negatives = [_negatives(store, root, index) for store in config.negatives]
     cohort = _cohort(root, index)
     if cohort is not None:
@@ -256,7 +246,7 @@ def build(pipeline: beam.Pipeline, prepared: Prepared) -> list[beam.PCollection[
             | f"Verify {search.name}" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
             | f"Augmented {search.name}"
             >> AugmentCandidates(root, search.store, index.derived_list, leave_out=of_index)
-            | f"Kept {search.name}" >> beam.Map(_kept).with_output_types(PredictionUnit)
+            | f"Kept {search.name}" >> beam.Map(self_search.kept).with_output_types(PredictionUnit)
             | f"Write {search.name}" >> WritePredictions(folder)
         )
     return written

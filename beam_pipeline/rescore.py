@@ -143,7 +143,7 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
             wanted = files.join(config.run, WANTED)
             if files.exists(wanted):
                 files.write_bytes(files.join(config.output, WANTED), files.read_bytes(wanted))
-            shards = [_shards(uri) for uri in uris]
+            shards = [run_store.final_shards(uri) for uri in uris]
             rows = runner.row_counter(files.join(config.output, "predictions"))
             metrics = runner.run_pipeline(
                 lambda pipeline: build(pipeline, shards, weights, rule, count, config.output),
@@ -169,14 +169,6 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     return 0
-
-
-def _shards(run: str) -> list[str]:
-    return [
-        uri
-        for uri in files.list_files(files.join(run, "predictions"), ".parquet")
-        if not uri.endswith(f"/{run_store.UNPREDICTED}.parquet")
-    ]
 
 
 def _copy(source: str, output: str, folder: str) -> None:

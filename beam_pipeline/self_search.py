@@ -193,10 +193,13 @@ def read_images(store: FeatureStore, units: Sequence[str]) -> pa.Table:
 
 
 def read_pairs(search: SelfSearch, image_ids: pa.Array) -> Pairs:
-    """What was found, of the images with these ids, string [N]; their numbers are their places there."""
+    """What was found, of the images with these ids, string [N]; their numbers are their places there. Units
+    that time ran out for are left out.
+    """
     kinds = (np.int64, np.int64, np.float32, np.int64, np.float64)
     parts: list[tuple[np.ndarray, ...]] = [tuple(np.zeros(0, kind) for kind in kinds)]
-    for table in run_store.read_predictions(search.folder, ["image_id", "candidates"]):
+    for uri in run_store.final_shards(search.folder):
+        table = files.read_parquet(uri, ["image_id", "candidates"])
         lists = table.column("candidates").combine_chunks()
         queries = table.column("image_id").combine_chunks().take(pc.list_parent_indices(lists))
         found = lists.flatten()

@@ -153,6 +153,7 @@ def test_an_audit_that_runs_out_of_time_says_what_it_has_and_goes_on(made, tmp_p
     assert "25 photographs were not searched for in time" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "audit" / "manifest.json").read_text())
     assert not manifest["complete"] and manifest["counts"]["out_of_time"] == 25
+    assert table(tmp_path, "mislabelled") == []
     assert run(made, *output) == 0
     for name in ("mislabelled.csv", "near_duplicates.parquet", "exact_duplicates.csv"):
         assert (tmp_path / "audit" / name).read_bytes() == (made / "audit" / name).read_bytes()

@@ -95,13 +95,15 @@ def write_predictions(run: str, unit: PredictionUnit) -> None:
     files.write_parquet(files.join(run, "predictions", name + ".parquet"), prediction_table(unit.predictions))
 
 
+def final_shards(run: str) -> list[str]:
+    """The prediction shards of verified units that a later start of a run will not make again, sorted."""
+    shards = files.list_files(files.join(run, "predictions"), ".parquet")
+    return [uri for uri in shards if not _is_provisional(uri)]
+
+
 def final_predictions(run: str) -> int:
-    """Number of rows of the prediction shards that a later start of a run will not make again."""
-    return sum(
-        files.parquet_rows(uri)
-        for uri in files.list_files(files.join(run, "predictions"), ".parquet")
-        if not _is_provisional(uri)
-    )
+    """Number of rows of `final_shards`."""
+    return sum(map(files.parquet_rows, final_shards(run)))
 
 
 def _is_provisional(uri: str) -> bool:
