@@ -1,10 +1,11 @@
-"""The flags of index and recognize, and the configurations that they make."""
+"""Flags that commands share, and the configurations that flags make."""
 
 import argparse
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from beam_pipeline.config import (
@@ -13,14 +14,10 @@ from beam_pipeline.config import (
     MAX_FAILURE_RATE,
     PRESETS,
     TUNED,
-    AuditConfig,
     CalibrateConfig,
     CleanConfig,
-    CohortConfig,
     ConfigError,
-    DiscoverConfig,
     ExtractionOverrides,
-    FullSize,
     IndexConfig,
     Preset,
     RecognizeConfig,
@@ -28,7 +25,6 @@ from beam_pipeline.config import (
     TimeBudget,
 )
 from beam_pipeline.gldv2 import kaggle
-from beam_pipeline.gldv2.config import DownloadConfig
 from transforms.models.card import DEVICES, PRECISIONS
 from transforms.storage.uris import IMAGE_IDS
 from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
@@ -259,11 +255,10 @@ def add_output_flags(parser: argparse.ArgumentParser, time_budget: bool = True) 
     """Adds the flags about an output that is already there, about what is taken for a success, and about
     time.
     """
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start anew where the output is finished or has other settings; deletes only what the same "
-        "command wrote",
+    add_overwrite(
+        parser,
+        "start anew where the output is finished or has other settings; deletes only what the same command "
+        "wrote",
     )
     parser.add_argument(
         "--max_failure_rate",
@@ -274,6 +269,36 @@ def add_output_flags(parser: argparse.ArgumentParser, time_budget: bool = True) 
     )
     if time_budget:
         add_time_budget(parser, ": a pilot prints a plan, and what does not fit is left for a later start")
+
+
+def add_overwrite(
+    parser: argparse.ArgumentParser, text: str = "start anew where the output is another"
+) -> None:
+    """Adds --overwrite; `text` says what it does."""
+    parser.add_argument("--overwrite", action="store_true", help=text)
+
+
+def add_search_flags(parser: argparse.ArgumentParser, of: str, neighbors: int) -> None:
+    """Adds the flags of a job that searches photographs among themselves; `of` says which."""
+    parser.add_argument(
+        "--neighbors",
+        type=number(int, 1, 1000),
+        default=neighbors,
+        metavar="N",
+        help=f"nearest others that each {of} is compared with (default: %(default)s)",
+    )
+    add_overwrite(parser)
+    add_time_budget(parser)
+
+
+def add_min_probability(parser: argparse.ArgumentParser) -> None:
+    """Adds --min_probability of a run that is finished."""
+    parser.add_argument(
+        "--min_probability",
+        type=number(float, 0, 1),
+        metavar="P",
+        help="a query whose landmark is less probable has none",
+    )
 
 
 def add_time_budget(parser: argparse.ArgumentParser, text: str = "; what does not fit is left") -> None:
@@ -321,6 +346,36 @@ def add_clean_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def record(kind: type[R], args: argparse.Namespace, **others: Any) -> R:
+    """A record of the flags that are named as its fields, of what several flags make together, and of
+    `others`; a time budget counts from `args.started`.
+
+    Raises:
+      ConfigError: options that do not go together.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    values |= {name: make(args) for name, make in _MADE_OF_FLAGS.items() if name in names - others.keys()}
+    return kind(**{name: value for name, value in (values | others).items() if name in names})
+
+
+def maker(kind: type[R]) -> Callable[[argparse.Namespace], R]:
+    """What makes such records of parsed flags."""
+    return functools.partial(record, kind)
+
+
+def _budget(args: argparse.Namespace) -> TimeBudget | None:
+    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
+
+
+_MADE_OF_FLAGS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "budget": _budget,
+    "overrides": maker(ExtractionOverrides),
+    # The limits alone: the orientation is a setting of the extraction.
+    "reading": lambda args: record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation),
+}
+
+
 def clean_config(args: argparse.Namespace) -> CleanConfig | None:
     """Parsed flags of `landmarks index` as changes of a finished index; None where it is made or added to.
 
@@ -334,75 +389,34 @@ def clean_config(args: argparse.Namespace) -> CleanConfig | None:
             raise ConfigError(
                 f"--{name} does not go with --remove, --relabel and --compact: they change what there is"
             )
-    return _record(CleanConfig, args, remove=tuple(args.remove or ()))
-
-
-def _record(kind: type[R], args: argparse.Namespace, **others: Any) -> R:
-    """A record of the flags that are named as its fields, and of `others`."""
-    names = {field.name for field in dataclasses.fields(kind)} - others.keys()
-    return kind(**{name: value for name, value in vars(args).items() if name in names}, **others)
-
-
-def _common(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields that IndexConfig and RecognizeConfig share, and that are no plain flags."""
-    return {
-        "images": tuple(args.images),
-        "exclude": tuple(args.exclude),
-        "reading": _limits(args),
-        "budget": _budget(args),
-    }
-
-
-def _limits(args: argparse.Namespace) -> ReadingConfig:
-    """The limits alone: the orientation is a setting of the extraction."""
-    return _record(ReadingConfig, args, exif_orientation=ReadingConfig.exif_orientation)
+    return record(CleanConfig, args, remove=tuple(args.remove or ()))
 
 
 def index_config(args: argparse.Namespace) -> IndexConfig:
-    """Parsed flags of `landmarks index` as a configuration; a time budget counts from `args.started`.
+    """Parsed flags of `landmarks index` as a configuration; see `record`.
 
     Raises:
       ConfigError: there are no labels, or options do not go together.
     """
     if args.images is None:
         raise ConfigError("--images is missing: a folder, a glob, or @list.txt")
-    common = _common(args)
-    common["images"], labels = kaggle.index_inputs(common["images"], args.labels)
+    images, labels = kaggle.index_inputs(tuple(args.images), args.labels)
     if labels is None:
         raise ConfigError(
             "--labels is missing: a CSV id,landmark_id, or the word folders where each landmark has its own"
         )
-    overrides = _record(ExtractionOverrides, args)
-    return _record(IndexConfig, args, labels=labels, overrides=overrides, **common)
-
-
-def download_config(args: argparse.Namespace) -> DownloadConfig:
-    """Parsed flags of `landmarks gldv2 download` as a configuration; see `index_config`.
-
-    Raises:
-      ConfigError: a flag makes no sense.
-    """
-    return _record(DownloadConfig, args, budget=_budget(args))
-
-
-def full_size(args: argparse.Namespace) -> FullSize:
-    """What the flags of `add_size_flags` say."""
-    return _record(FullSize, args)
-
-
-def _budget(args: argparse.Namespace) -> TimeBudget | None:
-    return None if args.time_budget is None else TimeBudget(args.time_budget, args.started)
+    return record(IndexConfig, args, images=images, labels=labels)
 
 
 def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
-    """Parsed flags of `landmarks recognize` as a configuration; a time budget counts from `args.started`.
+    """Parsed flags of `landmarks recognize` as a configuration; see `record`.
 
     Raises:
       ConfigError: options that do not go together.
     """
     tuned = args.preset == TUNED
     values = _values(PRESETS[DEFAULT_PRESET if tuned else args.preset])
-    given = {name: getattr(args, name) for name in values if getattr(args, name) is not None}
+    given = _given(args, values)
     if tuned and given:
         raise ConfigError(
             f"--preset tuned takes all of these from the index's calibration: --{next(iter(given))} does not "
@@ -412,51 +426,35 @@ def recognize_config(args: argparse.Namespace) -> RecognizeConfig:
     num_to_rerank = values.pop("num_to_rerank")
     if args.top_k is None:  # a smaller --num_to_rerank takes the preset's top_k down with it
         values["top_k"] = min(values["top_k"], num_to_rerank)
-    scoring = {field.name: values.pop(field.name) for field in dataclasses.fields(ScoringSettings)}
-    common = _common(args)
-    common["images"], sample = kaggle.query_inputs(common["images"], args.sample_submission)
-    return _record(
+    scoring = {name: values.pop(name) for name in _SCORING}
+    images, sample = kaggle.query_inputs(tuple(args.images), args.sample_submission)
+    return record(
         RecognizeConfig,
         args,
+        images=images,
         sample_submission=sample,
-        overrides=_record(ExtractionOverrides, args, preset=None),
+        overrides=record(ExtractionOverrides, args, preset=None),
         num_to_rerank=num_to_rerank,
         verification=VerificationSettings(**values),
         scoring=ScoringSettings(**scoring),
         tuned=tuned,
-        **common,
-    )
-
-
-def cohort_config(args: argparse.Namespace) -> CohortConfig:
-    """Parsed flags of `landmarks cohort` as a configuration."""
-    return _record(
-        CohortConfig,
-        args,
-        images=tuple(args.images),
-        exclude=tuple(args.exclude),
-        overrides=_record(ExtractionOverrides, args),
-        reading=_limits(args),
     )
 
 
 def calibrate_config(args: argparse.Namespace) -> CalibrateConfig:
     """Parsed flags of `landmarks calibrate` as a configuration."""
-    return _record(CalibrateConfig, args, runs=tuple(args.run), negatives=tuple(args.negatives))
-
-
-def audit_config(args: argparse.Namespace) -> AuditConfig:
-    """Parsed flags of `landmarks audit` as a configuration; see `index_config`."""
-    return _record(AuditConfig, args, budget=_budget(args))
-
-
-def discover_config(args: argparse.Namespace) -> DiscoverConfig:
-    """Parsed flags of `landmarks discover` as a configuration; see `index_config`."""
-    return _record(DiscoverConfig, args, budget=_budget(args))
+    return record(CalibrateConfig, args, runs=tuple(args.run))
 
 
 def rescore_config(args: argparse.Namespace) -> RescoreConfig:
     """Parsed flags of `landmarks rescore` as a configuration."""
-    names = [field.name for field in dataclasses.fields(ScoringSettings)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return _record(RescoreConfig, args, run=args.run[0], more_runs=tuple(args.run[1:]), scoring=given)
+    run, *more = args.run
+    return record(RescoreConfig, args, run=run, more_runs=tuple(more), scoring=_given(args, _SCORING))
+
+
+_SCORING = tuple(field.name for field in dataclasses.fields(ScoringSettings))
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The values of the flags among `names` that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

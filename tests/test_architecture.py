@@ -99,9 +99,17 @@ def test_a_room_imports_those_below_it_alone(graph, room):
         assert {module.split(".")[0] for module in modules} & others == set(), name
 
 
+COMMAND_LINE = {f"beam_pipeline.{name}" for name in ("__main__", "main", "parser", "commands", "flags")}
+
+
+def test_no_job_knows_the_command_line(graph):
+    """Which imports jobs by their names, where `graph` does not see it."""
+    for name in within(graph, "beam_pipeline").keys() - COMMAND_LINE:
+        assert not graph[name] & COMMAND_LINE, name
+
+
 def test_no_job_looks_into_the_report_or_into_one_data_set(graph):
-    command_line = {"beam_pipeline.main", "beam_pipeline.flags"}
-    for name in {name for name in within(graph, "beam_pipeline") if name.count(".") == 1} - command_line:
+    for name in {name for name in within(graph, "beam_pipeline") if name.count(".") == 1} - COMMAND_LINE:
         for folder in ("beam_pipeline.report", "beam_pipeline.gldv2"):
             assert not [module for module in graph[name] if module.startswith(folder + ".")], name
 
