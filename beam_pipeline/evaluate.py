@@ -17,12 +17,16 @@ from transforms.storage import files, tables
 _COUNTS = ("queries", "landmark_queries", "predicted", "correct")
 
 
-def build(pipeline: beam.Pipeline, config: EvaluateConfig) -> beam.PCollection[dict]:
-    """The graph of the evaluate job: the predictions' files are scored; gives the one metrics dict."""
+def build(
+    pipeline: beam.Pipeline, config: EvaluateConfig, top_k: int | None = None
+) -> beam.PCollection[dict]:
+    """The graph of the evaluate job: the predictions' files are scored; gives the one metrics dict. Of a run
+    `top_k` is the number of candidates that vote.
+    """
     return (
         pipeline
         | "Shards" >> beam.Create(tables.prediction_shards(config.predictions)).with_output_types(str)
-        | "Score" >> gap.EvaluatePredictions(config.truth, config.non_landmark_share)
+        | "Score" >> gap.EvaluatePredictions(config.truth, config.non_landmark_share, top_k)
     )
 
 
@@ -37,10 +41,10 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
       OSError: a file cannot be read or written.
     """
     options = PipelineOptions([]) if options is None else options
-    output = config.output
+    output, top_k = config.output, None
     outputs.check_result(output, "Private")
     if not tables.is_csv(config.predictions):
-        outputs.read_manifest(config.predictions, RunManifest)
+        top_k = _voters(config.predictions)
         outputs.check_inputs(config.predictions, "recognize", [("--truth", config.truth)])
         output = output or _metrics_uri(config.predictions)
     if output is None and runner.local_workers(options) is None:
@@ -53,7 +57,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
         written = output or os.path.join(scratch, "metrics.json")
 
         def build_and_write(pipeline: beam.Pipeline) -> None:
-            metrics = build(pipeline, config)
+            metrics = build(pipeline, config, top_k)
             metrics | "Write" >> beam.Map(_write, written).with_input_types(dict, str).with_output_types(str)
 
         runner.run_pipeline(build_and_write, options, [])
@@ -67,15 +71,23 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
 
 
 def evaluate_run(run_dir: str, truth_uri: str) -> gap.Metrics:
-    """Scores the predictions of a run, finished or about to be, and writes RUN/metrics.json.
+    """Scores the predictions of a finished run, and writes RUN/metrics.json.
 
     Raises:
+      ConfigError: it is not finished.
       TableError, ValueError: the predictions or the truth are wrong.
       OSError: a file cannot be read or written.
     """
-    metrics = gap.evaluate_predictions(tables.read_answers(run_dir), tables.read_truth(truth_uri))
+    answers = tables.read_answers(run_dir, _voters(run_dir))
+    metrics = gap.evaluate_predictions(answers, tables.read_truth(truth_uri))
     _write(metrics, _metrics_uri(run_dir))
     return metrics
+
+
+def _voters(run_dir: str) -> int:
+    """How many candidates of each query of a run vote."""
+    top_k: int = outputs.read_manifest(run_dir, RunManifest).hyperparameters["top_k"]
+    return top_k
 
 
 def format_metrics(metrics: gap.Metrics) -> str:
@@ -92,6 +104,7 @@ def format_metrics(metrics: gap.Metrics) -> str:
         "GAP",
         "GAP, landmarks only",
         "top-1",
+        "top-5",
         "queries",
         "with landmark",
         "predicted",
@@ -100,7 +113,7 @@ def format_metrics(metrics: gap.Metrics) -> str:
     lines = [header]
     for split in splits:
         values = metrics[split]
-        shares = (_share(values[name]) for name in ("gap", "gap_landmark_queries", "top1"))
+        shares = (_share(values[name]) for name in ("gap", "gap_landmark_queries", "top1", "top5"))
         lines.append((split, *shares, *(f"{values['counts'][name]:,}" for name in _COUNTS)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = [
@@ -114,6 +127,8 @@ def format_metrics(metrics: gap.Metrics) -> str:
         "unknown": "empty rows are on images that the truth does not list",
     }
     text += [f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name]]
+    if metrics["all"]["top5"] is None and counts["landmark_queries"]:
+        text.append("top-5 is known of a run's folder alone: a submission has no candidates")
     return "\n".join([*text, *_judgement_lines(metrics["all"])])
 
 

@@ -162,7 +162,8 @@ def _run(root: str, manifest: RunManifest) -> dict[str, Any]:
         "index": manifest.index,
         "hyperparameters": rule,
         "calibrated": manifest.hyperparameters.get("calibration") is not None,
-        "metrics": {name: scores[name] for name in ("gap", "top1") if name in scores} or None,
+        "metrics": {name: scores[name] for name in ("gap", "top1", "top5") if scores.get(name) is not None}
+        or None,
         "stale": stale,
     }
 

@@ -167,7 +167,7 @@ def _add_plan(top: Any) -> None:
 
 
 def _add_evaluate(top: Any) -> None:
-    evaluate = _add(top, "evaluate", commands.evaluate, "score predictions: GAP@1, top-1")
+    evaluate = _add(top, "evaluate", commands.evaluate, "score predictions: GAP@1, top-1, top-5")
     evaluate.add_argument(
         "--predictions", required=True, metavar="RUN_OR_CSV", help="a run's folder, or any submission CSV"
     )

@@ -133,6 +133,22 @@ def predict(candidates: list[OracleCandidate], top_k: int) -> tuple[str | None, 
     return min(best, key=int if numeric else None), highest
 
 
+def best_landmarks(candidates: list[OracleCandidate], top_k: int, count: int) -> list[str]:
+    """The predicted landmark, the one that would be predicted were its votes not there, and so on; then those
+    without a vote, each by its best candidate alone.
+    """
+    found: list[str] = []
+    numeric = all(c.landmark_id.isdecimal() for c in candidates)
+    voters, others = candidates[:top_k], candidates[top_k:]
+    while voters:
+        found.append(predict(voters, top_k)[0])
+        voters = [c for c in voters if c.landmark_id != found[-1]]
+    while others := [c for c in others if c.landmark_id not in found]:
+        highest = max(c.score for c in others)
+        found.append(min((c.landmark_id for c in others if c.score == highest), key=int if numeric else None))
+    return found[:count]
+
+
 def recognize(
     index: list[OracleImage], queries: list[OracleImage], parameters: OracleParameters = OracleParameters()
 ) -> dict[str, tuple[list[OracleCandidate], str | None, float | None]]:

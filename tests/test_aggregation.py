@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from transforms.aggregation import AggregatePredictions, aggregate, candidate_table
-from transforms.arrays.scoring import vote
+from transforms.arrays.scoring import best_landmarks, vote
 from transforms.types import (
     Candidate,
     CandidateUnit,
@@ -123,6 +123,40 @@ def test_aggregate_agrees_with_the_oracle(votes, top_k):
     candidates.sort(key=lambda c: (-c.score, c.image_id))
     prediction = aggregate(query(*votes), ScoringSettings(top_k))
     assert (prediction.landmark_id, prediction.score) == oracle.predict(candidates, top_k)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["1", "2", "3", "4", "5", "6", "10"]), st.integers(-4, 4)), max_size=12
+    ),
+    st.integers(1, 9),
+    st.integers(1, 7),
+)
+def test_the_best_landmarks_agree_with_the_oracle_and_begin_with_the_predicted_one(votes, top_k, count):
+    prediction = aggregate(query(*votes), ScoringSettings(top_k))
+    candidates = [
+        oracle.OracleCandidate(c.image_id, c.landmark_id, 0.0, 0, c.score) for c in prediction.candidates
+    ]
+    names, totals = [c.landmark_id for c in candidates], [c.score for c in candidates]
+    best = best_landmarks(names, totals, top_k, count)
+    assert best == oracle.best_landmarks(candidates, top_k, count)
+    assert best[:1] == ([] if prediction.landmark_id is None else [prediction.landmark_id])
+
+
+@pytest.mark.parametrize(
+    "votes, top_k, best",
+    [
+        ([("8", 3.0), ("9", 2.0), ("9", 1.5), ("7", 1.0)], 3, ["9", "8", "7"]),
+        ([("8", 3.0), ("9", 2.0), ("7", 1.5), ("9", 1.25)], 1, ["8", "9", "7"]),
+        ([("8", -1.0), ("9", -2.0), ("7", -3.0)], 1, ["8", "9", "7"]),
+        ([("10", 1.0), ("9", 1.0), ("b", 1.0)], 1, ["10", "9", "b"]),
+        ([("b", 1.0), ("10", 1.0), ("9", 1.0)], 3, ["10", "9", "b"]),
+    ],
+    ids=["sums first", "then the best candidate", "a vote below 0 is one", "one vote", "names among numbers"],
+)
+def test_the_best_landmarks_by_hand(votes, top_k, best):
+    names, totals = zip(*votes)
+    assert best_landmarks(names, totals, top_k, 5) == best
 
 
 @pytest.mark.parametrize(

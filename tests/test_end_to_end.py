@@ -144,7 +144,12 @@ def test_evaluate_gives_the_metrics_of_the_run_from_its_submission_too(data, emb
             run("evaluate", "--predictions", predictions, "--truth", data / "truth.csv", "--output", output)
             == 0
         )
-        assert json.loads(output.read_text()) == json.loads((embedded_run / "metrics.json").read_text())
+        found = json.loads(output.read_text())
+        wanted = json.loads((embedded_run / "metrics.json").read_text())
+        if predictions != embedded_run:  # without candidates
+            for values in (*wanted.values(), *wanted["all"]["landmarks"].values()):
+                values["top5"] = None
+        assert found == wanted
 
 
 PROCESSES = "--direct_running_mode=multi_processing"
@@ -251,6 +256,28 @@ def test_a_calibration_says_what_it_is_made_of(calibrated):
     chosen = {name: found["settings"][name] for name in found["tried"][0] if name != "gap"}
     best = max(tried["gap"] for tried in found["tried"])
     assert next(tried for tried in found["tried"] if tried["gap"] == best) == {**chosen, "gap": best}
+
+
+def test_the_five_best_landmarks_of_a_run(data, calibrated, tmp_path):
+    output, truth = tmp_path / "m.json", data / "truth.csv"
+    assert run("evaluate", "--predictions", calibrated / "run", "--truth", truth, "--output", output) == 0
+    found = json.loads(output.read_text())["all"]
+    shown = pd.read_csv(truth, dtype=str, keep_default_na=False).set_index("id").landmarks
+    shown = shown[shown != ""]
+    manifest = json.loads((calibrated / "run" / "manifest.json").read_text())
+    candidates = pd.read_parquet(calibrated / "run" / "predictions").set_index("image_id").candidates
+    best = {
+        image_id: oracle.best_landmarks(
+            [oracle.OracleCandidate(c["image_id"], c["landmark_id"], 0, 0, c["score"]) for c in rows],
+            manifest["hyperparameters"]["top_k"],
+            5,
+        )
+        for image_id, rows in candidates.items()
+    }
+    right = {image_id: landmark in best[image_id] for image_id, landmark in shown.items()}
+    assert found["top5"] == sum(right.values()) / len(shown) >= found["top1"]
+    for landmark, counts in found["landmarks"].items():
+        assert counts["top5"] == sum(right[i] for i in shown[shown == landmark].index)
 
 
 def test_tuned_predictions_are_ranked_by_probability(data, calibrated):

@@ -47,8 +47,15 @@ def run_dir(tmp_path, submission):
     folder = tmp_path / "run"
     (folder / "predictions").mkdir(parents=True)
     table = tables.read_submission(submission)
-    candidates = pa.array([[]] * len(table), pa.list_(pa.struct({"image_id": pa.string()})))
-    table = table.append_column("candidates", candidates)
+    scored = pa.struct({"image_id": pa.string(), "landmark_id": pa.string(), "score": pa.float64()})
+    votes = [
+        [("0", 0.01), ("7", 0.0), ("7", 0.0), *((str(n), -n) for n in range(1, 4)), ("300", -4)],
+        [("1", 10.0)],
+        [("150", 15.0), ("1", 2.0)],
+        [("7", 99.0)],
+    ]
+    candidates = [[{"landmark_id": name, "score": score} for name, score in row] for row in votes]
+    table = table.append_column("candidates", pa.array(candidates, pa.list_(scored)))
     pq.write_table(table.slice(0, 1), folder / "predictions" / "a.parquet")
     pq.write_table(table.slice(1), folder / "predictions" / "b.parquet")
     outputs.finish(str(folder), run_manifest())
@@ -63,12 +70,13 @@ def test_csv_prints_and_writes_nothing(submission, truth, tmp_path, capsys):
     assert metrics["Public"]["gap"] == 0.0
     assert metrics["Private"]["gap"] == pytest.approx(1 / 2)
     assert capsys.readouterr().out == (
-        "            GAP  GAP, landmarks only   top-1  queries  with landmark  predicted  correct\n"
-        "all      0.1667               0.3333  0.3333        4              3          3        1\n"
-        "Public   0.0000               0.0000  0.0000        2              2          1        0\n"
-        "Private  0.5000               1.0000  1.0000        2              1          2        1\n"
+        "            GAP  GAP, landmarks only   top-1  top-5  queries  with landmark  predicted  correct\n"
+        "all      0.1667               0.3333  0.3333      -        4              3          3        1\n"
+        "Public   0.0000               0.0000  0.0000      -        2              2          1        0\n"
+        "Private  0.5000               1.0000  1.0000      -        2              1          2        1\n"
         "1 queries of the truth have no row\n"
         "1 rows are on queries with Usage Ignored\n"
+        "top-5 is known of a run's folder alone: a submission has no candidates\n"
     )
 
 
@@ -89,7 +97,32 @@ def test_run_folder_gives_the_bytes_that_recognize_writes(run_dir, truth, submis
     (run_dir / "metrics.json").unlink()
     metrics = evaluate.run(EvaluateConfig(str(run_dir), truth), PipelineOptions(flags))
     assert (run_dir / "metrics.json").read_bytes() == written
-    assert metrics == evaluate.run(EvaluateConfig(submission, truth))
+    csv = evaluate.run(EvaluateConfig(submission, truth))
+    without = {**metrics["all"], "top5": None}
+    without["landmarks"] = {name: {**n, "top5": None} for name, n in metrics["all"]["landmarks"].items()}
+    assert csv["all"] == without
+
+
+def test_a_run_knows_whether_the_landmark_is_among_the_five_best(run_dir, truth, capsys):
+    metrics = evaluate.run(EvaluateConfig(str(run_dir), truth))
+    # 300, of the first query, is the sixth landmark there; the query 0123... has no row.
+    assert [metrics[split]["top5"] for split in ("all", "Public", "Private")] == [1 / 3, 0, 1]
+    assert metrics["all"]["landmarks"]["1"]["top5"] == 1 and metrics["all"]["landmarks"]["300"]["top5"] == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "top-5" in said[0] and said[1].split()[4] == "0.3333" and "no candidates" not in "".join(said)
+    shard = run_dir / "predictions" / "a.parquet"
+    table = pq.read_table(shard)
+    last = pa.array(
+        [rows[:1] + rows[2:] for rows in table["candidates"].to_pylist()], table["candidates"].type
+    )
+    pq.write_table(table.set_column(3, "candidates", last), shard)
+    assert evaluate.run(EvaluateConfig(str(run_dir), truth))["all"]["top5"] == 1 / 3
+    # Without any candidate of 7, 300 is the fifth.
+    last = pa.array(
+        [rows[:1] + rows[3:] for rows in table["candidates"].to_pylist()], table["candidates"].type
+    )
+    pq.write_table(table.set_column(3, "candidates", last), shard)
+    assert evaluate.run(EvaluateConfig(str(run_dir), truth))["all"]["top5"] == 2 / 3
 
 
 def test_landmarks_and_images_that_the_truth_spells_otherwise_are_named(tmp_path, capsys):
@@ -113,7 +146,7 @@ def test_truth_in_the_form_of_labels(submission, tmp_path, capsys):
     )
     metrics = evaluate.run(EvaluateConfig(submission, str(path)))
     assert metrics["Public"]["gap"] == pytest.approx((1 / 3 + 2 / 4) / 2)
-    assert capsys.readouterr().out.count("\n") == 2
+    assert capsys.readouterr().out.count("\n") == 3
 
 
 def test_undefined_metrics_are_null(tmp_path, submission):
@@ -167,8 +200,8 @@ def test_scores_that_may_be_probabilities_are_judged(truth, tmp_path, capsys):
     # Four bins: 0.95 and right, 0.85 and wrong, 0.6 and right, 0.55 and wrong.
     assert metrics["judgement"]["calibration_error"] == pytest.approx((0.05 + 0.85 + 0.4 + 0.55) / 4)
     assert [b["weight"] for b in metrics["judgement"]["reliability"]] == [1, 1, 1, 1]
-    assert metrics["landmarks"]["1"] == {"queries": 1, "predicted": 1, "correct": 1}
-    assert metrics["landmarks"]["150"] == {"queries": 0, "predicted": 1, "correct": 0}
+    assert metrics["landmarks"]["1"] == {"queries": 1, "predicted": 1, "correct": 1, "top5": None}
+    assert metrics["landmarks"]["150"] == {"queries": 0, "predicted": 1, "correct": 0, "top5": None}
     assert metrics["judgement"]["gap"] == metrics["gap"]
     assert ">= 0.90         1.0000  0.3333    0.2500" in capsys.readouterr().out
 

@@ -36,10 +36,11 @@ def table(rows, schema):
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema)], schema=schema)
 
 
-def evaluate(predictions, truth):
-    return gap.evaluate_predictions(
-        table(predictions, tables.ANSWER_SCHEMA), table(truth, tables.TRUTH_SCHEMA)
-    )
+def evaluate(predictions, truth, best=None):
+    answers = table(predictions, tables.ANSWER_SCHEMA)
+    if best is not None:
+        answers = answers.append_column("best_landmarks", pa.array(best, pa.list_(pa.string())))
+    return gap.evaluate_predictions(answers, table(truth, tables.TRUTH_SCHEMA))
 
 
 def test_official_example():
@@ -52,6 +53,7 @@ def test_official_example():
         "gap": pytest.approx(0.166667, abs=1e-6),
         "gap_landmark_queries": pytest.approx(0.333333, abs=1e-6),
         "top1": pytest.approx(0.333333, abs=1e-6),
+        "top5": None,
         "counts": {
             "queries": 5,
             "landmark_queries": 3,
@@ -254,6 +256,22 @@ def test_agrees_with_the_oracle_in_any_order(truth, data, shuffler):
     shuffler.shuffle(predictions)
     shuffler.shuffle(truth)
     assert evaluate(predictions, truth) == metrics
+
+
+@given(TRUTHS, st.data())
+def test_landmarks_among_the_five_best_agree_with_a_loop(truth, data):
+    predicted = data.draw(st.lists(st.sampled_from(sorted(truth)), unique=True)) if truth else []
+    predicted += data.draw(st.sampled_from([[], ["unknown"]]))
+    best = {image_id: data.draw(st.lists(CLASSES, max_size=5, unique=True)) for image_id in predicted}
+    predictions = [(image_id, None, None) for image_id in predicted]
+    found = evaluate(predictions, [(i, *row) for i, row in truth.items()], list(best.values()))
+    for split, usages in gap.SPLITS.items():
+        queries = [i for i, (classes, usage) in truth.items() if classes and usage in usages]
+        right = [any(name in truth[i][0] for name in best.get(i, ())) for i in queries]
+        assert found[split]["top5"] == (sum(right) / len(right) if right else None)
+    for name, counts in found["all"]["landmarks"].items():
+        asked = [i for i, (classes, usage) in truth.items() if name in classes and usage != "Ignored"]
+        assert counts["top5"] == sum(name in best.get(i, ()) for i in asked)
 
 
 def truth_csv(tmp_path):

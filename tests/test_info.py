@@ -115,7 +115,7 @@ def test_a_calibration_is_shown_and_stale_when_the_index_was_changed(index, caps
 
 
 def test_a_run_in_a_few_lines_and_as_json(run, index, capsys):
-    files.write_json(f"{run}/metrics.json", {"all": {"gap": 0.5, "top1": 0.25, "counts": {}}})
+    files.write_json(f"{run}/metrics.json", {"all": {"gap": 0.5, "top1": 0.25, "top5": 0.75, "counts": {}}})
     lines = said(capsys, run).splitlines()
     assert lines[:4] == [
         f"{run}: run, finished",
@@ -124,7 +124,7 @@ def test_a_run_in_a_few_lines_and_as_json(run, index, capsys):
         f"index: {index}",
     ]
     assert lines[4].startswith("predictions: without probabilities, num_to_rerank 3, top_k 3")
-    assert lines[5] == "metrics: gap 0.5, top1 0.25"
+    assert lines[5] == "metrics: gap 0.5, top1 0.25, top5 0.75"
     found = json.loads(said(capsys, run, "--json"))
     assert found["landmarks"] == {"Eiffel Tower": 1} and found["calibrated"] is False and found["stale"] == []
 

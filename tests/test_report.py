@@ -64,7 +64,7 @@ def records(report, name):
 
 def judge(run, truth, indexed=("tower", "bridge", "castle")):
     answers = Answers.read(run)
-    return answers, JudgedAnswers.of(run, answers, tables.read_truth(truth), pa.array(indexed))
+    return answers, JudgedAnswers.of(run, answers, tables.read_truth(truth), pa.array(indexed), 3)
 
 
 def test_every_query_has_its_outcome_and_the_costs_are_what_the_gap_lacks(made):
@@ -205,7 +205,8 @@ def test_probabilities_are_taken_for_the_confidence(made, tmp_path):
     assert answers.confidence.tolist() == pytest.approx([0.1 * (n + 1) for n in range(7)])
     assert columns.threshold_of({}, answers, None) == (0.5, "more likely right than wrong")
     assert columns.threshold_of({"min_probability": 0.8}, answers, None)[0] == 0.8
-    judged = JudgedAnswers.of(run, answers, tables.read_truth(truth), pa.array(["tower", "bridge", "castle"]))
+    indexed = pa.array(["tower", "bridge", "castle"])
+    judged = JudgedAnswers.of(run, answers, tables.read_truth(truth), indexed, 3)
     assert answers.ids.take(pa.array(judged.ranked)).to_pylist() == ["q7", "q6", "q4", "q3", "q2", "q1"]
     write_report(ReportConfig(run, str(tmp_path / "report"), truth=truth))
     page = " ".join((tmp_path / "report" / "index.html").read_text().split())

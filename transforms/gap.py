@@ -200,7 +200,8 @@ def evaluate_predictions(
     """Scores predictions against the truth. The order of rows in either table makes no difference.
 
     Args:
-      predictions: a table of `tables.ANSWER_SCHEMA`; landmark_id is null for an empty prediction.
+      predictions: a table of `tables.ANSWER_SCHEMA`; landmark_id is null for an empty prediction. It may have
+        the best landmarks of each query, see `tables.read_prediction_shard`.
       truth: a table of `tables.TRUTH_SCHEMA`; queries with Usage Ignored do not count.
       non_landmark_share: queries without a landmark weigh as if this part of all were such; None for each
         query alike. Of use for the judgement of "all" alone.
@@ -208,12 +209,14 @@ def evaluate_predictions(
     Returns:
       for each of "all" (Public and Private together), "Public" and "Private": gap: GAP@1.
         gap_landmark_queries: GAP@1 with predictions on queries without a landmark left out. top1: share of
-        the landmark queries that are predicted correctly. counts: queries = predicted + empty + missing (a
-        prediction; an empty one; no row at all), landmark_queries (with a landmark),
+        the landmark queries that are predicted correctly. top5: share of those one of whose landmarks is
+        among the five best of their candidates; None without these. counts: queries = predicted + empty +
+        missing (a prediction; an empty one; no row at all), landmark_queries (with a landmark),
         predicted_landmark_queries, correct; for "all" also ignored and unknown, the rows on images with Usage
         Ignored and on images not in the truth, which do not count; and judgement, see `judge`, and landmarks,
-        of each that a query shows or is predicted to show: queries, correct, and predicted. Shares of nothing
-        are None.
+        of each that a query shows or is predicted to show: queries, predicted, correct, and top5, those of
+        its queries that have it among the five best; None where these are not known. Shares of nothing are
+        None.
 
     Raises:
       ValueError: see `truth_rows`; or a score is missing or not finite.
@@ -224,6 +227,8 @@ def evaluate_predictions(
     usage = truth["usage"]
     has_landmark = _numpy(pc.greater(pc.list_value_length(truth["landmark_ids"]), 0))
 
+    among = _among_best(predictions, rows, truth)
+    found = None if among is None else np.bincount(among[0], minlength=len(truth)) > 0
     metrics: Metrics = {}
     for split, usages in SPLITS.items():
         counted = _numpy(pc.is_in(usage, pa.array(usages)))
@@ -236,6 +241,9 @@ def evaluate_predictions(
             "gap": average_precision(correct[in_split], landmark_queries),
             "gap_landmark_queries": average_precision(correct[on_landmark], landmark_queries),
             "top1": num_correct / landmark_queries if landmark_queries else None,
+            "top5": None
+            if found is None or not landmark_queries
+            else int((found & counted).sum()) / landmark_queries,
             "counts": {
                 "queries": int(counted.sum()),
                 "landmark_queries": landmark_queries,
@@ -256,7 +264,10 @@ def evaluate_predictions(
         has_landmark & counted,
     )
     named = predictions["landmark_id"].take(pa.array(ranking.order[in_all]))
-    metrics["all"]["landmarks"] = _by_landmark(truth["landmark_ids"].filter(counted), named, correct[in_all])
+    best = None if among is None else among[1].filter(pa.array(counted[among[0]]))
+    metrics["all"]["landmarks"] = _by_landmark(
+        truth["landmark_ids"].filter(counted), named, correct[in_all], best
+    )
     unknown = int((rows < 0).sum())
     counts = metrics["all"]["counts"]
     counts["ignored"] = len(rows) - unknown - counts["predicted"] - counts["empty"]
@@ -311,20 +322,44 @@ def judge(
     }
 
 
-def _by_landmark(truth: pa.ChunkedArray, named: pa.ChunkedArray, correct: np.ndarray) -> dict[str, Any]:
+def _among_best(
+    predictions: pa.Table, rows: np.ndarray, truth: pa.Table
+) -> tuple[np.ndarray, pa.ChunkedArray] | None:
+    """Right landmarks among the best of each query, R of them: int64 [R], rows of the truth, and strings [R];
+    None where the best are not known.
+    """
+    if "best_landmarks" not in predictions.column_names:
+        return None
+    lists = predictions["best_landmarks"].combine_chunks()
+    at, landmarks = rows[pc.list_parent_indices(lists).to_numpy()], pa.chunked_array([lists.flatten()])
+    at, landmarks = at[at >= 0], landmarks.filter(pa.array(at >= 0))
+    right = is_correct(landmarks, at, truth["landmark_ids"])
+    return at[right], landmarks.filter(pa.array(right))
+
+
+def _by_landmark(
+    truth: pa.ChunkedArray, named: pa.ChunkedArray, correct: np.ndarray, best: pa.ChunkedArray | None
+) -> dict[str, Any]:
     names = named.to_pylist()
     queries = Counter(name for names_ in truth.to_pylist() for name in names_)
     predicted, right = Counter(names), Counter(name for name, ok in zip(names, correct) if ok)
+    among = Counter(() if best is None else best.to_pylist())
     return {
-        name: {"queries": queries[name], "predicted": predicted[name], "correct": right[name]}
-        for name in sorted({*queries, *predicted})
+        name: {
+            "queries": queries[name],
+            "predicted": predicted[name],
+            "correct": right[name],
+            "top5": None if best is None else among[name],
+        }
+        for name in sorted({*queries, *predicted, *among})
     }
 
 
-def _evaluate(shards: list[str], truth_uri: str, non_landmark_share: float | None) -> Metrics:
-    predictions = pa.concat_tables(
-        [tables.ANSWER_SCHEMA.empty_table(), *map(tables.read_prediction_shard, sorted(shards))]
-    )
+def _evaluate(
+    shards: list[str], truth_uri: str, non_landmark_share: float | None, top_k: int | None
+) -> Metrics:
+    read = [tables.read_prediction_shard(shard, top_k) for shard in sorted(shards)]
+    predictions = pa.concat_tables([tables.ANSWER_SCHEMA.empty_table(), *read], promote_options="default")
     return evaluate_predictions(predictions, tables.read_truth(truth_uri), non_landmark_share)
 
 
@@ -341,10 +376,12 @@ class EvaluatePredictions(beam.PTransform):
     Attributes:
       truth_uri: the truth, see `tables.read_truth`.
       non_landmark_share: see `evaluate_predictions`.
+      top_k: see `tables.read_prediction_shard`.
     """
 
     truth_uri: str
     non_landmark_share: float | None = None
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -356,8 +393,8 @@ class EvaluatePredictions(beam.PTransform):
             shards
             | "Gather" >> beam.combiners.ToList()
             | "Evaluate"
-            >> beam.Map(_evaluate, self.truth_uri, self.non_landmark_share)
-            .with_input_types(list[str], str, float | None)
+            >> beam.Map(_evaluate, self.truth_uri, self.non_landmark_share, self.top_k)
+            .with_input_types(list[str], str, float | None, int | None)
             .with_output_types(dict)
         )
 

@@ -123,12 +123,15 @@ class JudgedAnswers:
     correct: np.ndarray
 
     @classmethod
-    def of(cls, run: str, answers: Answers, truth: pa.Table, indexed: pa.Array) -> "JudgedAnswers":
+    def of(
+        cls, run: str, answers: Answers, truth: pa.Table, indexed: pa.Array, top_k: int
+    ) -> "JudgedAnswers":
         """Judges the answers of a run.
 
         Args:
           truth: see `tables.read_truth`.
           indexed: the landmarks of the index.
+          top_k: candidates that vote.
 
         Raises:
           ValueError: answers and truth do not fit together, see `gap.rank`.
@@ -172,7 +175,7 @@ class JudgedAnswers:
             outcome,
             np.where(rows >= 0, cost[rows], 0.0),
             shown.take(pa.array(rows, mask=rows < 0)),
-            gap.evaluate_predictions(given, truth),
+            gap.evaluate_predictions(_with_best_landmarks(run, given, top_k), truth),
             ranked,
             correct,
         )
@@ -198,6 +201,16 @@ class JudgedAnswers:
     def precision(self) -> np.ndarray:
         """Precision of the first r + 1 answers; float64 [R]."""
         return self.correct.cumsum() / np.arange(1, len(self.correct) + 1)
+
+
+def _with_best_landmarks(run: str, given: pa.Table, top_k: int) -> pa.Table:
+    """Answers with the best landmarks of each query, see `tables.read_prediction_shard`."""
+    best: dict[str, list[str]] = {}
+    for table in batches(run, ["image_id", *tables.SCORED_LANDMARKS]):
+        found = tables.best_of_candidates(table["candidates"], top_k)
+        best.update(zip(table["image_id"].to_pylist(), found.to_pylist()))
+    column = pa.array([best[name] for name in given["image_id"].to_pylist()], pa.list_(pa.string()))
+    return given.append_column("best_landmarks", column)
 
 
 def _retrieved(run: str, answers: Answers, rows: np.ndarray, truth: pa.Table) -> np.ndarray:

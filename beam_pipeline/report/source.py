@@ -82,11 +82,13 @@ class Source:
         truth = tables.read_truth(config.truth) if config.truth else None
         counts = _landmark_counts(manifest.index, index)
         answers, indexed = Answers.read(config.run), pa.array(list(counts), pa.string())
-        judged = JudgedAnswers.of(config.run, answers, truth, indexed) if truth else None
+        top_k = manifest.hyperparameters["top_k"]
+        judged = JudgedAnswers.of(config.run, answers, truth, indexed, top_k) if truth else None
         compared = None
         if config.against and other:
             others = Answers.read(config.against)
-            others_judged = JudgedAnswers.of(config.against, others, truth, indexed) if truth else None
+            top_k = other.hyperparameters["top_k"]
+            others_judged = JudgedAnswers.of(config.against, others, truth, indexed, top_k) if truth else None
             compared = Comparison.of(answers, judged, others, others_judged)
         return cls(
             config,

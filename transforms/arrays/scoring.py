@@ -4,10 +4,11 @@ Arrays have a row for each query and a column for each of its candidates.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from transforms.types import ScoringSettings
+from transforms.types import ScoringSettings, landmark_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +103,22 @@ def vote(table: CandidateTable, settings: ScoringSettings) -> Votes:
     score = np.take_along_axis(sums, best, 1)[:, 0]
     found = np.where(score > -np.inf, np.take_along_axis(landmark, best, 1)[:, 0], -1)
     return Votes(total, order, found, score)
+
+
+def best_landmarks(landmark_ids: Sequence[str], totals: Sequence[float], top_k: int, count: int) -> list[str]:
+    """The landmarks of one query's candidates, the best first, `count` at most: those that have votes by
+    their sums, as `vote` has it, then the others by the total score of their best candidate; among equal ones
+    in their order.
+
+    Args:
+      landmark_ids, totals: of the candidates, best total score first.
+      top_k: so many of these vote.
+    """
+    sums: dict[str, float] = {}
+    for landmark_id, total in zip(landmark_ids[:top_k], totals):
+        sums[landmark_id] = sums.get(landmark_id, 0.0) + total
+    voted = frozenset(sums)
+    for landmark_id, total in zip(landmark_ids[top_k:], totals[top_k:]):
+        sums.setdefault(landmark_id, total)
+    order = landmark_order(sums)
+    return sorted(sums, key=lambda name: (name not in voted, -sums[name], order(name)))[:count]

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from transforms.arrays.scoring import best_landmarks
 from transforms.storage import files, spelling
 from transforms.storage.parquet_images import columns_of, row_name
 from transforms.storage.uris import image_id_of
@@ -59,6 +60,11 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("score", pa.float64()),
     ]
 )
+
+BEST_LANDMARKS = 5
+
+SCORED_LANDMARKS = [f"candidates.list.element.{name}" for name in ("landmark_id", "score")]
+"""Columns of a run's predictions that `best_of_candidates` needs."""
 
 _BLOCK_BYTES = 8 << 20  # the longest record that can be read
 _COMPRESSIONS = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
@@ -269,11 +275,16 @@ def prediction_shards(run_or_csv: str) -> list[str]:
     return shards
 
 
-def read_prediction_shard(uri: str) -> pa.Table:
+def read_prediction_shard(uri: str, top_k: int | None = None) -> pa.Table:
     """Reads one file of `prediction_shards`.
 
+    Args:
+      top_k: of a run the number of candidates that vote, for the best landmarks of each query; None for a
+        CSV, which knows none, or where they are not needed.
+
     Returns:
-      a table of ANSWER_SCHEMA; the score is the probability where there is one.
+      a table of ANSWER_SCHEMA; the score is the probability where there is one. With `top_k` it has a column
+      best_landmarks, lists of BEST_LANDMARKS strings at most, see `best_landmarks`.
 
     Raises:
       TableError: see `read_submission`; for Parquet, a column is missing or of another type, a score is
@@ -282,9 +293,13 @@ def read_prediction_shard(uri: str) -> pa.Table:
     """
     if not uri.endswith(".parquet"):
         return read_submission(uri)
+    columns = [*ANSWER_SCHEMA.names, "probability", *([] if top_k is None else SCORED_LANDMARKS)]
     try:
-        table = ranked_by_probability(files.read_parquet(uri, [*ANSWER_SCHEMA.names, "probability"]))
-        table = table.select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA)
+        found = ranked_by_probability(files.read_parquet(uri, columns))
+        table = found.select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA)
+        if top_k is not None:
+            best = best_of_candidates(found["candidates"], top_k)
+            table = table.append_column("best_landmarks", best)
     except (KeyError, ValueError) as e:  # pyarrow's errors of content are ValueErrors
         raise TableError(f"{uri}: no table of predictions: {e}") from e
     bad = pc.and_(
@@ -298,6 +313,20 @@ def read_prediction_shard(uri: str) -> pa.Table:
     return table
 
 
+def best_of_candidates(candidates: pa.ChunkedArray, top_k: int) -> pa.Array:
+    """The best landmarks of each query, see `read_prediction_shard`, of its candidates: lists of structs with
+    landmark_id and score, best first.
+    """
+    lists = candidates.combine_chunks()
+    landmarks, totals = (lists.flatten().field(name).to_pylist() for name in ("landmark_id", "score"))
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy(), dtype=np.int64).tolist()
+    best = [
+        best_landmarks(landmarks[begin:end], totals[begin:end], top_k, BEST_LANDMARKS)
+        for begin, end in zip([0, *ends], ends)
+    ]
+    return pa.array(best, pa.list_(pa.string()))
+
+
 def ranked_by_probability(predictions: pa.Table) -> pa.Table:
     """Predictions with their probability for a score where they have a landmark and one."""
     if "probability" not in predictions.column_names:
@@ -307,17 +336,15 @@ def ranked_by_probability(predictions: pa.Table) -> pa.Table:
     return predictions.set_column(predictions.column_names.index("score"), "score", score)
 
 
-def read_answers(run_or_csv: str) -> pa.Table:
-    """Reads the predictions of a run (its predictions/*.parquet) or of a submission CSV.
-
-    Returns:
-      a table of ANSWER_SCHEMA.
+def read_answers(run_or_csv: str, top_k: int | None = None) -> pa.Table:
+    """Reads the predictions of a run (its predictions/*.parquet) or of a submission CSV; arguments and
+    result are those of `read_prediction_shard`.
 
     Raises:
       TableError: see `prediction_shards` and `read_prediction_shard`; or an image stands in two shards.
       OSError: a file cannot be read.
     """
-    table = pa.concat_tables([read_prediction_shard(uri) for uri in prediction_shards(run_or_csv)])
+    table = pa.concat_tables([read_prediction_shard(uri, top_k) for uri in prediction_shards(run_or_csv)])
     pair = first_duplicate(table["image_id"])
     if pair is not None:
         raise TableError(f"{run_or_csv}: image {table['image_id'][pair[0]]} is predicted twice")
