@@ -186,7 +186,7 @@ def plan(config: RecognizeConfig, options: PipelineOptions, size: FullSize) -> i
     prices = costs.read_prices(size.prices) if size.is_given else None
     prepared = prepare(config)
     sample = _sample(prepared, options)
-    candidates = config.num_to_rerank if prepared.index.has_local_features else 0
+    candidates = prepared.config.num_to_rerank if prepared.index.has_local_features else 0
     sample = dataclasses.replace(sample, work=costs.at_size(sample.work, size, candidates))
     pilot.print_plan(config.budget, sample, lambda plan: costs.format_costs(plan, config.output, prices))
     return 0

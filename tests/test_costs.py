@@ -5,10 +5,11 @@ import os
 
 import pytest
 
-from beam_pipeline import budget, costs, pilot
+from beam_pipeline import budget, costs, pilot, prediction_rule
 from beam_pipeline.budget import Measured, Work
 from beam_pipeline.config import ConfigError, FullSize
 from beam_pipeline.main import main
+from transforms.types import ScoringSettings, VerificationSettings
 
 CORES = len(os.sched_getaffinity(0))
 MEASURED = Measured(image=0.03, search=1e-9, pair=0.001, image_bytes=50_000, memory=600_000_000, images=16)
@@ -101,3 +102,7 @@ def test_a_plan_at_full_size_from_a_sample(tmp_path, capsys, monkeypatch):
     assert main(["plan", *recognize]) == 0
     said = capsys.readouterr().out
     assert "Dataflow" not in said and "disk: " in said
+    tuned = prediction_rule.TunedSettings("", 20, VerificationSettings(), ScoringSettings(), None)
+    monkeypatch.setattr("beam_pipeline.recognize.tuned_settings_of", lambda *of: tuned)
+    assert main(["plan", *recognize, *size, "--preset", "tuned"]) == 0
+    assert "2,351,540 pairs" in capsys.readouterr().out
