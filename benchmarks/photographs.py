@@ -7,15 +7,9 @@ which is decided by a hash of the id.
 """
 
 import argparse
-import csv
-import hashlib
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
-import time
 
 import numpy as np
 import pandas as pd
@@ -36,44 +30,24 @@ def split(photos: pathlib.Path, folder: pathlib.Path) -> tuple[int, int]:
     """Writes index.txt, queries.txt, labels.csv and truth.csv below `folder`; returns the number of index and
     query images.
     """
-    with open(photos / "photos.csv", newline="") as f:
-        rows = sorted(csv.DictReader(f), key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
-    by_label: dict[str, list[dict]] = {}
+    rows = commands.photographs(photos)
+    by_label: dict[str, list[commands.Photograph]] = {}
     for row in rows:
-        if row["label"]:
-            by_label.setdefault(row["label"], []).append(row)
-    index, queries = [], [row for row in rows if row["kind"] == "distractor"]
+        if row.label:
+            by_label.setdefault(row.label, []).append(row)
+    index, queries = [], [row for row in rows if row.kind == "distractor"]
     for members in by_label.values():
         if len(members) >= MIN_PHOTOGRAPHS:
             cut = round(INDEX_SHARE * len(members))
             index += members[:cut]
             queries += members[cut:]
     for name, chosen in (("index.txt", index), ("queries.txt", queries)):
-        (folder / name).write_text("".join(f"{(photos / row['path']).resolve()}\n" for row in chosen))
-    (folder / "labels.csv").write_text(
-        "id,landmark_id\n" + "".join(f"{row['id']},{row['label']}\n" for row in index)
-    )
+        commands.write_list(folder / name, (row.path for row in chosen))
+    commands.write_labels(folder / "labels.csv", ((row.id, row.label) for row in index))
     (folder / "truth.csv").write_text(
-        "id,landmarks,Usage\n" + "".join(f"{row['id']},{row['label']},Private\n" for row in queries)
+        "id,landmarks,Usage\n" + "".join(f"{row.id},{row.label},Private\n" for row in queries)
     )
     return len(index), len(queries)
-
-
-def landmarks(*arguments: str) -> tuple[float, float]:
-    """Runs a command of the product; returns its seconds and the peak memory of its processes in MB.
-
-    Raises:
-      SystemExit: it failed.
-    """
-    started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "beam_pipeline", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"landmarks {' '.join(arguments)} failed")
-    return (
-        time.monotonic() - started,
-        usage.ru_maxrss / 1024,
-    )  # wait4 counts in the processes that the command itself waited for
 
 
 def break_files(photos: pathlib.Path, folder: pathlib.Path) -> list[str]:
@@ -108,17 +82,9 @@ def check_broken(photos: pathlib.Path, folder: pathlib.Path, goals: Goals) -> No
     broken = break_files(photos, folder / "broken")
     submissions = []
     for name, paths in (("whole", every), ("with_broken", every + broken)):
-        (folder / f"{name}.txt").write_text("\n".join(paths) + "\n")
-        seconds, _ = landmarks(
-            "recognize",
-            "--images",
-            f"@{folder}/{name}.txt",
-            "--index",
-            str(folder / "index"),
-            "--output",
-            str(folder / name),
-        )
-        print(f"{len(paths):,} photographs recognized in {seconds:,.0f} s")
+        images = commands.write_list(folder / f"{name}.txt", paths)
+        run = commands.landmarks("recognize", images=images, index=folder / "index", output=folder / name)
+        print(f"{len(paths):,} photographs recognized in {run.seconds:,.0f} s")
         submissions.append(
             dict(
                 line.split(",", 1) for line in (folder / name / "submission.csv").read_text().splitlines()[1:]
@@ -153,50 +119,24 @@ def main(argv: list[str]) -> int:
         images, queries = split(args.photos, folder)
         print(f"{images:,} index and {queries:,} query photographs")
         print(f"{'':<30}{'GAP':>8}{'GAP, landmarks':>16}{'top-1':>8}{'seconds':>9}{'peak MB':>9}")
-        seconds, peak = landmarks(
-            "index",
-            "--images",
-            f"@{folder}/index.txt",
-            "--labels",
-            f"{folder}/labels.csv",
-            "--output",
-            f"{folder}/index",
-            "--model",
-            args.model,
+        listed, index = f"@{folder}/index.txt", folder / "index"
+        made = commands.landmarks(
+            "index", images=listed, labels=folder / "labels.csv", output=index, model=args.model
         )
-        print(f"{'index':<54}{'':>8}{seconds:>9.1f}{peak:>9,.0f}")
+        print(f"{'index':<54}{'':>8}{made.seconds:>9.1f}{made.peak_bytes / 2**20:>9,.0f}")
+        asked = {"images": f"@{folder}/queries.txt", "index": index}
+        shared = {**asked, "query_store": folder / "queries", "truth": folder / "truth.csv"}
         for number, (name, flags) in enumerate(RUNS.items()):
-            run = folder / f"run{number}"
-            seconds, peak = landmarks(
-                "recognize",
-                "--images",
-                f"@{folder}/queries.txt",
-                "--index",
-                f"{folder}/index",
-                "--output",
-                str(run),
-                "--query_store",
-                f"{folder}/queries",
-                "--truth",
-                f"{folder}/truth.csv",
-                *flags,
-            )
-            metrics = json.loads((run / "metrics.json").read_text())["all"]
+            output = folder / f"run{number}"
+            run = commands.landmarks("recognize", *flags, output=output, **shared)
+            metrics = json.loads((output / "metrics.json").read_text())["all"]
             print(
-                f"{name:<30}{metrics['gap']:>8.4f}{metrics['gap_landmark_queries']:>16.4f}{metrics['top1']:>8.4f}{seconds:>9.1f}{peak:>9,.0f}",
+                f"{name:<30}{metrics['gap']:>8.4f}{metrics['gap_landmark_queries']:>16.4f}"
+                f"{metrics['top1']:>8.4f}{run.seconds:>9.1f}{run.peak_bytes / 2**20:>9,.0f}",
                 flush=True,
             )
         again = folder / "again"
-        landmarks(
-            "recognize",
-            "--images",
-            f"@{folder}/queries.txt",
-            "--index",
-            f"{folder}/index",
-            "--output",
-            str(again),
-            "--direct_num_workers=1",
-        )
+        commands.landmarks("recognize", "--direct_num_workers=1", output=again, **asked)
         goals.agree(
             "submission.csv with 1 worker and with all cores",
             (again / "submission.csv").read_bytes() == (folder / "run0" / "submission.csv").read_bytes(),

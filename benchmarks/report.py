@@ -8,12 +8,9 @@ queries. Their photographs are those of a folder, over and over, and so is a blo
 import argparse
 import csv
 import dataclasses
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--landmarks", type=int, default=81_313, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=20, metavar="N", help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    photographs = [path for _, path, _ in commands.photographs(args.photos)]
+    photographs = [row.path for row in commands.photographs(args.photos)]
     with tempfile.TemporaryDirectory(prefix="landmarks-report-") as temporary:
         folder = pathlib.Path(temporary)
         index, runs = str(folder / "index"), [str(folder / name) for name in ("run", "other")]
@@ -161,20 +158,12 @@ def main(argv: list[str] | None = None) -> int:
         write_truth(folder / "truth.csv", runs[0], args.queries, landmarks)
         print(commands.machine(f"{args.queries:,} queries, {args.index:,} index photographs"), flush=True)
         report = folder / "report"
-        command = ["report", "--run", runs[0], "--truth", str(folder / "truth.csv"), "--against", runs[1]]
-        started = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "beam_pipeline", *command, "--output", str(report)], cwd=commands.ROOT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        if os.waitstatus_to_exitcode(status):
-            raise SystemExit("landmarks report failed")
+        given = {"truth": folder / "truth.csv", "against": runs[1], "output": report}
+        made = commands.landmarks("report", run=runs[0], **given)
         size = sum(path.stat().st_size for path in report.rglob("*") if path.is_file())
-        print(
-            f"{time.monotonic() - started:.0f} s, {usage.ru_utime + usage.ru_stime:.0f} s of CPU", flush=True
-        )
+        print(f"{made.seconds:.0f} s, {made.cpu:.0f} s of CPU", flush=True)
     goals = Goals()
-    goals.at_most("peak memory, GB", usage.ru_maxrss / 1e6 * 1.024, 1)
+    goals.at_most("peak memory, GB", made.peak_bytes / 1e9, 1)
     goals.at_most("size on disk, MB", size / 1e6, 300)
     return goals.exit_code
 

@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 
 import apache_beam as beam
 import numpy as np
@@ -121,7 +120,7 @@ def retrieve(
             | beam.io.WriteToText(os.path.join(answers, "found"))
         )
 
-    with commands.Most(memory_held) as memory:
+    with commands.measuring(memory_held) as memory:
         start = time.perf_counter()
         metrics = runner.run_pipeline(build, options, [])
         seconds = time.perf_counter() - start
@@ -130,7 +129,7 @@ def retrieve(
         with open(os.path.join(answers, name)) as f:
             found.update((ids[0], ids[1:]) for ids in map(str.split, f))
     shutil.rmtree(answers)
-    return Run(seconds, metrics["retrieve_descriptor_bytes_read"], memory.value, found)
+    return Run(seconds, metrics["retrieve_descriptor_bytes_read"], max(memory), found)
 
 
 def _lines(unit: CandidateUnit) -> list[str]:
@@ -164,7 +163,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--folder", default=tempfile.gettempdir(), help="where the index is written, 13 GB [%(default)s]"
     )
     parser.add_argument("--keep", action="store_true", help="leave the index there and use it again")
-    parser.add_argument("--plot", metavar="PNG", help="also draw the seconds against the size of the index")
     parser.add_argument("--index", type=int, default=GLDV2_IMAGES, help="index images")
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=2_048, help="of the descriptors")
@@ -210,30 +208,6 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def plot(sizes: Sequence[int], seconds: Sequence[float], queries: int, path: str) -> None:
-    """Draws the seconds of the searches against the sizes of the index into a picture at `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=120)
-    millions = [size / 1e6 for size in sizes]
-    axes.plot([0, millions[-1]], [0, seconds[-1]], color="0.8", label="proportional to the index")
-    axes.plot(millions, seconds, "o", color="tab:blue", label="measured")
-    axes.set(
-        xlabel="index images, millions",
-        ylabel="seconds",
-        title=f"Exact retrieval of {queries:,} queries",
-        xlim=0,
-        ylim=0,
-    )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 def measure(
@@ -282,13 +256,6 @@ def measure(
         goals.agree(
             f"ids of {len(truth)} queries and float64 brute force, 1/{fraction}",
             same and len(run.found) == options.queries,
-        )
-    if options.plot:
-        sizes = [
-            sum(count for _, count in units[: -(-len(units) // fraction)]) for fraction in options.fractions
-        ]
-        plot(
-            sizes, [size * seconds for size, seconds in zip(sizes, per_image)], options.queries, options.plot
         )
     goals.at_least("share of the bare product, whole index", shares[-1], 0.6)
     goals.at_most("peak memory of all processes, GB", max(peaks) / 1e9, 4)

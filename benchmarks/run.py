@@ -16,7 +16,7 @@ NAMES = sorted(
 # Modules of the extra "bench" that a benchmark cannot do without.
 NEEDS = {
     "retrieval": ("faiss", "usearch"),
-    "retrieval_full": ("psutil", "matplotlib"),
+    "retrieval_full": ("psutil",),
     "scale": ("psutil",),
     "verification": ("pydegensac",),
 }

@@ -8,7 +8,6 @@ matches, labels and plans up to a million names. Linux only.
 """
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -54,7 +53,7 @@ def write_pictures(folder: pathlib.Path, index: int, queries: int) -> None:
             (path.parent.name, Image.open(path).convert("RGB"))
             for path in sorted(pathlib.Path(root).rglob("*.jpg"))
         ]
-    labels = [("id", "landmark_id")]
+    labels: list[tuple[str, str]] = []
     for part, count in (("index", index), ("queries", queries)):
         (folder / part).mkdir()
         for n in range(count):
@@ -64,8 +63,7 @@ def write_pictures(folder: pathlib.Path, index: int, queries: int) -> None:
             cut = picture.crop((left, top, left + sides[0], top + sides[1])).resize(_SIDES)
             cut.save(folder / part / f"{part[0]}{n:015d}.jpg", quality=90)
             labels += [(f"{part[0]}{n:015d}", label)] if part == "index" else []
-    with open(folder / "index.csv", "w", newline="") as f:
-        csv.writer(f).writerows(labels)
+    commands.write_labels(folder / "index.csv", labels)
 
 
 def write_names(folder: pathlib.Path, count: int) -> tuple[pathlib.Path, pathlib.Path]:
@@ -167,32 +165,11 @@ def measure_jobs(folder: pathlib.Path, args: argparse.Namespace, goals: Goals) -
         for part, count in (("index", factor * args.index), ("queries", factor * args.queries)):
             listed = sorted(path.name for path in (folder / part).iterdir())[:count]
             (folder / f"{part}.txt").write_text("".join(f"{part}/{name}\n" for name in listed))
-        flags = ("--direct_num_workers=2", "--output")
         index, run = folder / f"index-{factor}", folder / f"run-{factor}"
-        reports["index"].append(
-            _report(
-                folder,
-                "index",
-                "--images",
-                f"@{folder}/index.txt",
-                "--labels",
-                f"{folder}/index.csv",
-                *flags,
-                str(index),
-            )
-        )
-        reports["recognize"].append(
-            _report(
-                folder,
-                "recognize",
-                "--images",
-                f"@{folder}/queries.txt",
-                "--index",
-                str(index),
-                *flags,
-                str(run),
-            )
-        )
+        given = {"images": f"@{folder}/index.txt", "labels": folder / "index.csv", "output": index}
+        reports["index"].append(_report(folder, "index", direct_num_workers=2, **given))
+        given = {"images": f"@{folder}/queries.txt", "index": index, "output": run}
+        reports["recognize"].append(_report(folder, "recognize", direct_num_workers=2, **given))
     for name, found in reports.items():
         images = [factor * (args.index if name == "index" else args.queries) for factor in args.factors]
         print(
@@ -225,8 +202,8 @@ def measure_jobs(folder: pathlib.Path, args: argparse.Namespace, goals: Goals) -
         )
 
 
-def _report(folder: pathlib.Path, *arguments: str) -> dict[str, Any]:
-    commands.run("benchmarks.scale_job", str(folder / "report.json"), *arguments)
+def _report(folder: pathlib.Path, *arguments: Any, **flags: Any) -> dict[str, Any]:
+    commands.run("benchmarks.scale_job", folder / "report.json", *arguments, **flags)
     return json.loads((folder / "report.json").read_text())
 
 
@@ -245,7 +222,7 @@ def measure_launcher(folder: pathlib.Path, counts: Sequence[int], goals: Goals) 
     for count in counts:
         names, labels = write_names(folder, count)
         before = held
-        report = _report(folder, "launch", str(names), str(labels), str(folder / f"plan-{count}"))
+        report = _report(folder, "launch", names, labels, folder / f"plan-{count}")
         held = report["launcher"] - report["before"]
         seconds = "".join(f"{report['seconds'][step]:>10.1f}" for step in ("match", "plan", "graph"))
         print(

@@ -108,12 +108,12 @@ def job(flags: list[str]) -> dict[str, Any]:
 
     runner.FnApiRunner = functools.partial(RecordingRunner, record)
     worklist.unit_size = lambda images: _UNIT_IMAGES
-    with commands.Most(largest_worker) as memory:
+    with commands.measuring(largest_worker) as memory:
         started = time.monotonic()
         if main.main([*flags, "--direct_running_mode=multi_processing"]):
             raise SystemExit(f"{' '.join(flags)} failed")
         report["seconds"] = time.monotonic() - started
-    return {**report, "worker": memory.value, "launcher": peak_memory(os.getpid())}
+    return {**report, "worker": max(memory), "launcher": peak_memory(os.getpid())}
 
 
 def launch(names: str, labels: str, output: str) -> dict[str, Any]:

@@ -26,35 +26,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     print(commands.machine())
-    rows = [row for row in commands.photographs(args.photos) if row[2]][: INDEX + args.queries]
+    rows = [row for row in commands.photographs(args.photos) if row.label][: INDEX + args.queries]
     goals = Goals()
     with tempfile.TemporaryDirectory(prefix="landmarks-startup-") as temporary:
         folder = pathlib.Path(temporary)
-        for name, chosen in (("index", rows[:INDEX]), ("queries", rows[INDEX:])):
-            (folder / f"{name}.txt").write_text("".join(f"{path}\n" for _, path, _ in chosen))
-        (folder / "labels.csv").write_text(
-            "id,landmark_id\n" + "".join(f"{i},{label}\n" for i, _, label in rows[:INDEX])
-        )
-        commands.landmarks(
-            "index",
-            "--images",
-            f"@{folder}/index.txt",
-            "--labels",
-            f"{folder}/labels.csv",
-            "--output",
-            f"{folder}/index",
-        )
+        images = commands.write_list(folder / "index.txt", (row.path for row in rows[:INDEX]))
+        queries = commands.write_list(folder / "queries.txt", (row.path for row in rows[INDEX:]))
+        labels = commands.write_labels(folder / "labels.csv", ((row.id, row.label) for row in rows[:INDEX]))
+        index = folder / "index"
+        commands.landmarks("index", images=images, labels=labels, output=index)
         helping = [commands.landmarks("--help").seconds for _ in range(args.runs)]
         recognizing = [
-            commands.landmarks(
-                "recognize",
-                "--images",
-                f"@{folder}/queries.txt",
-                "--index",
-                f"{folder}/index",
-                "--output",
-                f"{folder}/run{i}",
-            ).seconds
+            commands.landmarks("recognize", images=queries, index=index, output=folder / f"run{i}").seconds
             for i in range(args.runs)
         ]
     print(f"landmarks --help: {', '.join(f'{s:.2f}' for s in helping)} s")

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, options: PipelineOptions) -> int:
     """Reads by every way and prints the table."""
-    paths = [path for _, path, _ in commands.photographs(args.photos)[: args.number]]
+    paths = [row.path for row in commands.photographs(args.photos)[: args.number]]
     uris = [files.join(args.root, pathlib.Path(path).name) for path in paths]
     copy(paths, uris)
     sizes = {pathlib.Path(path).name: pathlib.Path(path).stat().st_size for path in paths}

@@ -17,7 +17,6 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # 
     os.environ.setdefault(_name, "1")
 
 import argparse
-import csv
 import dataclasses
 import pathlib
 import time
@@ -72,14 +71,12 @@ def choose_pairs(
     """`count` pairs of ids with one label, `count` with two, drawn by a fixed seed, and the path of each
     photograph.
     """
-    with open(photos / "photos.csv", newline="") as f:
-        rows = [
-            row
-            for row in csv.DictReader(f)
-            if row["label"] and row["kind"] not in ("distractor", "unlabelled")
-        ]
-    rows.sort(key=lambda row: row["id"])
-    label = {row["id"]: row["label"] for row in rows}
+    rows = [
+        row
+        for row in sorted(commands.photographs(photos))
+        if row.label and row.kind not in ("distractor", "unlabelled")
+    ]
+    label = {row.id: row.label for row in rows}
     members: dict[str, list[str]] = {}
     for image, name in label.items():
         members.setdefault(name, []).append(image)
@@ -93,7 +90,7 @@ def choose_pairs(
         pair = tuple(map(str, rng.choice(images, 2, replace=False)))
         if label[pair[0]] != label[pair[1]]:
             false[pair] = None
-    return list(true), list(false), {row["id"]: row["path"] for row in rows}
+    return list(true), list(false), {row.id: row.path for row in rows}
 
 
 def extract(photos: pathlib.Path, paths: dict[str, str], images: set[str]) -> dict[str, View]:

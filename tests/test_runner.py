@@ -101,7 +101,7 @@ def test_a_stage_says_how_fast_it_is_and_how_long_it_takes():
 def test_progress_is_a_live_line_on_a_terminal_and_whole_lines_elsewhere(monkeypatch, capsys):
     for terminal in (False, True):
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
-        with runner.Progress([runner.Phase("extract", 5, lambda: 5), runner.Phase("nothing", 0, lambda: 0)]):
+        with runner.progress([runner.Phase("extract", 5, lambda: 5), runner.Phase("nothing", 0, lambda: 0)]):
             pass
         lines = capsys.readouterr().err
         assert lines.startswith("\r\033[Kextract" if terminal else "extract")

@@ -97,7 +97,7 @@ class _Download:
         problems, stopped = [], False
         done = functools.partial(self._megabytes, sizes)
         phase = runner.Phase("download", sum(sizes.values()) // 1_000_000, done, " MB")
-        with runner.Progress([phase]), ThreadPoolExecutor(self._config.parallel, "download") as pool:
+        with runner.progress([phase]), ThreadPoolExecutor(self._config.parallel, "download") as pool:
             waiting = {pool.submit(self._take, number): number for number in missing}
             try:
                 for future in as_completed(waiting):

@@ -115,7 +115,7 @@ def _clear(config: ReportConfig) -> None:
 def _counted(label: str, total: int, items: Iterable[T]) -> Iterator[T]:
     """The items, while a line says how many there were."""
     done = 0
-    with runner.Progress([runner.Phase(label, total, lambda: done)]):
+    with runner.progress([runner.Phase(label, total, lambda: done)]):
         for item in items:
             done += 1
             yield item

@@ -1,6 +1,8 @@
-"""Working ahead of a consumer with threads, in order."""
+"""Threads that work ahead of a consumer, in order, and beside a block."""
 
 import collections
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
@@ -27,3 +29,16 @@ def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], ah
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextlib.contextmanager
+def beside(watch: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """Runs `watch` in a thread called `name` while the block runs, which sets the event at its end and waits."""
+    ended = threading.Event()
+    thread = threading.Thread(target=watch, args=(ended,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
