@@ -33,7 +33,7 @@ def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], ah
 
 @contextlib.contextmanager
 def beside(watch: Callable[[threading.Event], None], name: str) -> Iterator[None]:
-    """Runs `watch` in a thread called `name` while the block runs, which sets the event at its end and waits."""
+    """Runs `watch` in a thread called `name` while the block runs, which at its end sets the event."""
     ended = threading.Event()
     thread = threading.Thread(target=watch, args=(ended,), name=name, daemon=True)
     thread.start()
