@@ -249,6 +249,9 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
             return outputs.read_manifest(root, IndexManifest).counts
         before = outputs.find_manifest(root, IndexManifest)
         added = index_parts.added_shards(root, before) if before else ()
+        if before is not None and added:  # some of which have a label by now
+            unlabelled = _not_known(root, before, {}, prepared.unlabelled)
+            prepared = dataclasses.replace(prepared, unlabelled=unlabelled)
         manifest = extract(_beside(prepared, added))
         if before is not None:  # photographs of its first part were mended; what was added to it stays
             manifest = before.with_first(manifest, added, index_parts.failure_kinds(task.store, added))
@@ -301,9 +304,10 @@ def _append(
             print(f"{found.removed:,} were removed from {root} and stay out; --update takes them back")
         if prepared.config.update:
             _say_gone(root, found.others, prepared.unlabelled)
+        labelled = [ref.image_id for ref in task.refs]
         if not found.new and not again and not found.changes:
-            if prepared.config.update:
-                index_parts.prune_store(root, base)  # of a start that was killed at its end
+            index_parts.prune_labelled(root, base, labelled)  # of a start that was killed at its end
+            index_parts.prune_store(root, base)
             print(f"{root} has these images and labels already; nothing to do")
             return base.appended.get(task.digest, base.counts)
         for part in again:
@@ -328,21 +332,30 @@ def _append(
                 f"{found.known:,} of {len(task.refs):,} images are in {root} already; "
                 f"{len(found.new):,} are new"
             )
-        told = index_parts.without_label(root)
-        unlabelled = [ref for ref in prepared.unlabelled if ref.image_id not in told]
-        prepared = dataclasses.replace(prepared, unlabelled=unlabelled)
+        told = index_parts.without_label(root, base)
+        prepared = dataclasses.replace(prepared, unlabelled=_not_known(root, base, told, prepared.unlabelled))
         task = ExtractionTask.of(found.new, task.recipe, root, "")
         index_parts.check_names(root, base, task)
         added = _extract_part(_beside(prepared, base.shards), extract, task)
         if added is None:
             return None
+        base = index_parts.count_labelled(base, told, {*labelled})
         manifest = base.with_more(added, task.digest).with_labels_lacking(prepared.labels_without_image)
         outputs.finish(root, manifest)
-        index_parts.prune_derived(root, manifest)
-        if found.changes or prepared.config.update:
-            index_parts.prune_store(root, manifest)
+        index_parts.prune_labelled(root, manifest, labelled)
+        index_parts.prune_store(root, manifest)
         _print_summary(root, added)
         return added.counts
+
+
+def _not_known(
+    root: str, base: IndexManifest, told: Mapping[str, Sequence[str]], unlabelled: Sequence[ImageRef]
+) -> list[ImageRef]:
+    """Those without a label that an index does not count yet: neither with a label nor, `told`, without."""
+    if not unlabelled:
+        return []
+    known = {one.planned.image_id for one in index_parts.known(root, base)}.union(*told.values())
+    return [ref for ref in unlabelled if ref.image_id not in known]
 
 
 def _say_gone(root: str, others: Sequence[str], unlabelled: Sequence[ImageRef]) -> None:

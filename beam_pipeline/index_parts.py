@@ -7,18 +7,19 @@ removed or relabelled since is in the names of the manifest's units (transforms/
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline import integrity, layout, outputs
 from beam_pipeline.changes import Changes, failed, let_in
 from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import ExtractionTask
-from beam_pipeline.manifest import IndexManifest
+from beam_pipeline.manifest import IndexCounts, IndexManifest
 from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, worklist
-from transforms.storage.feature_store import FeatureStore, ShardSummary, read_failures
+from transforms.storage.feature_store import FeatureStore, ShardSummary
 from transforms.storage.overlays import planned, shard_of
 from transforms.types import ImageRef
 
@@ -79,10 +80,50 @@ def check_names(index: str, manifest: IndexManifest, task: ExtractionTask) -> No
         )
 
 
-def without_label(index: str) -> set[str]:
-    """The ids of photographs that had no label when they were to be added to an index."""
-    rows = read_failures(files.join(index, "failures"))
-    return {*rows.filter(pc.equal(rows["kind"], "no_label"))["image_id"].to_pylist()}
+def without_label(index: str, manifest: IndexManifest) -> dict[str, list[str]]:
+    """The ids of photographs that had no label when a part was made, by part."""
+    there = {*files.list_files(files.join(index, "failures"), ".parquet")}
+    if not any(uri.rsplit("/", 1)[-1].startswith(NO_LABEL) for uri in there):
+        return {}
+    uris = {part: _unlabelled_uri(index, _task(index, manifest, part)) for part in ("", *manifest.appended)}
+    return {
+        part: files.read_parquet(uri, ["image_id"])["image_id"].to_pylist()
+        for part, uri in uris.items()
+        if uri in there
+    }
+
+
+def count_labelled(
+    manifest: IndexManifest, told: Mapping[str, Sequence[str]], labelled: Container[str]
+) -> IndexManifest:
+    """The manifest of an index when those of its photographs `without_label` that are `labelled` now are to
+    be counted as such.
+    """
+    count = {part: sum(name in labelled for name in names) for part, names in told.items()}
+
+    def without(counts: IndexCounts, number: int) -> IndexCounts:
+        rest = dict(matched=counts.matched - number, without_label=counts.without_label - number)
+        return dataclasses.replace(counts, **rest)
+
+    return dataclasses.replace(
+        manifest,
+        counts=without(manifest.counts, sum(count.values())),
+        appended={part: without(of, count.get(part, 0)) for part, of in manifest.appended.items()},
+    )
+
+
+def prune_labelled(index: str, manifest: IndexManifest, labelled: Sequence[str]) -> None:
+    """Deletes the rows of photographs `without_label` that are `labelled` now."""
+    now = pa.array(labelled, pa.string())
+    for part in without_label(index, manifest):
+        uri = _unlabelled_uri(index, _task(index, manifest, part))
+        rows = files.read_parquet(uri)
+        rest = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=now)))
+        if not len(rest):
+            files.delete(uri)
+        elif len(rest) < len(rows):
+            files.write_parquet(uri, rest)
+    files.delete_empty(files.join(index, "failures"))
 
 
 def prune_derived(index: str, manifest: IndexManifest) -> None:
@@ -99,11 +140,19 @@ def prune_calibration(index: str, keep: str) -> None:
     layout.delete(index, "index", keep=kept, below="calibration/")
 
 
+def _task(index: str, manifest: IndexManifest, part: str) -> ExtractionTask:
+    return ExtractionTask.of(worklist.read_worklist(folder(index, part)), manifest.recipe, index, "")
+
+
+def _unlabelled_uri(index: str, task: ExtractionTask) -> str:
+    return files.join(index, "failures", f"{NO_LABEL}{task.names[0]}.parquet")
+
+
 def rename_unlabelled(index: str, old: ExtractionTask, new: ExtractionTask) -> None:
     """Copies the rows of a part's photographs without a label to the name that they have when it was made
     again.
     """
-    uris = [files.join(index, "failures", f"{NO_LABEL}{task.names[0]}.parquet") for task in (old, new)]
+    uris = [_unlabelled_uri(index, task) for task in (old, new)]
     if uris[0] != uris[1] and files.exists(uris[0]):
         files.write_bytes(uris[1], files.read_bytes(uris[0]))
 
@@ -206,8 +255,7 @@ def unfinished(index: str, manifest: IndexManifest) -> set[str]:
         return set()
     found = set()
     for part in ("", *sorted(manifest.appended)):
-        refs = worklist.read_worklist(folder(index, part))
-        if lacking & {*ExtractionTask.of(refs, manifest.recipe, index, "").names}:
+        if lacking & {*_task(index, manifest, part).names}:
             found.add(part)
     return found
 
@@ -287,7 +335,9 @@ def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool
     again = {name for name in failures if name in within_limits or changes([name])}
     # A part that was changed is not made again: what was mended takes a new place.
     cleaned = {planned(unit) for unit in base.changed_units}
-    moved = {part for part in {there[name].part for name in again} if _names(index, base, part) & cleaned}
+    moved = {
+        part for part in {there[name].part for name in again} if {*_task(index, base, part).names} & cleaned
+    }
     replaced = {*changed.moved, *changed.changed, *(name for name in again if there[name].part in moved)}
     relabelled = {name: given[name].landmark_id for name in changed.relabelled if name not in replaced}
     mended = {name: given[name] for name in again - replaced}
@@ -308,15 +358,8 @@ def without_empty(index: str, manifest: IndexManifest) -> IndexManifest:
     """The manifest of an index without parts that were added and have no photographs any more."""
     for part, counts in manifest.appended.items():
         if not counts.indexed and not counts.failed:
-            refs = worklist.read_worklist(folder(index, part))
-            task = ExtractionTask.of(refs, manifest.recipe, index, "")
-            manifest = without(index, manifest, part, task)
+            manifest = without(index, manifest, part, _task(index, manifest, part))
     return manifest
-
-
-def _names(index: str, manifest: IndexManifest, part: str) -> set[str]:
-    refs = worklist.read_worklist(folder(index, part))
-    return {*ExtractionTask.of(refs, manifest.recipe, index, "").names}
 
 
 def _check_addition(index: str, base: IndexManifest, task: ExtractionTask) -> None:

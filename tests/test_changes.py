@@ -317,6 +317,44 @@ def test_labels_without_a_photograph_are_counted_again_where_photographs_are_add
     assert manifest(tmp_path / "index")["counts"]["labels_without_image"] == 1
 
 
+def test_a_photograph_that_gets_its_label_later_is_counted_once(tmp_path, monkeypatch):
+    write_inputs(tmp_path, 7)
+    rows = (tmp_path / "labels.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "labels.csv").write_text("".join(rows[:4]))  # p0, p1 and p2
+    (tmp_path / "p" / "p6.png").rename(tmp_path / "p6.png")
+    assert run(tmp_path, *INDEX) == 0
+    shutil.copytree(tmp_path / "index", tmp_path / "made")
+
+    def known(root="index"):
+        counts = manifest(tmp_path / root)["counts"]
+        rows = pq.read_table(tmp_path / root / "failures")["image_id"].to_pylist()
+        return counts["matched"], counts["indexed"], counts["without_label"], sorted(rows)
+
+    assert known() == (6, 3, 3, ["p3", "p4", "p5"])
+    (tmp_path / "p6.png").rename(tmp_path / "p" / "p6.png")
+    (tmp_path / "more.csv").write_text(rows[0] + "".join(rows[4:6]))  # p3 and p4, of p0 to p6
+    append = ("index", "--images", "p", "--labels", "more.csv", "--output", "index", "--append")
+    assert run(tmp_path, *append) == 0
+    assert known() == (7, 5, 2, ["p5", "p6"])
+    whole = kill.contents(tmp_path / "index")
+    assert run(tmp_path, *append) == 0 and kill.contents(tmp_path / "index") == whole
+    # As much when the command is stopped before its manifest is written, and after that.
+    for stopped in ("count_labelled", "prune_labelled"):
+        shutil.rmtree(tmp_path / "index")
+        shutil.copytree(tmp_path / "made", tmp_path / "index")
+        with monkeypatch.context() as patched:
+            patched.setattr(index_job.index_parts, stopped, lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path, *append)
+        assert run(tmp_path, *append) == 0 and kill.contents(tmp_path / "index") == whole
+    (tmp_path / "last.csv").write_text(rows[0] + "".join(rows[6:]))  # p5 and p6, of either part one
+    append = ("index", "--images", "p", "--labels", "last.csv", "--output", "index", "--append")
+    assert run(tmp_path, *append) == 0
+    assert manifest(tmp_path / "index")["counts"]["matched"] == 7
+    assert manifest(tmp_path / "index")["counts"]["without_label"] == 0
+    assert not (tmp_path / "index" / "failures").exists()
+
+
 def test_a_photograph_that_was_changed_since_is_said_beside_its_matches(made, tmp_path, capsys):
     write_inputs(tmp_path)
     assert run(tmp_path, *INDEX) == 0 and run(tmp_path, *RECOGNIZE) == 0
