@@ -57,19 +57,19 @@ def reference(tmp_path_factory, demo_set):
     """An undisturbed round of the commands."""
     folder = tmp_path_factory.mktemp("reference")
     kill.write_inputs(folder, kill.find_photographs(None, demo_set[0]), (16, 8, 16))
-    for command in kill.COMMANDS:
+    for command in COMMANDS:
         assert run(folder, *command.arguments) == 0
         kill.record(command, folder)
     return folder
 
 
-INDEX, APPEND, RECOGNIZE = kill.COMMANDS
+COMMANDS = INDEX, APPEND, RECOGNIZE = kill.INDEX, kill.APPEND, kill.RECOGNIZE
 
 
 @pytest.fixture
 def folder(reference, tmp_path):
     """A new folder with the inputs of a round."""
-    for name in ("images.txt", "more.txt", "queries.txt", "labels.csv"):
+    for name in kill.INPUTS:
         shutil.copy(reference / name, tmp_path)
     return tmp_path
 
@@ -87,9 +87,26 @@ def test_killed_jobs_end_with_the_same_bytes(reference, tmp_path):
             time.sleep(0.2)
         assert code == 0
 
-    seconds = {command.name: 6.0 for command in kill.COMMANDS}
-    kills, differing = kill.attempt(tmp_path, reference, seconds, random.Random(27), iter([1, 1, 2]), finish)
+    seconds = {command.name: 6.0 for command in COMMANDS}
+    kills, differing = kill.attempt(
+        tmp_path, reference, seconds, random.Random(27), iter([1, 1, 2]), finish, COMMANDS
+    )
     assert len(kills) == 4 and differing == []
+
+
+def test_what_is_killed_while_it_cleans_has_something_to_clean(reference, folder):
+    shutil.copytree(reference / "index", folder / "index")
+    counts = []
+    for command in kill.CLEANING:
+        before = kill.contents(folder / "index")
+        assert kill.stage(command, folder, before) == "start"
+        assert run(folder, *command.arguments) == 0
+        assert kill.stage(command, folder, before) == "end"
+        counts.append(json.loads((folder / "index" / "manifest.json").read_text())["counts"]["indexed"])
+    assert counts == [24, 15, 15, 15]
+    images = pd.read_parquet(folder / "index" / "images").set_index("image_id")
+    assert (images.uri.str.contains("/changed/")).any()
+    assert len(list((folder / "index" / "images").glob("*.c*"))) >= 1
 
 
 # Adding to an index

@@ -3,10 +3,11 @@ byte for byte.
 
     python tests/survival/kill.py --kills 50 [--photos DIR] [--seed N]
 
-A round makes an index, adds to it, and recognizes with it. Each command is started up to four times in a row
-and killed with its whole process group by SIGKILL: at a moment drawn over the time that it takes, or shortly
-after it has left a number of files that is drawn too, so that every stage is hit. Then it is left alone, and
-must end with the files of the undisturbed run, no more and no less. Ends with 1 on any difference.
+A round makes an index, adds to it, replaces photographs of it, removes and relabels some, rewrites its
+shards, and recognizes with it. Each command is started up to four times in a row and killed with its whole
+process group by SIGKILL: at a moment drawn over the time that it takes, or shortly after it has left a number
+of files that is drawn too, so that every stage is hit. Then it is left alone, and must end with the files of
+the undisturbed run, no more and no less. Ends with 1 on any difference.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +31,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from beam_pipeline import demo  # noqa: E402
+from beam_pipeline.lock import LOCK  # noqa: E402
 from transforms.patterns import IMAGE_SUFFIXES  # noqa: E402
 
-STAGES = ("start", "load", "extract", "retrieve", "verify", "end", "done")
+INPUTS = ("images.txt", "more.txt", "queries.txt", "changed.txt", "gone.txt", "labels.csv", "right.csv")
+STAGES = ("start", "load", "extract", "write", "retrieve", "verify", "end", "done")
 _MODES = (
     ("--direct_num_workers=1",),
     ("--direct_num_workers=2", "--direct_running_mode=multi_threading"),
@@ -57,43 +61,24 @@ class Command:
     arguments: tuple[str, ...]
 
 
-COMMANDS = (
-    Command(
-        "index",
-        "index",
-        (
-            "index",
-            "--images",
-            "@images.txt",
-            "--labels",
-            "labels.csv",
-            "--output",
-            "index",
-            "--max_image_side",
-            "320",
-        ),
-    ),
-    Command(
-        "append",
-        "index",
-        ("index", "--images", "@more.txt", "--labels", "labels.csv", "--output", "index", "--append"),
-    ),
-    Command(
-        "recognize",
-        "run",
-        (
-            "recognize",
-            "--images",
-            "@queries.txt",
-            "--index",
-            "index",
-            "--output",
-            "run",
-            "--preset",
-            "accurate",
-        ),
-    ),
+def _index(name: str, arguments: str) -> Command:
+    return Command(name, "index", ("index", "--output", "index", *arguments.split()))
+
+
+INDEX = _index("index", "--images @images.txt --labels labels.csv --max_image_side 320")
+APPEND = _index("append", "--images @more.txt --labels labels.csv --append")
+CLEANING = (
+    _index("update", "--images @changed.txt --labels labels.csv --append --update"),
+    _index("remove", "--remove @gone.txt"),
+    _index("relabel", "--relabel right.csv"),
+    _index("compact", "--compact"),
 )
+RECOGNIZE = Command(
+    "recognize",
+    "run",
+    ("recognize", "--images", "@queries.txt", "--index", "index", "--output", "run", "--preset", "accurate"),
+)
+COMMANDS = (INDEX, APPEND, *CLEANING, RECOGNIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +104,32 @@ def find_photographs(photos: str | None, folder: pathlib.Path) -> list[pathlib.P
 
 def write_inputs(folder: pathlib.Path, photographs: Sequence[pathlib.Path], counts: Sequence[int]) -> None:
     """Writes what the commands of a round read: lists of photographs to index, to add and to recognize, and
-    labels, true or not.
+    labels, true or not; queries under the names of the first in the index, to take their places; and of what
+    is indexed three eighths to remove, so that one shard at least is rewritten, and others to relabel.
     """
     start = 0
     for name, count in zip(("images", "more", "queries"), counts, strict=True):
-        (folder / f"{name}.txt").write_text(
-            "".join(f"{path}\n" for path in photographs[start : start + count]), encoding="utf-8"
-        )
+        _write_lines(folder / f"{name}.txt", photographs[start : start + count])
         start += count
-    rows = [f"{path.stem},{number % 7}\n" for number, path in enumerate(photographs[:start])]
-    (folder / "labels.csv").write_text("id,landmark_id\n" + "".join(rows), encoding="utf-8")
+    _write_labels(folder / "labels.csv", {path.stem: n % 7 for n, path in enumerate(photographs[:start])})
+    indexed = photographs[: counts[0] + counts[1]]
+    (folder / "changed").mkdir()
+    changed = []
+    for old, new in zip(indexed[: counts[0] // 8], photographs[len(indexed) : start]):
+        changed.append(folder / "changed" / f"{old.stem}{new.suffix}")
+        shutil.copyfile(new, changed[-1])
+    _write_lines(folder / "changed.txt", changed)
+    _write_lines(folder / "gone.txt", [path.stem for n, path in enumerate(indexed) if n % 8 in (1, 3, 6)])
+    right = {path.stem: (n + 1) % 7 for n, path in enumerate(indexed) if n % 8 in (0, 5)}
+    _write_labels(folder / "right.csv", right)
+
+
+def _write_lines(path: pathlib.Path, lines: Sequence[object]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _write_labels(path: pathlib.Path, labels: dict[str, int]) -> None:
+    _write_lines(path, ["id,landmark_id", *(f"{name},{label}" for name, label in labels.items())])
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -197,10 +198,15 @@ def finish(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> float
 
 
 def start_and_kill(
-    command: Command, folder: pathlib.Path, mode: Sequence[str], at_files: int, seconds: float
+    command: Command,
+    folder: pathlib.Path,
+    mode: Sequence[str],
+    before: dict[str, str],
+    at_files: int,
+    seconds: float,
 ) -> Kill:
     """Starts a command and kills its process group `seconds` after it has `at_files` files or more below its
-    output.
+    output, whose contents it had `before` it was first started.
     """
     process, output = start(command, folder, mode), folder / command.output
     while process.poll() is None and _count(output) < at_files:
@@ -209,7 +215,7 @@ def start_and_kill(
         process.wait(seconds)
     ended = process.poll() is not None
     _kill_group(process)
-    return Kill(command.name, "done" if ended else stage(command, folder))
+    return Kill(command.name, "done" if ended else stage(command, folder, before))
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -222,9 +228,14 @@ def _count(folder: pathlib.Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
-def stage(command: Command, folder: pathlib.Path) -> str:
-    """How far a command has come, as its files tell: one of STAGES."""
+def stage(command: Command, folder: pathlib.Path, before: dict[str, str]) -> str:
+    """How far a command has come, as its files tell, of which there were some `before`: one of STAGES."""
     output = folder / command.output
+    if command in CLEANING:
+        now = contents(output)
+        if now["manifest.json"] != before["manifest.json"]:
+            return "end"
+        return "write" if now.keys() - before.keys() - {LOCK} else "start"
     plans = sorted(output.glob("appended/*/plan/*.parquet" if command.name == "append" else "plan/*.parquet"))
     if not plans:
         return "start"
@@ -254,6 +265,7 @@ def attempt(
     rng: random.Random,
     kills: Iterator[int],
     finish: Callable[[Command, pathlib.Path, Sequence[str]], object] = finish,
+    commands: Sequence[Command] = COMMANDS,
 ) -> tuple[list[Kill], list[str]]:
     """One round in an empty folder.
 
@@ -262,23 +274,25 @@ def attempt(
       seconds: that each command takes undisturbed.
       kills: how many times in a row each command is killed.
       finish: runs a command to its end, and raises where it fails.
+      commands: of the round.
 
     Returns:
       The kills, and what differs in the end.
     """
-    for name in ("images.txt", "more.txt", "queries.txt", "labels.csv"):
+    for name in INPUTS:
         (folder / name).write_bytes((reference / name).read_bytes())
     made, differing = [], []
-    for command in COMMANDS:
+    for command in commands:
         expected = json.loads((reference / f"{command.name}.json").read_text())
-        before = _count(folder / command.output)
+        before = contents(folder / command.output)
+        most = len({*before, *expected})  # what is not needed any more is deleted at the end
         for _ in range(next(kills)):
             [mode] = rng.choices(_MODES, _MODE_WEIGHTS)
             if rng.random() < 1 / 3:
                 at_files, delay = 0, rng.uniform(0, seconds[command.name])
             else:
-                at_files, delay = rng.randint(before, len(expected)), rng.uniform(0, 0.05)
-            made.append(start_and_kill(command, folder, mode, at_files, delay))
+                at_files, delay = rng.randint(len(before), most), rng.uniform(0, 0.05)
+            made.append(start_and_kill(command, folder, mode, before, at_files, delay))
         finish(command, folder, rng.choice(_MODES[:2]))
         differing += [
             f"{folder}: after {command.name}: {line}"
