@@ -19,10 +19,10 @@ from apache_beam.runners.runner import PipelineRunner
 from beam_pipeline import integrity, outputs, runner, self_search
 from beam_pipeline.config import AuditConfig, ConfigError
 from beam_pipeline.layout import AUDIT_TABLES
-from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, versions
+from beam_pipeline.manifest import FORMAT, IndexManifest
 from beam_pipeline.self_search import Pairs, SelfSearch
 from transforms.arrays import label_audit
-from transforms.storage import files, run_store, tables
+from transforms.storage import files, tables
 from transforms.storage.feature_store import FeatureStore
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import FeatureLocation
@@ -79,6 +79,11 @@ class Audited:
         probability = label_audit.pair_probabilities(pairs.similarity, inliers, learned)
         return cls(images, pairs, probability, labels, names.to_pylist())
 
+    @property
+    def evidence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What `label_audit` judges by: first, second, probability, labels."""
+        return self.pairs.first, self.pairs.second, self.probability, self.labels
+
     def column(self, name: str, rows: np.ndarray) -> pa.Array:
         """A column of some of the images."""
         return self.images[name].combine_chunks().take(pa.array(rows))
@@ -134,19 +139,10 @@ def run(config: AuditConfig, options: PipelineOptions, engine: PipelineRunner | 
             files.write_parquet(files.join(config.output, f"{name}.parquet"), table)
             tables.write_csv(files.join(config.output, f"{name}.csv"), _for_people(name, table))
         counts = {name: len(table) for name, table in found.items()}
-        files.write_json(
-            files.join(config.output, MANIFEST),
-            {
-                **made_with,
-                "index_uri": files.place_in(config.output, config.index),
-                "complete": not late,
-                "counts": {"images": len(images), "pairs": len(pairs.first), "out_of_time": late, **counts},
-                "seconds": runner.seconds(started, metrics),
-                "versions": versions(),
-            },
-        )
-        if not late:
-            run_store.delete_candidates(search.folder)
+        says = {**made_with, "index_uri": files.place_in(config.output, config.index)}
+        searched = {"images": len(images), "pairs": len(pairs.first)}
+        seconds = runner.seconds(started, metrics)
+        self_search.finish(search, says, {**searched, **counts}, late, seconds)
         _print_summary(config.output, len(images), counts, late)
     return 0
 
@@ -183,13 +179,10 @@ def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int,
 
 def _tables(audited: Audited, exact: tuple[np.ndarray, dict[int, str]]) -> dict[str, pa.Table]:
     """What was found, by name."""
-    votes = label_audit.label_votes(
-        audited.pairs.first, audited.pairs.second, audited.probability, audited.labels
-    )
     return {
         "exact_duplicates": _exact_table(audited, *exact),
         "near_duplicates": _near_table(audited, audited.near_duplicates(exact[0])),
-        "mislabelled": _mislabelled_table(audited, votes),
+        "mislabelled": _mislabelled_table(audited),
         "unconfirmed": _unconfirmed_table(audited),
         "label_pairs": _label_pairs_table(audited),
     }
@@ -225,7 +218,8 @@ def _near_table(audited: Audited, rows: np.ndarray) -> pa.Table:
     )
 
 
-def _mislabelled_table(audited: Audited, votes: label_audit.LabelVotes) -> pa.Table:
+def _mislabelled_table(audited: Audited) -> pa.Table:
+    votes = label_audit.label_votes(*audited.evidence)
     rows = votes.mislabelled
     return pa.table(
         {
@@ -241,8 +235,7 @@ def _mislabelled_table(audited: Audited, votes: label_audit.LabelVotes) -> pa.Ta
 
 
 def _unconfirmed_table(audited: Audited) -> pa.Table:
-    arguments = audited.pairs.first, audited.pairs.second, audited.probability, audited.labels
-    confirmed = label_audit.confirmations(*arguments)
+    confirmed = label_audit.confirmations(*audited.evidence)
     needed = label_audit.confirmations_needed(audited.labels)
     rows = np.flatnonzero(confirmed < needed)
     rows = rows[np.argsort(confirmed[rows], kind="stable")]
@@ -258,8 +251,7 @@ def _unconfirmed_table(audited: Audited) -> pa.Table:
 
 
 def _label_pairs_table(audited: Audited) -> pa.Table:
-    arguments = audited.pairs.first, audited.pairs.second, audited.probability, audited.labels
-    found = label_audit.label_pairs(*arguments, _SAME_PLACE)
+    found = label_audit.label_pairs(*audited.evidence, _SAME_PLACE)
     size = np.bincount(audited.labels, minlength=len(audited.names))
     return pa.table(
         {

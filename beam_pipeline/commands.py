@@ -25,7 +25,6 @@ def _job(name: str, configuration: Callable[[argparse.Namespace], Any]) -> Comma
 recognize = _job("recognize", flags.recognize_config)
 calibrate = _job("calibrate", flags.calibrate_config)
 cohort = _job("cohort", flags.maker(config.CohortConfig))
-discover = _job("discover", flags.maker(config.DiscoverConfig))
 rescore = _job("rescore", flags.rescore_config)
 whiten = _job("whiten", flags.maker(config.WhitenConfig))
 
@@ -71,6 +70,16 @@ def audit(args: argparse.Namespace, options: Any) -> int:
 
     code = audit.run(flags.record(config.AuditConfig, args), options)
     print(f"see it: {audit_page.write_page(args.output)}")
+    return code
+
+
+def discover(args: argparse.Namespace, options: Any) -> int:
+    """Groups queries without a landmark, and makes a page to name them."""
+    from beam_pipeline import discover
+    from beam_pipeline.report import groups_page
+
+    code = discover.run(flags.record(config.DiscoverConfig, args), options)
+    print(f"see it: {groups_page.write_page(args.output)}")
     return code
 
 

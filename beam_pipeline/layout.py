@@ -26,6 +26,7 @@ _PLAN = r"plan/\d{6}\.parquet"
 _OUTPUT = rf"settings\.json|manifest\.json|\.lock\.json|failures/out_of_time\.parquet|{_PLAN}"
 
 _SEARCH = rf"search/((predictions|candidates)/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"  # self_search.py
+_PAGE = r"index\.html|style\.css|photographs/\d{5,}\.webp"  # report/single_page.py
 AUDIT_TABLES = ("exact_duplicates", "near_duplicates", "mislabelled", "unconfirmed", "label_pairs")
 
 # By command; see the texts of transforms/storage for what they are.
@@ -44,12 +45,9 @@ _OWN = {
         rf"|predictions/({_BLOCK}|unpredicted)\.parquet|candidates/{_BLOCK}\.parquet"
         rf"|failures/(extract|verify-{_BLOCK})\.parquet"
     ),
-    "audit": re.compile(
-        rf"{_OUTPUT}|{_SEARCH}|({'|'.join(AUDIT_TABLES)})\.(parquet|csv)|index\.html|style\.css"
-        r"|photographs/\d{5,}\.webp"
-    ),
+    "audit": re.compile(rf"{_OUTPUT}|{_SEARCH}|{_PAGE}|({'|'.join(AUDIT_TABLES)})\.(parquet|csv)"),
     "discover": re.compile(
-        rf"{_OUTPUT}|{_SEARCH}|(groups|photographs)\.(parquet|csv)|wanted\.parquet|labels\.csv|images\.txt"
+        rf"{_OUTPUT}|{_SEARCH}|{_PAGE}|report\.js|groups\.(parquet|csv)|(pairs|wanted)\.parquet"
     ),
     "cohort": re.compile(rf"{_OUTPUT}|{_STORE}"),
     "query store": re.compile(rf"\.lock\.json|{_STORE}"),
@@ -69,7 +67,7 @@ _FOLDERS = {
     ),
     "recognize": ("queries", "predictions", "candidates", "failures", "plan"),
     "audit": ("search", "photographs"),
-    "discover": ("search",),
+    "discover": ("search", "photographs"),
     "cohort": ("images", "local_features", "summaries", "failures", "plan"),
     "query store": ("images", "local_features", "summaries", "failures"),
 }

@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -20,6 +21,7 @@ from apache_beam.runners.runner import PipelineRunner
 from beam_pipeline import recipe, runner
 from beam_pipeline.config import PRESETS, TimeBudget
 from beam_pipeline.extraction import lost_work
+from beam_pipeline.manifest import MANIFEST, versions
 from beam_pipeline.recipe import Recipe
 from transforms import retrieval, verification
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_blocks, plan_groups
@@ -104,22 +106,26 @@ def settings_of(made_with: Recipe) -> VerificationSettings:
     )
 
 
-def _others(unit: CandidateUnit, search: SelfSearch) -> CandidateUnit:
+class _Others(beam.DoFn):
     """Images with what was retrieved for them -> themselves, and what is not wanted, left out."""
-    wanted = None if search.wanted is None else _wanted(search.wanted)
-    queries = []
-    for query in unit.queries:
-        if wanted is None or query.image_id in wanted:
-            rest = (c for c in query.candidates if c.image_id != query.image_id)
-            others = (c for c in rest if wanted is None or c.image_id in wanted)
-            candidates = tuple(itertools.islice(others, search.neighbors))
-            queries.append(dataclasses.replace(query, candidates=candidates))
-    return dataclasses.replace(unit, queries=tuple(queries))
 
+    def __init__(self, search: SelfSearch) -> None:
+        self._search = search
+        self._wanted: frozenset[str] | None = None
 
-@functools.lru_cache(1)
-def _wanted(uri: str) -> frozenset[str]:
-    return frozenset(files.read_parquet(uri)["image_id"].to_pylist())
+    def setup(self) -> None:
+        if self._search.wanted is not None:
+            self._wanted = frozenset(files.read_parquet(self._search.wanted)["image_id"].to_pylist())
+
+    def process(self, unit: CandidateUnit) -> Iterator[CandidateUnit]:
+        wanted, queries = self._wanted, []
+        for query in unit.queries:
+            if wanted is None or query.image_id in wanted:
+                rest = (c for c in query.candidates if c.image_id != query.image_id)
+                others = (c for c in rest if wanted is None or c.image_id in wanted)
+                candidates = tuple(itertools.islice(others, self._search.neighbors))
+                queries.append(dataclasses.replace(query, candidates=candidates))
+        yield dataclasses.replace(unit, queries=tuple(queries))
 
 
 def kept(unit: CandidateUnit) -> PredictionUnit:
@@ -145,7 +151,7 @@ def build(pipeline: beam.Pipeline, search: SelfSearch, deadline: float = math.in
         | "Blocks" >> beam.Create([QueryBlock(*block) for block in members.items()])
         | "Retrieve" >> retrieve.with_resource_hints(**hints(retrieval.MIN_RAM))
         | "Pending" >> beam.Filter(lambda unit: not run_store.has_predictions(folder, unit.name))
-        | "Others" >> beam.Map(_others, search).with_output_types(CandidateUnit)
+        | "Others" >> beam.ParDo(_Others(search))
         | "Verify" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
     )
     if search.views and search.verification is not None:
@@ -182,6 +188,26 @@ def run(
     if late and deadline == math.inf:
         raise lost_work(f"{late:,} of {search.images:,} images were not searched for")
     return metrics, late
+
+
+def finish(
+    search: SelfSearch,
+    says: Mapping[str, Any],
+    counts: Mapping[str, int],
+    late: int,
+    seconds: Mapping[str, float],
+) -> None:
+    """Writes the manifest of a job with what it `says` and counted, when all else is written."""
+    manifest = {
+        **says,
+        "complete": not late,
+        "counts": {**counts, "out_of_time": late},
+        "seconds": seconds,
+        "versions": versions(),
+    }
+    files.write_json(files.join(search.output, MANIFEST), manifest)
+    if not late:
+        run_store.delete_candidates(search.folder)
 
 
 def read_images(store: FeatureStore, units: Sequence[str]) -> pa.Table:

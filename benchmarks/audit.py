@@ -120,7 +120,7 @@ def check_labels(audit: pathlib.Path, wrong: dict[str, str], part_of: dict[str, 
 
 def check_groups(found: pathlib.Path, label_of: dict[str, str], left_out: list[str], goals: Goals) -> None:
     """Compares groups of queries with the labels that were left out."""
-    rows = pd.read_parquet(found / "photographs.parquet")
+    rows = pd.read_parquet(found / "groups.parquet")
     groups = [collections.Counter(label_of.get(i, "") for i in m.image_id) for _, m in rows.groupby("group")]
     good = [
         label

@@ -2,7 +2,9 @@
 without a landmark, which get names and join it.
 """
 
+import collections
 import contextlib
+import csv
 import json
 import shutil
 
@@ -16,6 +18,7 @@ from beam_pipeline import audit, runner
 from beam_pipeline.main import main
 from tests import tiny_models
 from tests.survival import kill
+from transforms.arrays import label_audit
 
 PLACES, EACH = 4, 5
 SIDE = 240
@@ -193,31 +196,71 @@ RECOGNIZE = ("recognize", "--images", "q", "--index", "index", "--preset", "accu
 DISCOVER = ("discover", "--run", "run", "--min_score", "99", "--output", "found")  # which no query has
 
 
+def named(folder, names, output="found"):
+    """Fills in groups.csv: the name of each group in `names`, without the rows of others."""
+    rows = list(csv.DictReader((folder / output / "groups.csv").open(newline="")))
+    lines = [f"{row['id']},{names[row['group']]}" for row in rows if row["group"] in names]
+    (folder / "named.csv").write_text("\n".join(["id,landmark_id", *lines]) + "\n")
+
+
 def test_queries_without_a_landmark_form_groups_that_get_names_and_join_the_index(with_run, capsys):
     folder = with_run
     assert run(folder, *DISCOVER) == 0
+    assert "see it: found/index.html" in capsys.readouterr().out
     groups = {}
-    for row in table(folder, "photographs", "found"):
-        groups.setdefault(row["group"], set()).add(row["image_id"][:2])
-    assert all(len(places) == 1 for places in groups.values())
-    assert {"q2", "q3"} <= {place for places in groups.values() for place in places}
-    sizes = {row["group"]: row["photographs"] for row in table(folder, "groups", "found")}
-    assert min(sizes.values()) >= 3 and sizes.keys() == groups.keys()
-    capsys.readouterr()
+    for row in table(folder, "groups", "found"):
+        groups.setdefault(row["group"], []).append(row)
+    places = {number: {row["image_id"][:2] for row in rows} for number, rows in groups.items()}
+    assert all(len(of_group) == 1 for of_group in places.values())
+    assert {"q2", "q3"} <= {place for of_group in places.values() for place in of_group}
+    sizes = [len(rows) for rows in groups.values()]
     assert (
-        run(folder, *DISCOVER) == 0
-        and "no group in found/groups.csv has a name yet" in capsys.readouterr().out
+        min(sizes) >= 3 and sizes == sorted(sizes, reverse=True) and [*groups] == [*range(1, len(sizes) + 1)]
     )
-    number = next(number for number, places in groups.items() if places == {"q3"})
-    text = (folder / "found" / "groups.csv").read_text()
-    (folder / "found" / "groups.csv").write_text(text.replace(f"\n{number},,", f"\n{number},gate,"))
-    assert run(folder, *DISCOVER) == 0
-    said = capsys.readouterr().out
-    command = said[said.index("landmarks index") : said.index("` adds")].replace("INDEX", "index").split()
-    assert run(folder, *command[1:]) == 0
-    assert run(folder, *RECOGNIZE, "again") == 0
+    links = collections.Counter()
+    for pair in table(folder, "pairs", "found"):
+        assert pair["probability"] >= label_audit.ONE_PLACE
+        links.update((pair["image_id"], pair["other_image_id"]))
+    assert links == {row["image_id"]: row["links"] for rows in groups.values() for row in rows}
+    before = kill.contents(folder / "found")
+    assert run(folder, *DISCOVER) == 0 and "finished; nothing to do" in capsys.readouterr().out
+    assert kill.contents(folder / "found") == before
+    number = next(number for number, of_group in places.items() if of_group == {"q3"})
+    named(folder, {str(number): "gate"})
+    shutil.copytree(folder / "index", folder / "more")
+    given = ("--images", "found/groups.parquet", "--labels", "named.csv")
+    assert run(folder, "index", "--append", *given, "--output", "more") == 0
+    again = ("recognize", "--images", "q", "--index", "more", "--preset", "accurate", "--output", "again")
+    assert run(folder, *again) == 0
     rows = (folder / "again" / "submission.csv").read_text().splitlines()
-    assert len([row for row in rows if row.startswith("q3") and ",gate " in row]) >= sizes[number]
+    assert len([row for row in rows if row.startswith("q3") and ",gate " in row]) >= len(groups[number])
+
+
+def test_groups_join_an_index_whose_ids_are_paths(with_run, tmp_path):
+    for name in ("p", "q", "labels.csv"):
+        (tmp_path / name).symlink_to(with_run / name)
+    assert run(tmp_path, *index("labels.csv", "--image_ids", "path")) == 2  # the table names no paths
+    lines = (with_run / "labels.csv").read_text().splitlines()[1:]
+    (tmp_path / "paths.csv").write_text("path,landmark_id\n" + "\n".join(lines).replace(",", ".png,") + "\n")
+    assert run(tmp_path, *index("paths.csv", "--image_ids", "path")) == 0
+    assert run(tmp_path, *RECOGNIZE, "run", "--image_ids", "path") == 0
+    assert run(tmp_path, *DISCOVER) == 0
+    named(tmp_path, {"1": "gate"})
+    given = ("--images", "found/groups.parquet", "--labels", "named.csv")
+    assert run(tmp_path, "index", "--append", *given, "--output", "index") == 0
+    counts = collections.Counter(pq.read_table(tmp_path / "index" / "images")["landmark_id"].to_pylist())
+    first = [row for row in table(tmp_path, "groups", "found") if row["group"] == 1]
+    assert counts["gate"] == len(first) >= 3 and first[0]["image_id"].endswith(".png")
+
+
+def test_a_search_that_ran_out_of_time_goes_on_and_its_page_is_made_anew(with_run, tmp_path):
+    output = (*DISCOVER[:-1], tmp_path / "found")
+    assert run(with_run, *output, "--time_budget", "1s") == 0
+    page = (tmp_path / "found" / "index.html").read_text()
+    assert "25 queries were not searched for in time" in page and "0 groups" in page
+    assert run(with_run, *output) == 0
+    page = (tmp_path / "found" / "index.html").read_text()
+    assert "in time" not in page and "Group 1<" in page
 
 
 def test_without_groups_there_is_nothing_to_name(with_run, tmp_path, monkeypatch, capsys):
@@ -235,18 +278,13 @@ def test_without_groups_there_is_nothing_to_name(with_run, tmp_path, monkeypatch
     monkeypatch.setattr("transforms.arrays.label_audit.MIN_GROUP", 99)
     assert run(with_run, *output) == 0
     said = capsys.readouterr().out
-    assert "0 groups with 0 of" in said and "name them" not in said
+    assert "0 groups with 0 of" in said
+    assert "<article" not in (tmp_path / "found" / "index.html").read_text()
     assert done["retrieve"] == (len(scores), len(scores)) and done["verify"][0] == done["verify"][1] < len(
         scores
     )
-    assert run(with_run, *output) == 0 and "is finished; it has no groups" in capsys.readouterr().out
 
 
-def test_a_name_of_no_group_and_a_run_without_such_queries_are_errors(with_run, tmp_path, capsys):
-    output = (*DISCOVER[:-1], tmp_path / "found")
-    assert run(with_run, *output) == 0
-    (tmp_path / "found" / "groups.csv").write_text("group,name\n7,gate\n")
-    assert run(with_run, *output) == 2
-    assert "names the group 7, which" in capsys.readouterr().err
+def test_a_run_without_such_queries_is_an_error(with_run, tmp_path, capsys):
     assert run(with_run, "discover", "--run", "run", "--output", tmp_path / "none") == 2
     assert "every query of run has a landmark" in capsys.readouterr().err

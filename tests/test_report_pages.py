@@ -1,18 +1,31 @@
 """The report's pages as a person sees them: opened from disk by the Chromium of this machine."""
 
 import csv
+import dataclasses
+import json
 import pathlib
+import re
+import shlex
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline import evaluate
+from beam_pipeline import discover, evaluate, outputs
 from beam_pipeline.config import EvaluateConfig, ReportConfig
 from beam_pipeline.main import main
+from beam_pipeline.manifest import RunManifest
+from beam_pipeline.matches import find_images
+from beam_pipeline.report import groups_page
 from beam_pipeline.report.pages import write_report
+from beam_pipeline.self_search import Pairs
 from tests.finished_runs import candidate, make_index, make_run, write_truth
-from transforms.storage import tables
-from transforms.types import Prediction
+from transforms.arrays import label_audit
+from transforms.storage import files, tables
+from transforms.storage.feature_store import FeatureStore
+from transforms.types import Prediction, VerificationSettings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no browser: apt-get install chromium")
@@ -47,6 +60,37 @@ def _make(root: pathlib.Path) -> str:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return _make(tmp_path_factory.mktemp("pages") / "<i>'report' & more")
+
+
+def _make_found(root: pathlib.Path) -> pathlib.Path:
+    """Groups of queries, of 5, 4 and 3, as `landmarks discover` leaves them, with their page."""
+    index = make_index(root / "index", {"tower 1": "tower"})
+    ids = [*QUERIES[30:], *QUERIES[:8], "alone"]
+    run = make_run(root / "run", index, [Prediction(i, None, None, (), True) for i in ids])
+    stored = find_images(FeatureStore(f"{run}/queries"), outputs.read_manifest(run, RunManifest).shards, ids)
+    images = pa.table({"image_id": ids, "uri": [stored[i].ref.uri for i in ids]})
+    first, second = np.array(
+        [(0, 1), (1, 2), (2, 3), (5, 6), (6, 7), (3, 4), (0, 4), (8, 9), (8, 10), (9, 11)]
+    ).T
+    many = np.arange(len(first)) + 100
+    pairs = Pairs(first, second, np.float32(many / 200), many, np.zeros(len(first)))
+    photographs, linked = discover.grouped(images, pairs, label_audit.TYPICAL)
+    found = root / "found"
+    photographs = photographs.append_column("id", photographs["image_id"])
+    for name, table in ((discover.GROUPS, photographs), (discover.PAIRS, linked)):
+        files.write_parquet(str(found / name), table)
+    counts = {"queries": len(ids), "groups": 3, "photographs": 12, "out_of_time": 0}
+    settings = dataclasses.asdict(VerificationSettings())
+    files.write_json(
+        str(found / "manifest.json"), {"run": "0", "run_uri": run, "verification": settings, "counts": counts}
+    )
+    groups_page.write_page(str(found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return _make_found(tmp_path_factory.mktemp("groups") / "<i>'found' & more")
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +308,88 @@ def test_paper_shows_cards_and_no_controls(page):
     assert len(page.pdf()) > 10_000
 
 
+# Groups that wait for a name
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_groups_fit_the_screen_with_their_pictures_and_pairs(page, found, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto((found / "index.html").as_uri())
+    assert page.locator("h1").count() == 1
+    assert page.locator("h3").all_text_contents() == [f"Group {n}{6 - n} photographs" for n in (1, 2, 3)]
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for picture in page.locator(".members img").all():
+        picture.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth)")
+    # What holds n together are n - 1 pairs, the least sure first.
+    pairs = [card.locator(".pair figcaption").all_text_contents() for card in page.locator("article").all()]
+    assert [len(of_group) for of_group in pairs] == [4, 3, 2]
+    shares = [float(re.search(r"place: ([\d.]+)%", text)[1]) for text in pairs[0]]
+    assert shares == sorted(shares) and page.locator(".lines path").count() > 0
+    text = page.locator("main").text_content()
+    assert all(image_id in text for image_id in QUERIES[30:])
+
+
+def test_named_groups_are_kept_and_saved_as_labels(page, found, tmp_path):
+    page.goto((found / "index.html").as_uri())
+    names, save = page.get_by_label("Name", exact=True), page.get_by_role("button", name="Save labels.csv")
+    assert save.is_disabled() and "0 of 3 groups have a name" in page.locator("#named").text_content()
+    groups = page.locator("article").evaluate_all("all => all.map(one => JSON.parse(one.dataset.ids))")
+    assert {*groups[0]} >= {*QUERIES[30:]}
+    odd = " Ü,\"'tower 20 %20 "
+    names.nth(0).fill(odd)
+    names.nth(2).fill("gate")
+    page.locator("article").nth(0).get_by_role("checkbox").nth(1).uncheck()
+    page.locator("article").nth(1).get_by_role("checkbox").nth(0).uncheck()  # of one without a name
+    page.reload()
+    assert names.nth(0).input_value() == odd.strip() and names.nth(1).input_value() == ""
+    boxes = page.get_by_role("checkbox").evaluate_all("all => all.filter(b => !b.checked).map(b => b.value)")
+    assert boxes == [groups[0][1], groups[1][0]]
+    assert "2 of 3 groups have a name, for 7 photographs" in page.locator("#named").text_content()
+    with page.expect_download() as download:
+        save.click()
+    assert download.value.suggested_filename == "labels.csv"
+    download.value.save_as(tmp_path / "labels.csv")
+    labels = tables.read_labels(str(tmp_path / "labels.csv")).to_pylist()
+    wanted = [(i, odd.strip()) for i in groups[0] if i != groups[0][1]] + [(i, "gate") for i in groups[2]]
+    assert [(row["image_id"], row["landmark_id"]) for row in labels] == wanted
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear").click()
+    assert names.nth(0).input_value() == "" and save.is_disabled()
+    assert page.get_by_role("checkbox").evaluate_all("all => all.every(b => b.checked)")
+
+
+def test_enter_leads_from_name_to_name(page, found):
+    page.goto((found / "index.html").as_uri())
+    page.get_by_label("Name", exact=True).first.focus()
+    for name in ("a", "b", "c"):
+        page.keyboard.type(name)
+        page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Save labels.csv"
+    assert [name.input_value() for name in page.get_by_label("Name", exact=True).all()] == ["a", "b", "c"]
+
+
+def test_what_is_not_shown_of_a_group_gets_its_name_too(page, found, tmp_path, monkeypatch):
+    shutil.copytree(found, tmp_path / "found")
+    (tmp_path / "found" / "index.html").unlink()
+    monkeypatch.setattr(groups_page, "_MAX_GROUPS", 2)
+    monkeypatch.setattr(groups_page, "_MAX_PHOTOGRAPHS", 3)
+    page.goto(pathlib.Path(groups_page.write_page(str(tmp_path / "found"))).as_uri())
+    assert page.get_by_text("The largest 2; all are in groups.csv.").is_visible()
+    assert page.get_by_text("2 more get the name too.").is_visible()
+    assert page.locator(".members img").count() == 6
+    page.get_by_label("Name", exact=True).first.fill("gate")
+    assert "for 5 photographs" in page.locator("#named").text_content()
+
+
 def test_the_report_of_real_photographs(photos, page, tmp_path):
-    """Index, recognize twice, and the report of one against the other, opened page by page."""
+    """Index, recognize twice, and the report of one against the other, opened page by page; then queries are
+    taken for places that wait for a name, and get one.
+    """
     with open(photos / "photos.csv", newline="") as f:
         rows = [row for row in csv.DictReader(f) if row["kind"] in ("landmark", "distractor")]
     labels = sorted({row["label"] for row in rows if row["label"]})[:6]
@@ -293,3 +417,18 @@ def test_the_report_of_real_photographs(photos, page, tmp_path):
     page.goto((tmp_path / "report" / "queries.html").as_uri())
     assert page.locator(".count").first.text_content().startswith(f"{len(queries)} of {len(queries)},")
     assert page.locator(".lines path").count() > 0
+
+    found = str(tmp_path / "found")
+    assert main(["discover", "--run", at["run"], "--min_score", "99", "--output", found]) == 0
+    page.goto((tmp_path / "found" / "index.html").as_uri())
+    page.get_by_label("Name", exact=True).first.fill("a place of its own")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save labels.csv").click()
+    download.value.save_as(tmp_path / "named.csv")
+    command = shlex.split(page.locator("pre").text_content().replace("\\\n", ""))
+    assert command[command.index("--output") + 1] == at["made"]
+    command[command.index("--labels") + 1] = str(tmp_path / "named.csv")
+    assert main(command[1:]) == 0
+    landmarks = pq.read_table(tmp_path / "made" / "images")["landmark_id"].to_pylist()
+    members = json.loads(page.locator("article").first.get_attribute("data-ids"))
+    assert landmarks.count("a place of its own") == len(members) >= 3

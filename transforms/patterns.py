@@ -122,12 +122,12 @@ def match_images(
         visible = _visible(pattern, base, entries, unwanted, passed_over)
         with_members = _with_members(visible, passed_over, say)
         for entry, chosen, given_id in _visible(pattern, base, with_members, unwanted, passed_over):
-            uri, below = entry.uri, _below(entry.uri, base) if image_ids == "path" or label_levels else ""
+            uri, path = entry.uri, below(entry.uri, base) if image_ids == "path" or label_levels else ""
             if not chosen and not uri.lower().endswith(IMAGE_SUFFIXES):
                 passed_over[os.path.splitext(uri)[1].lower()] += 1
                 continue
-            image_id = below if image_ids == "path" else given_id or image_id_of(uri)
-            landmark = _landmark(below, label_levels) if label_levels else None
+            image_id = path if image_ids == "path" else given_id or image_id_of(uri)
+            landmark = _landmark(path, label_levels) if label_levels else None
             if _NOT_UTF8.search(uri) or _UNWRITABLE.search(image_id) or _UNWRITABLE.search(landmark or ""):
                 problem = (
                     f"{uri!r} has a name that no table can carry (bytes that are not UTF-8, control "
@@ -203,7 +203,7 @@ def _drop_links(by_id: dict[str, ImageRef]) -> None:
             real.add(target)
 
 
-def _below(uri: str, base: str) -> str:
+def below(uri: str, base: str) -> str:
     """The path of a file, or of a member of an archive, from the folder or archive `base` on; from the root
     on where it lies elsewhere.
     """
@@ -217,8 +217,8 @@ def _below(uri: str, base: str) -> str:
     return uri[len(start) :] if uri.startswith(start) else uri.partition("://")[2] or uri.lstrip("/")
 
 
-def _landmark(below: str, levels: int) -> str | None:
-    folders = below.replace("\\", "/").split("/")[:-1][-levels:]
+def _landmark(path: str, levels: int) -> str | None:
+    folders = path.replace("\\", "/").split("/")[:-1][-levels:]
     names = (re.sub(r"\.(tar|parquet)$", "", name, flags=re.IGNORECASE).strip() for name in folders)
     return unicodedata.normalize("NFC", "/".join(names)) or None
 
@@ -262,7 +262,7 @@ def _visible(
     for one in found:
         entry, chosen, _ = one
         name = entry.uri.lower()
-        if unwanted and (_below(entry.uri, base), entry.uri) in unwanted:
+        if unwanted and (below(entry.uri, base), entry.uri) in unwanted:
             if chosen or name.endswith((*IMAGE_SUFFIXES, *_ARCHIVES)):
                 passed_over[EXCLUDED] += 1
         elif chosen or not _is_hidden(entry.uri, pattern):
@@ -390,8 +390,8 @@ def _remote_named(pattern: str) -> tuple[Iterable[Entry], bool] | None:
         raise MatchError(f"{pattern!r}: no glob can stand for a bucket, name it in full")
     if key and not key.endswith("/") and (entry := files.remote_entry(pattern)) is not None:
         return [entry], True
-    below = pattern.rstrip("/") + "/"  # a file system of Beam takes the folder's name for a glob
-    entries = files.retried(lambda: [e for e in files.remote_entries(pattern) if e.uri.startswith(below)])
+    folder = pattern.rstrip("/") + "/"  # a file system of Beam takes the folder's name for a glob
+    entries = files.retried(lambda: [e for e in files.remote_entries(pattern) if e.uri.startswith(folder)])
     return (entries, False) if entries else None
 
 

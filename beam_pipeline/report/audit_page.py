@@ -8,9 +8,8 @@ from beam_pipeline import outputs
 from beam_pipeline.audit import TABLES
 from beam_pipeline.manifest import MANIFEST, IndexManifest
 from beam_pipeline.matches import find_images
-from beam_pipeline.report.cards import TEMPLATES, template_text
-from beam_pipeline.report.pictures import Photograph, thumbnails
-from beam_pipeline.report.source import photographs
+from beam_pipeline.report.pictures import Photograph
+from beam_pipeline.report.single_page import PAGE, write, write_photographs
 from transforms.storage import files
 from transforms.storage.feature_store import FeatureStore
 
@@ -74,7 +73,7 @@ def write_page(output: str) -> str:
     Raises:
       ConfigError: the index that was audited is not there any more.
     """
-    page = files.join(output, "index.html")
+    page = files.join(output, PAGE)
     if files.exists(page):
         return page
     audit = files.read_json(files.join(output, MANIFEST))
@@ -85,15 +84,7 @@ def write_page(output: str) -> str:
     ids = {row[column] for name, (columns, _) in _SAID.items() for row in rows[name] for column in columns}
     stored = find_images(FeatureStore(index), manifest.shards, ids)
     wanted = [stored[image_id] for image_id in sorted(stored)]
-
-    def href(number: int) -> str:
-        return f"photographs/{number:05d}.webp"
-
-    def write(number: int, content: bytes) -> None:
-        files.write_bytes(files.join(output, href(number)), content)
-
-    wrong = list(thumbnails(wanted, manifest.recipe.reading, write))
-    shown = photographs(wanted, wrong, href, index, manifest)
+    shown = write_photographs(output, wanted, manifest.recipe.reading, index, manifest)
     sections = [
         {
             "name": name,
@@ -106,14 +97,4 @@ def write_page(output: str) -> str:
         }
         for name, (columns, say) in _SAID.items()
     ]
-    text = TEMPLATES.get_template("audit.html").render(
-        page="index",
-        pages=["index"],
-        run_key="",
-        index=index,
-        images=audit["counts"]["images"],
-        sections=sections,
-    )
-    files.write_bytes(files.join(output, "style.css"), template_text("style.css").encode())
-    files.write_bytes(page, text.encode())
-    return page
+    return write(output, "audit.html", index=index, images=audit["counts"]["images"], sections=sections)

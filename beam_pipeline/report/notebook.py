@@ -68,6 +68,6 @@ def cards(
     queries = photographs(wanted[:cut], wrong[:cut], href, run)
     root = source.manifest.index
     index = photographs(wanted[cut:], wrong[cut:], lambda number: href(cut + number), root, source.index)
-    pairs = Pairs(source.manifest)
+    pairs = Pairs.of(source.manifest)
     lines = {i: pairs.lines(query, shown.candidates(i)) for i, query in shown.queries.items()}
     return Cards(query_cards(source, positions, shown, queries, index, lines))

@@ -15,7 +15,7 @@ from beam_pipeline.config import ConfigError, ReportConfig
 from beam_pipeline.matches import MOVED, StoredImage
 from beam_pipeline.report import answers as columns
 from beam_pipeline.report.cards import TEMPLATES, LandmarkCard, QueryCard, template_text
-from beam_pipeline.report.pictures import SIDE, Pairs, Photograph, in_threads, thumbnails
+from beam_pipeline.report.pictures import SIDE, Pairs, Photograph, href, in_threads, thumbnails
 from beam_pipeline.report.source import Shown, Source, landmark_cards, photographs, query_cards
 from transforms.processes import crash_notes
 from transforms.storage import files
@@ -27,7 +27,6 @@ _INDEX = "index.html"  # written last: a report without it is not whole
 _OWN = re.compile(
     r"(index|queries|landmarks|mistakes|changes|failures)\.html|(queries|landmarks|ids|report)\.js"
 )
-_PHOTOGRAPHS = "photographs"
 _MAX_LANDMARKS = 500
 _MAX_PAIRS = 30  # of confused landmarks
 _MAX_FAILURES = 1000  # listed
@@ -58,17 +57,17 @@ def write_report(config: ReportConfig) -> str:
     wanted = [*shown.queries.values(), *failed, *in_index.values()]
 
     def write(number: int, content: bytes) -> None:
-        files.write_bytes(files.join(config.output, _href(number)), content)
+        files.write_bytes(files.join(config.output, href(number)), content)
 
     wrong = list(
         _counted("photographs", len(wanted), thumbnails(wanted, source.manifest.recipe.reading, write))
     )
     cut = len(shown.queries) + len(failed)
-    queries = photographs(wanted[:cut], wrong[:cut], _href, config.run)
+    queries = photographs(wanted[:cut], wrong[:cut], href, config.run)
     root = source.manifest.index
-    index = photographs(wanted[cut:], wrong[cut:], lambda number: _href(cut + number), root, source.index)
+    index = photographs(wanted[cut:], wrong[cut:], lambda number: href(cut + number), root, source.index)
     asked = [(query, shown.candidates(image_id)) for image_id, query in shown.queries.items()]
-    drawn = _counted("matches", len(asked), in_threads(Pairs(source.manifest), asked))
+    drawn = _counted("matches", len(asked), in_threads(Pairs.of(source.manifest), asked))
     lines = dict(zip(shown.queries, drawn))
     cards = query_cards(source, pick.positions, shown, queries, index, lines)
     of_landmarks = landmark_cards(source, pick.positions, shown, queries, index)
@@ -90,10 +89,6 @@ def write_report(config: ReportConfig) -> str:
     return first
 
 
-def _href(number: int) -> str:
-    return f"{_PHOTOGRAPHS}/{number:05d}.webp"
-
-
 def _check_output(output: str) -> None:
     """Refuses a folder that holds anything but a report."""
     if not files.exists(files.join(output, _MARKER)) and not outputs.is_empty(output):
@@ -107,7 +102,7 @@ def _clear(config: ReportConfig) -> None:
     files.delete(files.join(config.output, _INDEX))
     files.write_json(files.join(config.output, _MARKER), {"made_by": "landmarks report", "run": config.run})
     old = [uri for uri in files.list_files(config.output, "") if _OWN.fullmatch(uri.rsplit("/", 1)[-1])]
-    old += files.list_files(files.join(config.output, _PHOTOGRAPHS), ".webp")
+    old += files.list_files(files.join(config.output, "photographs"), ".webp")
     for uri in old:
         files.delete(uri)
 

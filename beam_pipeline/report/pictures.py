@@ -20,12 +20,17 @@ from transforms.storage.feature_store import FeatureStore
 from transforms.storage.machine import MachineError
 from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.storage.uris import held_in
-from transforms.types import DecodedImage, Failure, QuantizedFeatures, ReadingConfig
+from transforms.types import DecodedImage, Failure, QuantizedFeatures, ReadingConfig, VerificationSettings
 
 SIDE = 320  # the longest of a thumbnail, pixels
 GUTTER = 10  # between the two photographs of a pair
 _QUALITY = dict(quality=65, method=2)  # a slower method saves next to nothing
 _SHADES = 4  # between green and orange: lines of one colour are one element
+
+
+def href(number: int) -> str:
+    """The thumbnail of a photograph, by its place among those of a page, from the page's folder on."""
+    return f"photographs/{number:05d}.webp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +109,18 @@ def thumbnails(
 
 
 class Pairs:
-    """Verifies pairs of a run again, for the points that agree.
+    """Verifies pairs of images of two stores again, or of one, for the points that agree.
 
-    Where the features that the run was made from are gone, a pair has no lines.
+    Where the features that they were found by are gone, a pair has no lines.
     """
 
-    def __init__(self, manifest: RunManifest) -> None:
-        self._queries, self._index = FeatureStore(manifest.query_store), FeatureStore(manifest.index)
-        self._settings = manifest.verification
+    def __init__(self, queries: str, index: str, settings: VerificationSettings) -> None:
+        self._queries, self._index, self._settings = FeatureStore(queries), FeatureStore(index), settings
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> "Pairs":
+        """Those of a run."""
+        return cls(manifest.query_store, manifest.index, manifest.verification)
 
     def lines(self, query: StoredImage, candidates: Sequence[StoredImage | None]) -> list[list[Lines]]:
         """The lines of a query and each of its candidates; none for a candidate that is None."""
@@ -155,7 +164,7 @@ def _on_thumbnail(points: np.ndarray, image: StoredImage) -> np.ndarray:
 
 
 def in_threads(
-    pairs: Pairs, items: Sequence[tuple[StoredImage, list[StoredImage | None]]]
+    pairs: Pairs, items: Sequence[tuple[StoredImage, Sequence[StoredImage | None]]]
 ) -> Iterator[list[list[Lines]]]:
     """`Pairs.lines` of many queries, in their order, on all cores."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

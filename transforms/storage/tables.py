@@ -192,19 +192,6 @@ def read_names(uri: str) -> dict[str, str]:
     return {landmark_id: name for landmark_id, name in zip(ids.to_pylist(), shown) if name}
 
 
-def read_group_names(uri: str) -> dict[str, str]:
-    """Reads what groups are called: `group,name`, those without a name left out.
-
-    Raises:
-      TableError: a column is missing or doubled, a group is empty or doubled, or the file is no UTF-8 CSV.
-      OSError: the file cannot be read.
-    """
-    table = _Csv(uri, [("group", "name")])
-    groups = table.filled("group")
-    table.refuse_duplicates(groups)
-    return {group: name for group, name in zip(groups.to_pylist(), table.columns["name"].to_pylist()) if name}
-
-
 def read_submission(uri: str) -> pa.Table:
     """Reads a submission, `id,landmarks` with landmarks = `<class> <score>` or empty; see
     `write_submission_csv`.

@@ -163,6 +163,53 @@ if (list) {
   fromAddress();
 }
 
+// Groups: naming one decides for each of its photographs that is ticked.
+const groups = [...document.querySelectorAll("[data-ids]")].map((card) => ({
+  card, ids: JSON.parse(card.dataset.ids), name: card.querySelector("[data-name]"), boxes: [...card.querySelectorAll("[type=checkbox]")],
+}));
+const labelled = () => groups.flatMap((group) => group.ids.filter((id) => (decisions[id] || {}).landmark));
+
+function showNames() {
+  for (const { ids, name, boxes } of groups) {
+    name.value = ids.map((id) => (decisions[id] || {}).landmark).find(Boolean) || "";
+    for (const box of boxes) box.checked = (decisions[box.value] || {}).decision !== "none";
+  }
+  countNames();
+}
+
+function countNames() {
+  const named = groups.filter((group) => group.name.value.trim()).length, photographs = labelled().length;
+  document.getElementById("named").textContent = `${named} of ${groups.length} groups have a name, for ${photographs.toLocaleString("en")} photographs`;
+  document.querySelector("[data-labels]").disabled = !photographs;
+}
+
+if (groups.length) {
+  for (const { card, ids, name, boxes } of groups)
+    card.addEventListener("input", () => {
+      const landmark = name.value.trim(), out = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
+      for (const id of ids) {
+        if (out.has(id)) decisions[id] = { decision: "none", landmark: "" };
+        else if (landmark) decisions[id] = { decision: "other", landmark };
+        else delete decisions[id];
+      }
+      keep();
+      countNames();
+    });
+  document.addEventListener("keydown", (event) => {
+    const at = groups.findIndex((group) => group.name === event.target);
+    if (event.key === "Enter" && at >= 0) (groups[at + 1] || { name: document.querySelector("[data-labels]") }).name.focus();
+  });
+  document.querySelector("[data-labels]").addEventListener("click", () =>
+    download("labels.csv", csv([["id", "landmark_id"], ...labelled().map((id) => [id, decisions[id].landmark])])));
+  document.querySelector("[data-forget]").addEventListener("click", () => {
+    if (!confirm("Forget all names?")) return;
+    decisions = Object.create(null);
+    keep();
+    showNames();
+  });
+  showNames();
+}
+
 // The curve's threshold follows the slider.
 const slider = document.getElementById("threshold");
 if (slider) {
