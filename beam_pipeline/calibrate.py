@@ -5,12 +5,14 @@ candidates of its own landmark it is one whose landmark the index does not know.
 the cohort that comes with the model and --negatives, are further queries of that kind. What retrieval and
 verification find for them is kept in INDEX/calibration/<digest>/, so that a job that was stopped goes on, and
 another share of queries without a landmark needs no second search. INDEX/calibration.json is written last.
+Where a time budget ends before the search, it is of the queries that were done, should they be enough.
 """
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import sys
 import time
 from collections import Counter
@@ -22,8 +24,21 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from beam_pipeline import cleaning, ensemble, index_parts, layout, lock, outputs, runner, self_search, tuning
+from beam_pipeline import (
+    cleaning,
+    ensemble,
+    index_parts,
+    integrity,
+    layout,
+    lock,
+    outputs,
+    runner,
+    self_search,
+    tuning,
+)
+from beam_pipeline.budget import OutOfTimeError
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
+from beam_pipeline.extraction import lost_work
 from beam_pipeline.manifest import CohortManifest, IndexManifest, Manifest, RunManifest, digest
 from beam_pipeline.prediction_rule import CALIBRATION
 from beam_pipeline.tuning import MIN_QUERIES, TRIED, Queries, tune
@@ -83,20 +98,29 @@ class Search:
       name: SELF or NEGATIVES with a number.
       store: feature store of the queries.
       blocks: of them.
-      images: their number, about.
+      folder: for what is found.
     """
 
     name: str
     store: str
     blocks: list[QueryBlock]
-    images: int
+    folder: str
 
-    @classmethod
-    def of(cls, name: str, store: str, units: Sequence[tuple[str, int]], sample: int) -> "Search":
-        """About `sample` photographs of the units, given as (name, images), of a store."""
-        blocks = sample_blocks(units, sample)
-        chosen = {unit for block in blocks for unit in block.units}
-        return cls(name, store, blocks, min(sample, sum(images for unit, images in units if unit in chosen)))
+    @property
+    def neighbors(self) -> int:
+        """Candidates that are retrieved for each."""
+        return _NEIGHBORS if self.name == SELF else NUM_TO_RERANK
+
+    def unit_sizes(self) -> dict[str, int]:
+        """The units of all queries, by name, and the number of queries of each."""
+        store = FeatureStore(self.store)
+        sizes = [retrieval.unit_sizes(store, block, self.neighbors) for block in self.blocks]
+        return {unit: size for of_block in sizes for unit, size in of_block.items()}
+
+    def undone(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Those of these units that were not searched for yet."""
+        done = {uri.rsplit("/", 1)[-1] for uri in run_store.final_shards(self.folder)}
+        return {unit: size for unit, size in sizes.items() if f"{unit}.parquet" not in done}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +187,13 @@ def _prepare(config: CalibrateConfig, root: str, run: str | None) -> Prepared:
         "num_to_rerank": [NUM_TO_RERANK, _NEIGHBORS],
     }
     folder = files.join(root, "calibration", digest(key))
-    searches = [Search.of(SELF, root, units, config.sample)]
+
+    def search(name: str, store: str, units: Sequence[tuple[str, int]]) -> Search:
+        return Search(name, store, sample_blocks(units, config.sample), files.join(folder, name))
+
+    searches = [search(SELF, root, units)]
     for number, (store, names) in enumerate(negatives):
-        store = store or files.join(folder, COHORT)
-        searches.append(Search.of(f"{NEGATIVES}-{number}", store, names, config.sample))
+        searches.append(search(f"{NEGATIVES}-{number}", store or files.join(folder, COHORT), names))
     return Prepared(root, index, run, settings, tuple(searches), folder, cohort is not None)
 
 
@@ -221,17 +248,27 @@ def _pending(folder: str) -> Callable[[Any], bool]:
     return lambda unit: not run_store.has_predictions(folder, unit.name)
 
 
-def build(pipeline: beam.Pipeline, prepared: Prepared) -> list[beam.PCollection[str]]:
-    """The graph: what the queries find goes to the folder of evidence; gives the shards' names."""
+def build(
+    pipeline: beam.Pipeline, prepared: Prepared, searches: Sequence[Search], deadline: float = math.inf
+) -> list[beam.PCollection[str]]:
+    """The graph: what the queries of some searches find until a deadline goes to the folder of evidence;
+    gives the shards' names. A unit that is not done by then leaves nothing.
+    """
     root, index = prepared.root, prepared.index
     groups = plan_groups((shard.unit, shard.images) for shard in index.shards)
     hints = functools.partial(runner.resource_hints, pipeline.options)
     written = []
-    for search in prepared.searches:
-        of_index = search.name == SELF
-        folder = files.join(prepared.evidence, search.name)
-        retrieve = RetrieveNearest(root, search.store, _NEIGHBORS if of_index else NUM_TO_RERANK, groups)
-        verify = VerifyCandidates(root, search.store, prepared.verification, index.has_local_features)
+    for search in searches:
+        of_index, folder = search.name == SELF, search.folder
+        retrieve = RetrieveNearest(root, search.store, search.neighbors, groups, deadline, folder)
+        verify = VerifyCandidates(
+            root,
+            search.store,
+            prepared.verification,
+            index.has_local_features,
+            deadline,
+            promising_first=False,
+        )
 
         units = (
             pipeline
@@ -244,6 +281,7 @@ def build(pipeline: beam.Pipeline, prepared: Prepared) -> list[beam.PCollection[
         written.append(
             units
             | f"Verify {search.name}" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
+            | f"InTime {search.name}" >> beam.Filter(lambda unit: unit.final)
             | f"Augmented {search.name}"
             >> AugmentCandidates(root, search.store, index.derived_list, leave_out=of_index)
             | f"Kept {search.name}" >> beam.Map(self_search.kept).with_output_types(PredictionUnit)
@@ -257,7 +295,8 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
 
     Raises:
       ConfigError, ValueError, OSError: something is wrong before the pipeline starts.
-      PipelineError: the pipeline failed.
+      OutOfTimeError: the time budget ended before there was enough to learn from.
+      PipelineError: the pipeline failed, or the engine lost queries.
     """
     started = time.monotonic()
     outputs.check_result(config.output, "coefficients")
@@ -266,9 +305,12 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
     with contextlib.ExitStack() as held:
         for root in sorted({prepared.root for prepared in members}):
             held.enter_context(lock.held(root))
-        metrics: Counter[str] = Counter()
-        for prepared in members:
-            metrics.update(_search(prepared, options, engine))
+        metrics, late, end = Counter[str](), 0, self_search.deadline_of(config.budget)
+        for at, prepared in enumerate(members):  # each has its part of the time that is left
+            deadline = time.time() + (end - time.time()) / (len(members) - at)
+            found_by, undone = _search(prepared, deadline, options, engine)
+            metrics.update(found_by)
+            late += undone
         asked = [_asked(prepared, truth) for prepared in members]
         tried = {
             weights: tune(_table(_joined(asked, weights)), config.non_landmark_share)
@@ -280,6 +322,7 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
             "index": first.index.digest(first.root),
             "model": first.index.recipe.name,
             **tried[best],
+            "out_of_time": late,
             "seconds": runner.seconds(started, metrics),
         }
         found["settings"] = {
@@ -297,6 +340,11 @@ def run(config: CalibrateConfig, options: PipelineOptions, engine: PipelineRunne
                 }
                 for one, weight in zip(members, best)
             ]
+        if late and found["coefficients"] is None:
+            raise OutOfTimeError(
+                f"{late:,} photographs were not searched for in time, and the others are too few to learn "
+                "from: the same `landmarks calibrate` goes on from here, given more of it"
+            )
         output = output_of(config)
         files.write_json(output, found)
         for prepared in members:
@@ -313,23 +361,52 @@ def output_of(config: CalibrateConfig) -> str:
     return files.join(index, CALIBRATION)
 
 
-def _search(prepared: Prepared, options: PipelineOptions, engine: PipelineRunner | None) -> Mapping[str, int]:
-    """Finds what the index and the cohorts find in the index; returns the pipeline's metrics."""
+def _search(
+    prepared: Prepared, deadline: float, options: PipelineOptions, engine: PipelineRunner | None
+) -> tuple[Mapping[str, int], int]:
+    """Finds what the index and the cohorts find in the index; returns the pipeline's metrics, and how many
+    queries were not done in time.
+    """
     root, index = prepared.root, prepared.index
+    integrity.check_sizes(root, index)
     cleaning.augment(root, index, options, engine)  # of an index made in another way
     if prepared.with_cohort:
         _copy_cohort(prepared)
-    expected = sum(search.images for search in prepared.searches)
-    rows = [
-        runner.row_counter(files.join(prepared.evidence, search.name, "predictions"))
-        for search in prepared.searches
-    ]
-    return runner.run_pipeline(
-        lambda pipeline: build(pipeline, prepared),
-        options,
-        [runner.Phase("verify", expected, lambda: sum(count() for count in rows))],
-        engine,
-    )
+    sizes = {search.name: search.unit_sizes() for search in prepared.searches}
+    undone = [search for search in prepared.searches if search.undone(sizes[search.name])]
+    together = [undone] if undone else []
+    if deadline < math.inf:  # other places come first: without any a calibration is too sure of itself
+        together = [[search] for search in sorted(undone, key=lambda search: search.name == SELF)]
+    metrics = Counter[str]()
+    for searches in together:
+        expected = sum(sum(sizes[search.name].values()) for search in searches)
+        phases = [
+            runner.Phase(label, expected, _rows_of([files.join(search.folder, part) for search in searches]))
+            for label, part in (("retrieve", run_store.CANDIDATES), ("verify", "predictions"))
+        ]
+        graph = functools.partial(build, prepared=prepared, searches=searches, deadline=deadline)
+        metrics.update(runner.run_pipeline(graph, options, phases, engine))
+    late = 0
+    for search in prepared.searches:
+        missing = search.undone(sizes[search.name])
+        late += sum(missing.values())
+        if not missing:
+            run_store.delete_candidates(search.folder)
+        failures = files.join(search.folder, "failures")
+        failed = sum(map(files.parquet_rows, files.list_files(failures, ".parquet")))
+        if failed:
+            print(
+                f"{failed:,} readings of local features failed and count for nothing; see {failures}",
+                file=sys.stderr,
+            )
+    if late and deadline == math.inf:
+        raise lost_work(f"{late:,} photographs were not searched for")
+    return metrics, late
+
+
+def _rows_of(folders: Sequence[str]) -> Callable[[], int]:
+    counters = [runner.row_counter(folder) for folder in folders]
+    return lambda: sum(count() for count in counters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,7 +454,9 @@ def _asked(prepared: Prepared, truth: Mapping[str, list[str]] | None) -> dict[tu
         made[source, kind, found.image_id] = Asked(kind, landmark, found)
 
     for search in prepared.searches:
-        for query in _found(files.join(prepared.evidence, search.name)):
+        for query in _found(search.folder):
+            if index.has_local_features and not query.verified:  # its own could not be read
+                continue
             best = dataclasses.replace(query, candidates=query.candidates[:NUM_TO_RERANK])
             if search.name == cohort and shows_known_place(best):
                 known_places += 1
@@ -457,11 +536,12 @@ def summary(found: dict[str, Any]) -> str:
             f"{counts['left_out'] + counts['negatives']} queries have none; at least {MIN_QUERIES} of each "
             "are needed. --preset tuned takes scores that are good in general, without probabilities"
         )
-    measured, settings = found["cross_validated"], found["settings"]
+    measured, settings, late = found["cross_validated"], found["settings"], found["out_of_time"]
+    rest = f"; {late:,} photographs were not searched for in time: the same command goes on from here"
     scores = ", ".join(f"{name} {settings[name]:g}" for name in dataclasses.asdict(TRIED[0]))
     return (
         f"{scores}; on {counts['known']:,} queries with and "
         f"{counts['left_out'] + counts['negatives']:,} without a landmark, cross-validated: GAP "
         f"{measured['gap']:.3f}, calibration error {measured['calibration_error']:.3f}, precision at 0.9 "
-        f"{measured['precision']['0.9']}; {found['seconds']['total']:,.1f} s"
+        f"{measured['precision']['0.9']}; {found['seconds']['total']:,.1f} s{rest if late else ''}"
     )

@@ -267,6 +267,7 @@ class CalibrateConfig:
         beside the cohort of its model, where that has one.
       non_landmark_share: the part of the queries that is expected to show no landmark of the index.
       output: file of the calibration; None for INDEX/calibration.json; an ensemble needs a place of its own.
+      budget: how long it may take; None for as long as it does.
     """
 
     index: str | None = None
@@ -276,6 +277,7 @@ class CalibrateConfig:
     negatives: tuple[str, ...] = ()
     non_landmark_share: float = 0.5
     output: str | None = None
+    budget: TimeBudget | None = None
 
     def __post_init__(self) -> None:
         if self.index is None and not self.runs:

@@ -38,7 +38,7 @@ _OWN = {
         rf"|augmented/({SHARD_NAME}\.parquet|{LIST_NAME}\.json)"
         rf"|calibration\.json|calibration/[0-9a-f]{{16}}/cohort/({_STORE})"
         rf"|calibration/[0-9a-f]{{16}}/(self|negatives-\d+)"
-        rf"/(predictions/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"
+        rf"/((predictions|candidates)/{_BLOCK}|failures/verify-{_BLOCK})\.parquet"
     ),
     "recognize": re.compile(
         rf"{_OUTPUT}|queries/({_STORE})|submission\.csv|wanted\.parquet|metrics\.json"

@@ -224,6 +224,7 @@ def _add_calibrate(top: Any) -> None:
     calibrate.add_argument(
         "--output", metavar="JSON", help="where to write it (default: INDEX/calibration.json)"
     )
+    flags.add_time_budget(calibrate, "; it learns from what was searched for until then")
 
 
 def _add_searches(top: Any) -> None:

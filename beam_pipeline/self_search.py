@@ -163,6 +163,11 @@ def build(pipeline: beam.Pipeline, search: SelfSearch, deadline: float = math.in
     )
 
 
+def deadline_of(budget: TimeBudget | None) -> float:
+    """Until when is searched, as time.time() tells it; without a budget for ever."""
+    return math.inf if budget is None else budget.ends - _RESERVE * budget.seconds
+
+
 def run(
     search: SelfSearch, budget: TimeBudget | None, options: PipelineOptions, engine: PipelineRunner | None
 ) -> tuple[dict[str, int], int]:
@@ -172,7 +177,7 @@ def run(
     Raises:
       PipelineError: the pipeline failed, or the engine lost images.
     """
-    deadline = math.inf if budget is None else budget.ends - _RESERVE * budget.seconds
+    deadline = deadline_of(budget)
     run_store.delete_provisional(search.folder)
     phases = [
         # The neighbours of all are found, and those that are not asked for left out.

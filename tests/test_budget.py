@@ -170,9 +170,9 @@ def query(image_id, similarity):
     return QueryCandidates(image_id, FeatureLocation("q", 0, 0), candidates)
 
 
-def verify(units, tmp_path, deadline):
-    store = FeatureStore(str(tmp_path))
-    fn = verification._Verify(store, store, VerificationSettings(), True, deadline)
+def verify(units, tmp_path, deadline, promising_first=True):
+    store, orders = FeatureStore(str(tmp_path)), (verification._hash_of, verification._promise_of)
+    fn = verification._Verify(store, store, VerificationSettings(), True, deadline, orders[promising_first])
     fn.start_bundle()
     found = [out for unit in units for out in fn.process(unit)]
     return found + [value.value for value in fn.finish_bundle()]
@@ -213,6 +213,22 @@ def test_the_most_promising_queries_are_verified_first(tmp_path, monkeypatch):
     assert [q.image_id for q in found[0].queries] == ["a", "b"]
     inliers = [c.inliers for unit in found for q in unit.queries for c in q.candidates]
     assert inliers == [0] * 4 + [None] * 4 and clock.time() == clock.start + 5
+
+
+def test_a_fair_sample_of_the_units_is_verified_where_that_is_wanted(tmp_path, monkeypatch):
+    clock = FakeClock(monkeypatch, verification)
+    a_second_each(monkeypatch, clock)
+    units = [CandidateUnit(f"u{n}", (query(f"q{n}", 0.9 - n / 100),)) for n in range(20)]
+    found = verify(units, tmp_path, clock.time() + 20.5, promising_first=False)  # ten queries
+    done = [int(unit.name[1:]) for unit in found if unit.final]
+    assert len(done) == 10 and min(n for n in range(20) if n not in done) < 5 and max(done) > 14
+    again = verify(units[::-1], tmp_path, clock.time() + 20.5, promising_first=False)
+    assert [unit.name for unit in again] == [unit.name for unit in found]
+
+
+def test_a_unit_without_queries_is_verified_in_time_too(tmp_path):
+    [unit] = verify([CandidateUnit("u", ())], tmp_path, time.time() + 600)
+    assert unit.final and unit.queries == ()
 
 
 def test_a_block_that_lacks_units_is_provisional():

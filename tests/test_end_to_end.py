@@ -14,6 +14,7 @@ from PIL import Image
 from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
+from transforms import retrieval, verification
 from transforms.arrays.quantization import dequantized
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import FeatureLocation
@@ -303,8 +304,7 @@ def test_workers_do_not_change_a_calibration(data, calibrated, embedded_index, t
 
 
 def test_another_share_needs_no_second_search(calibrated, tmp_path, monkeypatch):
-    from transforms import verification
-
+    monkeypatch.setattr(retrieval, "Searcher", None)
     monkeypatch.setattr(verification, "verify_pair", None)
     output = tmp_path / "rare.json"
     command = ["calibrate", "--index", str(calibrated / "index"), "--non_landmark_share=0.98"]
@@ -314,6 +314,53 @@ def test_another_share_needs_no_second_search(calibrated, tmp_path, monkeypatch)
     )
     assert rare["coefficients"]["constant"] < even["coefficients"]["constant"]
     assert rare["queries"] == even["queries"]
+
+
+def test_a_calibration_that_runs_out_of_time_learns_from_what_it_has_and_goes_on(
+    calibrated, embedded_index, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(retrieval, "UNIT_QUERIES", 8)  # 13 units of the cohort, 5 of the index
+    index_folder, left = tmp_path / "index", []
+    shutil.copytree(embedded_index, index_folder)
+    whole = verification._Verify._verify_unit
+
+    def verify_unit(self, unit):
+        return whole(self, unit) if left and left.pop() else dataclasses.replace(unit, final=False)
+
+    monkeypatch.setattr(verification._Verify, "_verify_unit", verify_unit)
+    command = ["calibrate", "--index", str(index_folder), "--direct_num_workers=1", "--time_budget"]
+    assert main([*command, "1s"]) == 1 and "goes on from here, given more" in capsys.readouterr().err
+    assert not list(index_folder.glob("calibration/*/*/predictions/*"))
+    left += [True] * 14  # with 8 photographs of the index, of 20 that are needed
+    assert main([*command, "1h"]) == 1 and "the others are too few to learn from" in capsys.readouterr().err
+    assert not (index_folder / "calibration.json").exists()
+    monkeypatch.setattr(retrieval, "Searcher", None)  # what was found is kept
+    left += [True] * 3
+    assert main([*command, "1h"]) == 0
+    found = json.loads((index_folder / "calibration.json").read_text())
+    assert 4 <= found["out_of_time"] <= 8 and found["queries"]["known"] == 36 - found["out_of_time"]
+    said = capsys.readouterr().out
+    assert f"{found['out_of_time']} photographs were not searched for in time: the same command" in said
+    left.append(True)
+    assert main(command[:-1]) == 0
+    again, wanted = (
+        json.loads((root / "calibration.json").read_text()) for root in (index_folder, calibrated / "index")
+    )
+    assert {**again, "seconds": 0} == {**wanted, "seconds": 0} and not again["out_of_time"]
+    assert not list(index_folder.glob("calibration/*/*/candidates/*")) and not left
+
+
+def test_features_that_cannot_be_read_are_said_and_their_queries_left_out(embedded_index, tmp_path, capsys):
+    shutil.copytree(embedded_index, tmp_path / "index")
+    table = pd.read_parquet(tmp_path / "index" / "images")
+    spoiled = next((tmp_path / "index" / "local_features").glob("*.bin"))
+    content = bytearray(spoiled.read_bytes())
+    content[:4] = b"\xff" * 4  # of the first photograph: a count that is too large
+    spoiled.write_bytes(content)
+    assert main(["calibrate", "--index", str(tmp_path / "index"), "--direct_num_workers=1"]) == 0
+    assert "readings of local features failed and count for nothing" in capsys.readouterr().err
+    found = json.loads((tmp_path / "index" / "calibration.json").read_text())
+    assert found["queries"]["known"] == len(table) - 1 and found["out_of_time"] == 0
 
 
 def test_what_is_less_probable_has_no_landmark_and_keeps_its_candidates(calibrated, tmp_path):

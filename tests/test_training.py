@@ -3,12 +3,13 @@ stopped.
 """
 
 import csv
+import pathlib
 
 import numpy as np
 import pytest
 
 from tests.pictures import textured
-from training import split
+from training import judge, split
 from training.batches import Batches
 from training.correspondences import Correspondences
 from transforms.arrays.whitening import Whitening
@@ -144,6 +145,76 @@ class TestReport:
             index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings()
         )
         assert worse.gap == pytest.approx((1 / 2 + 2 / 3) / 2) and worse.gap_landmarks == worse.top1 == 1
+
+
+class TestJudge:
+    TAKES = {"index": 100, "calibrate": 10, "recognize": 3, "rescore": 1}  # seconds
+
+    @pytest.fixture
+    def commands(self, monkeypatch):
+        """The commands that were run, each of which makes its output in its time."""
+        made, now = [], [0.0]
+
+        def run(words, check, stdout):
+            arguments = words[3:]
+            made.append(arguments)
+            output = pathlib.Path(arguments[arguments.index("--output") + 1])
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text("") if output.suffix else output.mkdir()
+            now[0] += self.TAKES[arguments[0]]
+
+        monkeypatch.setattr(judge.subprocess, "run", run)
+        monkeypatch.setattr(judge.time, "monotonic", lambda: now[0])
+        return made
+
+    def test_a_row_has_the_figures_of_its_run_and_the_seconds_of_all_that_it_takes(
+        self, commands, tmp_path, monkeypatch
+    ):
+        asked = []
+
+        def evaluate(config):
+            asked.append((config.predictions, config.truth, config.non_landmark_share))
+            thresholds = [{"threshold": t, "precision": t, "recall": t / 2} for t in (0.5, 0.8, 0.9)]
+            judgement = {"gap": 0.7, "calibration_error": 0.02, "thresholds": thresholds}
+            return {"all": {"gap": 0.8, "top1": 0.85, "top5": 0.95, "judgement": judgement}}
+
+        monkeypatch.setattr(judge.jobs, "evaluate", evaluate)
+        report = judge.Report(str(tmp_path))
+        lines = {kind: [report.line(row, kind) for row in report.rows(kind)] for kind in judge.KINDS}
+        figures = "0.800 | 0.850 | 0.950 | 0.700 | 0.020 | 0.500 | 0.250 | 0.900 | 0.450"
+        assert lines["queries"] == lines["hard"]
+        assert lines["hard"] == [
+            f"| {name} | {figures} | {seconds} |"
+            for name, seconds in (("defaults", 3), ("accurate", 3), ("tuned", 1 + 3 + 10), ("ensemble", 37))
+        ]
+        assert len(figures.split("|")) == len(judge.COLUMNS) - 1
+        assert asked[-1] == (str(tmp_path / "ensemble-hard"), str(tmp_path / "hard.csv"), 0.98)
+        [hard] = [words for words in commands if words[-1] == str(tmp_path / "ensemble-hard")]
+        runs = [words for words in hard if words.endswith("-accurate-hard")]
+        assert len(runs) == 2 and hard[-3] == str(tmp_path / "both.json")
+
+    def test_what_was_cut_off_begins_anew_and_what_was_done_is_kept(self, commands, tmp_path, monkeypatch):
+        report = judge.Report(str(tmp_path))
+        report.index("embedded")
+        found = tmp_path / "embedded" / "calibration" / "found"
+        found.parent.mkdir(), found.write_text("")
+
+        def stopped(*arguments, **options):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(judge.subprocess, "run", stopped)
+            report.recognize("embedded", "hard", "entry")
+        (tmp_path / "embedded-entry-hard").mkdir()
+        (tmp_path / "embedded-entry-hard" / "half").write_text("")
+        again = judge.Report(str(tmp_path))
+        assert again.seconds == report.seconds == {"embedded": 100, "embedded/calibration.json": 10}
+        again.index("embedded"), again.recognize("embedded", "hard", "entry")
+        assert [words[0] for words in commands] == ["index", "calibrate", "recognize"]
+        assert found.exists() and not (tmp_path / "embedded-entry-hard" / "half").exists()
+        again.seconds.pop("embedded/calibration.json")
+        again.index("embedded")
+        assert not found.exists() and len(commands) == 4
 
 
 @pytest.fixture

@@ -1,24 +1,24 @@
-"""What scores and probabilities are worth on one part of the split, by the jobs themselves:
-`python -m training.judge --photographs FOLDER --output DIR`.
+"""What scores and probabilities are worth on one part of the split, and what they take, by the commands
+themselves: `python -m training.judge --photographs FOLDER --output DIR`.
 
 60 % of every label are the index. The queries are the rest and as many photographs without a landmark; and,
-as hard ones, the rest and photographs of the landmarks of another part. Started again, it goes on.
+as hard ones, the rest and photographs of the landmarks of another part. Started again, it goes on: a command
+that was cut off begins anew, so that its seconds are of all of it.
 """
 
 import argparse
 import csv
+import dataclasses
+import json
 import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 
 from beam_pipeline import jobs
-from beam_pipeline.config import (
-    PRESETS,
-    CalibrateConfig,
-    EvaluateConfig,
-    IndexConfig,
-    RecognizeConfig,
-    RescoreConfig,
-)
+from beam_pipeline.config import EvaluateConfig
 from beam_pipeline.prediction_rule import CALIBRATION
 from training import split
 from transforms.models import catalog
@@ -26,6 +26,16 @@ from transforms.models import catalog
 RARE = 0.98  # part of the queries of Google Landmarks v2 that shows no landmark
 KINDS = ("queries", "hard")
 MODELS = (catalog.EMBEDDED, catalog.ROOTSIFT_VLAD)  # of the ensemble; the first alone in the other rows
+BOTH = "both.json"
+COLUMNS = (
+    "GAP",
+    "top-1",
+    "top-5",
+    "GAP, 98 %",
+    "calibration error",
+    *("precision at 0.5", "recall", "precision at 0.9", "recall"),
+    "seconds",
+)
 
 
 def write_inputs(folder: str, root: str, part: str, hard_part: str) -> None:
@@ -45,87 +55,133 @@ def write_inputs(folder: str, root: str, part: str, hard_part: str) -> None:
             rows.writerows([one.id, one.label if one.label in known else ""] for one in members)
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+      name: what it is of.
+      run: whose predictions it is of, an output in the report's folder.
+      others: outputs that it takes beside the run and the indexes.
+    """
+
+    name: str
+    run: str
+    others: tuple[str, ...] = ()
+
+
 class Report:
-    """The jobs over the lists in a folder.
+    """The commands over the lists in a folder.
 
     Attributes:
       folder: of the lists, and of all that is made.
+      seconds: that each output took, from the start of its command to its exit.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.seconds: dict[str, float] = {}
+        if os.path.exists(self.path("seconds.json")):
+            with open(self.path("seconds.json"), encoding="utf-8") as file:
+                self.seconds = json.load(file)
 
-    def path(self, *names: str) -> str:
+    def path(self, name: str) -> str:
         """A place in the folder."""
-        return os.path.join(self.folder, *names)
+        return os.path.join(self.folder, name)
+
+    def make(self, output: str, *arguments: str, working: str | None = None) -> str:
+        """Makes an output by a command of the product, unless it is there; returns its name.
+
+        Args:
+          output: its place in the folder.
+          arguments: of the command, but for its output.
+          working: a folder that the command keeps what it found in.
+
+        Raises:
+          CalledProcessError: the command failed.
+        """
+        if output not in self.seconds:
+            for name in filter(None, (output, working)):
+                if os.path.isdir(self.path(name)):
+                    shutil.rmtree(self.path(name))
+                elif os.path.exists(self.path(name)):
+                    os.remove(self.path(name))
+            began = time.monotonic()
+            command = [sys.executable, "-m", "beam_pipeline", *arguments, "--output", self.path(output)]
+            subprocess.run(command, check=True, stdout=sys.stderr)
+            self.seconds[output] = time.monotonic() - began
+            with open(self.path("seconds.json"), "w", encoding="utf-8") as file:
+                json.dump(self.seconds, file, indent=2)
+        return output
+
+    def index(self, model: str) -> tuple[str, str]:
+        """The index by a model and its calibration."""
+        lists = "--images", "@" + self.path("index.txt"), "--labels", self.path("index.csv")
+        index = self.make(model, "index", *lists, "--model", model)
+        calibrate = "calibrate", "--index", self.path(index)
+        return index, self.make(f"{index}/{CALIBRATION}", *calibrate, working=f"{index}/calibration")
 
     def recognize(self, index: str, kind: str, preset: str) -> str:
         """The run of queries of a kind in an index."""
-        config = RecognizeConfig(
-            images=("@" + self.path(kind + ".txt"),),
-            index=self.path(index),
-            output=self.path(f"{index}-{preset}-{kind}"),
-            query_store=self.path(f"{index}-{kind}"),
-            **vars(PRESETS[preset]),
-        )
-        jobs.recognize(config)
-        return config.output
+        inputs = "--images", "@" + self.path(kind + ".txt"), "--index", self.path(index)
+        return self.make(f"{index}-{preset}-{kind}", "recognize", *inputs, "--preset", preset)
 
-    def rescored(self, name: str, kind: str, runs: Sequence[str], calibration: str) -> str:
+    def rescore(self, name: str, kind: str, runs: Sequence[str], calibration: str) -> str:
         """A run of these, scored as a calibration says."""
-        output = self.path(f"{name}-{kind}")
-        first, *others = runs
-        jobs.rescore(RescoreConfig(first, output, tuple(others), calibration=calibration, overwrite=True))
-        return output
+        of_runs = [word for run in runs for word in ("--run", self.path(run))]
+        return self.make(f"{name}-{kind}", "rescore", *of_runs, "--calibration", self.path(calibration))
 
-    def row(self, name: str, kind: str, run: str) -> str:
-        """A row of the table on a run's predictions."""
+    def rows(self, kind: str) -> list[Row]:
+        """The rows of the table of a kind of queries, whose runs are made."""
+        indexes, calibrations = zip(*(self.index(model) for model in MODELS))
+        defaults = self.recognize(indexes[0], kind, "entry")
+        accurate, other = (self.recognize(index, kind, "accurate") for index in indexes)
+        runs = [self.recognize(index, KINDS[0], "accurate") for index in indexes]  # any of both do
+        both = self.make(BOTH, "calibrate", *(word for run in runs for word in ("--run", self.path(run))))
+        tuned = self.rescore("tuned", kind, [accurate], calibrations[0])
+        together = self.rescore("ensemble", kind, [accurate, other], both)
+        return [
+            Row("defaults", defaults),
+            Row("accurate", accurate),
+            Row("tuned", tuned, (accurate, calibrations[0])),
+            Row("ensemble", together, (accurate, other, *calibrations, both)),
+        ]
+
+    def line(self, row: Row, kind: str) -> str:
+        """A row of the table as text, see COLUMNS."""
         found = {}
         for share in (None, RARE):
-            output = self.path(f"metrics-{name}-{kind}-{share}.json")
-            config = EvaluateConfig(run, self.path(kind + ".csv"), output, share)
+            output = self.path(f"metrics-{row.run}-{share}.json")
+            config = EvaluateConfig(self.path(row.run), self.path(kind + ".csv"), output, share)
             found[share] = jobs.evaluate(config)["all"]
         judged = found[None]["judgement"]
-        cells = [found[None]["gap"], found[None]["top1"], found[RARE]["judgement"]["gap"]]
-        cells.append(judged.get("calibration_error"))
-        rows = {row["threshold"]: row for row in judged.get("thresholds", ())}
+        shares = [found[None][name] for name in ("gap", "top1", "top5")]
+        shares += [found[RARE]["judgement"]["gap"], judged.get("calibration_error")]
+        thresholds = {one["threshold"]: one for one in judged.get("thresholds", ())}
         for threshold in (0.5, 0.9):
-            cells += [rows[threshold][k] if rows else None for k in ("precision", "recall")]
-        text = ["-" if value is None else f"{value:.3f}" for value in cells]
-        return f"| {name} | {' | '.join(text)} |"
+            shares += [thresholds[threshold][k] if thresholds else None for k in ("precision", "recall")]
+        text = ["-" if value is None else f"{value:.3f}" for value in shares]
+        seconds = sum(self.seconds[name] for name in (row.run, *row.others))
+        return f"| {row.name} | {' | '.join(text)} | {seconds:.0f} |"
 
 
 def main() -> None:
-    """Prints a table for each kind of queries."""
+    """Prints a table for each kind of queries, and the seconds of each command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", required=True, help="folder with photos.csv")
     parser.add_argument("--output", required=True, help="folder for indexes and runs")
     parser.add_argument("--part", choices=split.PARTS, default="report")
     parser.add_argument("--hard_part", choices=split.PARTS, default="choose", help="of the hard queries")
     args = parser.parse_args()
-    report = Report(args.output)
     write_inputs(args.output, args.photographs, args.part, args.hard_part)
-    images, labels = ("@" + report.path("index.txt"),), report.path("index.csv")
-    for model in MODELS:
-        jobs.index(IndexConfig(images, labels, report.path(model), model))
-        jobs.calibrate(CalibrateConfig(report.path(model)))
-    tables = {}
-    for kind in KINDS:
-        runs = {preset: report.recognize(MODELS[0], kind, preset) for preset in ("entry", "accurate")}
-        both = [runs["accurate"], report.recognize(MODELS[1], kind, "accurate")]
-        together = report.path("both.json")
-        if kind == KINDS[0]:
-            jobs.calibrate(CalibrateConfig(runs=tuple(both), output=together))
-        own = report.path(MODELS[0], CALIBRATION)
-        runs["tuned"] = report.rescored("tuned", kind, both[:1], own)
-        runs["ensemble"] = report.rescored("ensemble", kind, both, together)
-        tables[kind] = [report.row(name, kind, run) for name, run in runs.items()]
-    for kind, rows in tables.items():
-        print(
-            f"\n{kind}\n\n| | GAP | top-1 | GAP, 98 % | calibration error | precision at 0.5 | recall | "
-            "precision at 0.9 | recall |\n|---|---|---|---|---|---|---|---|---|"
-        )
-        print("\n".join(rows))
+    report = Report(args.output)
+    tables = {kind: [report.line(row, kind) for row in report.rows(kind)] for kind in KINDS}
+    for kind, lines in tables.items():
+        print(f"\n{kind}\n\n| | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
+        print("\n".join(lines))
+    print("\nseconds of the command that made it:")
+    for output, seconds in report.seconds.items():
+        print(f"{seconds:8.1f}  {output}")
 
 
 if __name__ == "__main__":

@@ -179,6 +179,33 @@ def read_query_block(store: FeatureStore, block: QueryBlock) -> DescriptorBlock:
     return DescriptorBlock(ids[chosen], descriptors[chosen])
 
 
+def count_queries(store: FeatureStore, block: QueryBlock) -> int:
+    """Number of queries of a block."""
+    ids = _bytes(_read(store, block.units, ("image_id",))[0], "image_id")
+    return len(ids[_in_share(ids, block.share)])
+
+
+def unit_sizes(store: FeatureStore, block: QueryBlock, k: int) -> dict[str, int]:
+    """The units that RetrieveNearest makes of a block for k candidates per query, by name, and the number of
+    queries of each.
+    """
+    queries, step = count_queries(store, block), _queries_per_element(k)
+    parts = [(first, min(first + step, queries)) for first in range(0, queries, step)]
+    return {
+        _unit_name(block.name, start): min(UNIT_QUERIES, end - start)
+        for first, end in parts
+        for start in range(first, end, UNIT_QUERIES)
+    }
+
+
+def _queries_per_element(k: int) -> int:
+    return max(1, ELEMENT_NEIGHBORS // k)
+
+
+def _unit_name(block: str, first: int) -> str:
+    return f"{block}-{first:06d}"
+
+
 def _in_share(image_ids: np.ndarray, share: float) -> np.ndarray | slice:
     """Rows of the images, bytes [N], that are in a share."""
     if share >= 1:
@@ -305,7 +332,7 @@ class RetrieveNearest(beam.PTransform):
         index, queries, groups = FeatureStore(self.index), FeatureStore(self.queries), self.groups
         if groups is None:
             groups = plan_groups(index.current())
-        step = max(1, ELEMENT_NEIGHBORS // self.k)
+        step = _queries_per_element(self.k)
         known, blocks = blocks | "Known" >> beam.ParDo(_Known(queries, step, self.run)).with_outputs(
             _UNKNOWN, main="known"
         )
@@ -417,11 +444,12 @@ class _Known(beam.DoFn):
         self._queries, self._step, self._run = queries, step, run
 
     def process(self, block: QueryBlock) -> Iterator[Any]:
-        if self._run is not None and PROVISIONAL not in block.name:
-            count = sum(self._queries.summary(unit).images for unit in block.units)
+        run = self._run
+        if run is not None and PROVISIONAL not in block.name:
+            kept = files.exists(run_store.part_uri(run, block.name, 0))
             parts = {
-                first: run_store.part_uri(self._run, block.name, first)
-                for first in range(0, count, self._step)
+                first: run_store.part_uri(run, block.name, first)
+                for first in range(0, count_queries(self._queries, block) if kept else 1, self._step)
             }
             if all(files.exists(uri) for uri in parts.values()):
                 for first, uri in parts.items():
@@ -460,7 +488,7 @@ def _units(block: str, first: int, queries: Iterable[QueryCandidates]) -> Iterat
     queries = sorted(queries, key=lambda query: (-query.promise, query.image_id))
     for start in range(0, len(queries), UNIT_QUERIES):
         members = sorted(queries[start : start + UNIT_QUERIES], key=lambda query: query.image_id)
-        yield CandidateUnit(f"{block}-{first + start:06d}", tuple(members))
+        yield CandidateUnit(_unit_name(block, first + start), tuple(members))
 
 
 def _query_candidates(queries: _Locations, neighbors: Neighbors | None, q: int) -> QueryCandidates:

@@ -9,8 +9,9 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import apache_beam as beam
 import cv2
@@ -150,6 +151,8 @@ class VerifyCandidates(beam.PTransform):
         units are not final. With a deadline the most promising units come first, see
         QueryCandidates.promise, since a verified query outranks those that are not
         (benchmarks/README.md, "Choices").
+      promising_first: False where what is verified in time is to be a fair sample: with a deadline the units
+        come in an order that has nothing to do with their queries.
     """
 
     index: str
@@ -157,13 +160,19 @@ class VerifyCandidates(beam.PTransform):
     settings: VerificationSettings = VerificationSettings()
     enabled: bool = True
     deadline: float = math.inf
+    promising_first: bool = True
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
         verify = _Verify(
-            FeatureStore(self.index), FeatureStore(self.queries), self.settings, self.enabled, self.deadline
+            FeatureStore(self.index),
+            FeatureStore(self.queries),
+            self.settings,
+            self.enabled,
+            self.deadline,
+            _promise_of if self.promising_first else _hash_of,
         )
         # Retrieval ends with few keys on few workers; ids and numbers are cheap to spread again.
         return units | "Spread" >> beam.Reshuffle() | "Verify" >> beam.ParDo(verify)
@@ -181,6 +190,7 @@ class _Verify(beam.DoFn):
         settings: VerificationSettings,
         enabled: bool,
         deadline: float,
+        order: Callable[[CandidateUnit], Any],
     ):
         self._index, self._queries, self._settings, self._enabled, self._deadline = (
             index,
@@ -189,6 +199,7 @@ class _Verify(beam.DoFn):
             enabled,
             deadline,
         )
+        self._order = order
         self._waiting: list[CandidateUnit] = []
         self._in = Metrics.counter("landmarks", "verify_in")
         self._out = Metrics.counter("landmarks", "verify_out")
@@ -215,9 +226,7 @@ class _Verify(beam.DoFn):
             self._waiting.append(unit)
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
-        for unit in sorted(
-            self._waiting, key=lambda unit: (-max(q.promise for q in unit.queries), unit.name)
-        ):
+        for unit in sorted(self._waiting, key=self._order):
             yield GlobalWindows.windowed_value_at_end_of_window(self._verify_unit(unit))
 
     def _verify_unit(self, unit: CandidateUnit) -> CandidateUnit:
@@ -280,6 +289,14 @@ class _Verify(beam.DoFn):
         return (
             map_ahead(self._readers, read, candidates, READS_IN_FLIGHT) if remote else map(read, candidates)
         )
+
+
+def _promise_of(unit: CandidateUnit) -> tuple[float, str]:
+    return -max((query.promise for query in unit.queries), default=-1.0), unit.name
+
+
+def _hash_of(unit: CandidateUnit) -> bytes:
+    return hashlib.blake2b(unit.name.encode()).digest()
 
 
 def _read(store: FeatureStore, image_id: str, location: FeatureLocation) -> QuantizedFeatures | Failure:
