@@ -66,6 +66,7 @@ class Measured:
       image: to read, extract and write an image.
       search: to compare a query with an index image.
       pair: to verify a pair.
+      score: to make a prediction of a query's candidates.
       shard: to write a shard of predictions and read it again.
       pipeline: to run a pipeline with nothing to do.
       process: to start a process with all its imports; to end one is taken to be as slow.
@@ -81,6 +82,7 @@ class Measured:
     image: float = 0.0
     search: float = 0.0
     pair: float = 0.0
+    score: float = 0.0
     shard: float = 0.0
     pipeline: float = 0.0
     process: float = 0.0
@@ -174,7 +176,7 @@ def make_plan(work: Work, measured: Measured) -> Plan:
         )
     start = measured.load + _PIPELINES_BEFORE * measured.pipeline + work.engine * ENGINE_START
     end = measured.process + _PIPELINES_AFTER * measured.pipeline + work.engine * ENGINE_END
-    end += work.shards * measured.shard * share + work.queries * _CSV_ROW
+    end += (work.shards * measured.shard + work.queries * measured.score) * share + work.queries * _CSV_ROW
     between = _PIPELINES_BETWEEN * measured.pipeline if work.queries else 0.0
     return Plan(work, measured, tuple(stages), start, between, end)
 

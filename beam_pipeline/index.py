@@ -519,7 +519,4 @@ def _print_summary(output: str, manifest: IndexManifest) -> None:
         if counts.out_of_time
         else ""
     )
-    print(
-        f"{output}: {counts.indexed:,} images indexed, {counts.failed:,} failed, in {seconds:,.1f} s "
-        f"({counts.indexed / seconds:,.1f}/s){late}"
-    )
+    print(f"{output}: {counts.indexed:,} images indexed, {counts.failed:,} failed, in {seconds:,.1f} s{late}")

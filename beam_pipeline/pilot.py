@@ -26,6 +26,8 @@ from beam_pipeline import budget, quiet, runner
 from beam_pipeline.budget import Measured, Schedule, Work
 from beam_pipeline.config import TimeBudget
 from beam_pipeline.recipe import Recipe
+from transforms import database_augmentation
+from transforms.arrays.database_augmentation import augmented_cosines
 from transforms.arrays.dot_products import NumpyProduct, fastest_product
 from transforms.arrays.nearest import SMALL_PRODUCT, DescriptorBlock, IndexBlock, nearest
 from transforms.arrays.quantization import quantized
@@ -43,12 +45,15 @@ from transforms.types import (
     Prediction,
     PredictionUnit,
     QuantizedFeatures,
+    QueryCandidates,
     VerificationSettings,
 )
 from transforms.verification import one_thread, verify_pair
 
-SAMPLE_IMAGES = 16
-_SAMPLE_PAIRS = 48
+_SAMPLE_IMAGES = 64
+_UNIT_IMAGES = 4
+_VERIFIED_QUERIES = 16
+_SAMPLE_PAIRS = 192
 _SAMPLE_QUERIES = 256
 _SAMPLE_ROWS = 4096
 _SECONDS = 15.0  # for each of the two samples, images and pairs; no more of them are begun then
@@ -69,6 +74,8 @@ class Search:
       query_units: its finished shards.
       k: candidates per query.
       verification: None where candidates are not verified.
+      predict: makes a prediction of candidates.
+      augmented: name of the list of the index's augmented shards; None where it has none.
     """
 
     index_root: str
@@ -77,6 +84,8 @@ class Search:
     query_units: tuple[str, ...]
     k: int
     verification: VerificationSettings | None
+    predict: Callable[[QueryCandidates], Prediction]
+    augmented: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Sample:
     search: Search | None = None
 
 
-def sample_images(units: Iterable[ImageUnit], number: int = SAMPLE_IMAGES) -> tuple[ImageRef, ...]:
+def sample_images(units: Iterable[ImageUnit], number: int = _SAMPLE_IMAGES) -> tuple[ImageRef, ...]:
     """`number` images, or all, that stand for the images of `units`: evenly spaced in the order of their file
     sizes.
     """
@@ -160,11 +169,13 @@ def _measure_extraction(
     if not model.global_width:
         return {}, []  # the job itself says what is wrong with it
 
-    def extract(ref: ImageRef) -> UnitFeatures | None:
-        return extract_unit(ImageUnit("pilot", (ref,)), model, recipe.reader)
+    def extract(refs: Sequence[ImageRef]) -> UnitFeatures | None:
+        return extract_unit(ImageUnit("pilot", tuple(refs)), model, recipe.reader)
 
-    extract(sample.images[0])  # a model's first image takes longer
-    extracted, each = _each(extract, sample.images, workers)
+    # Several to a unit, as in the job: while one is computed the next ones are read.
+    size = max(1, min(_UNIT_IMAGES, len(sample.images) // (2 * workers)))
+    units = [sample.images[at : at + size] for at in range(0, len(sample.images) - size + 1, size)]
+    extracted, each = _each(extract, [unit[:1] for unit in units[:workers]], units, workers)
     features, failures = (
         [f for unit in extracted for f in unit.features],
         [f for unit in extracted for f in unit.failures],
@@ -172,32 +183,39 @@ def _measure_extraction(
     writing = _seconds(
         lambda: FeatureStore(scratch).write_unit("pilot", features, failures, model.global_width)
     )
-    size = sum(
+    written = sum(
         os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(scratch) for name in names
     )
+    images = len(features) + len(failures)
     found = dict(
         load=load,
-        image=each + writing / len(extracted),
-        images=len(extracted),
-        image_bytes=size / len(extracted),
+        image=each / size + writing / images,
+        images=images,
+        image_bytes=written / images,
         dimensions=model.global_width,
         has_local=bool(model.local_width),
     )
     return found, features
 
 
-def _each(function: Callable[[T], R | None], items: Sequence[T], workers: int) -> tuple[list[R], float]:
+def _each(
+    function: Callable[[T], R | None], first: Sequence[T], items: Sequence[T], workers: int
+) -> tuple[list[R], float]:
     """Results for the first items, as many as _SECONDS are enough for, and the seconds per item with all
     workers busy.
+
+    Args:
+      first: what each worker does before, since a worker's first item takes longer.
     """
-    begun = time.monotonic()
-
-    def work(item: T) -> R | None:
-        return function(item) if time.monotonic() - begun < _SECONDS else None
-
     with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(function, first))
+        begun = time.monotonic()
+
+        def work(item: T) -> R | None:
+            return function(item) if time.monotonic() - begun < _SECONDS else None
+
         results = [result for result in pool.map(work, items) if result is not None]
-    return results, (time.monotonic() - begun) / max(1, len(results))
+        return results, (time.monotonic() - begun) / max(1, len(results))
 
 
 def _measure_search(
@@ -221,9 +239,41 @@ def _measure_search(
     searched = _filled(index, min(_SAMPLE_ROWS, work.index_images))
     searching = min(_seconds(lambda: nearest(block, searched, search.k, product)) for _ in range(2))
     found["search"] = searching / (len(block) * max(1, len(searched))) + reading / max(1, work.queries)
+    found["score"] = _measure_scoring(search, index, units)
     if search.verification is not None:
         found.update(_measure_pairs(search, search.verification, extracted, index, workers))
     return found
+
+
+def _measure_scoring(search: Search, index: IndexBlock, units: Sequence[str]) -> float:
+    """Seconds to score the candidates of a query, which lie in many shards of a large index."""
+    rows = np.arange(min(search.k, len(index)))
+    candidates = [
+        Candidate(
+            index.image_ids[row].decode(),
+            index.landmark_ids[row].decode(),
+            0.5,
+            FeatureLocation("", 0, 0),
+            10,
+            1.0,
+            0.5,
+        )
+        for row in rows
+    ]
+    query = QueryCandidates("pilot", FeatureLocation("", 0, 0), tuple(candidates), True)
+    seconds = min(_seconds(lambda: search.predict(query)) for _ in range(8))
+    if search.augmented is None:
+        return seconds
+    shards = database_augmentation.augmented_shards(search.index_root)
+    names = shards.read_list(search.augmented)
+
+    def read(unit: str) -> None:
+        _, augmented = database_augmentation.read_augmented(shards, names[unit])
+        augmented_cosines(index.descriptors[0], augmented)
+
+    reading = sum(_seconds(functools.partial(read, unit)) for unit in units[:8]) / len(units[:8])
+    held = min(1.0, database_augmentation.SHARDS_HELD / len(search.units))
+    return seconds + len(candidates) * (1 - held) * reading
 
 
 def _filled(index: IndexBlock, rows: int) -> IndexBlock:
@@ -271,10 +321,11 @@ def _measure_pairs(
     index_store, query_store = FeatureStore(search.index_root), FeatureStore(search.query_root)
     queries: list[tuple[str, np.ndarray, Callable[[], QuantizedFeatures]]]
     queries = [
-        (f.ref.image_id, f.global_descriptor, functools.partial(quantized, f.local)) for f in extracted
+        (f.ref.image_id, f.global_descriptor, functools.partial(quantized, f.local))
+        for f in extracted[:_VERIFIED_QUERIES]
     ]
     for unit in search.query_units:
-        if len(queries) >= SAMPLE_IMAGES:
+        if len(queries) >= _VERIFIED_QUERIES:
             break
         table = query_store.read_images(unit)
         places = zip(*(table.column(name).to_pylist() for name in ("image_id", "local_offset", "local_size")))
@@ -288,11 +339,11 @@ def _measure_pairs(
             )
     if not queries:
         return {}
-    queries = queries[:SAMPLE_IMAGES]
+    queries = [(name, vector, functools.cache(read)) for name, vector, read in queries[:_VERIFIED_QUERIES]]
     block = DescriptorBlock(
         np.array([image_id.encode() for image_id, _, _ in queries]), np.stack([d for _, d, _ in queries])
     )
-    neighbors = nearest(block, index, max(1, _SAMPLE_PAIRS // len(queries)))
+    neighbors = nearest(block, index, min(search.k, max(1, _SAMPLE_PAIRS // len(queries))))
 
     def verify(pair: tuple[int, int]) -> int:
         q, _ = pair
@@ -303,7 +354,7 @@ def _measure_pairs(
 
     pairs = [(int(q), int(c)) for q, c in np.argwhere(neighbors.similarity > -np.inf)]
     with one_thread:
-        verified, each = _each(verify, pairs, workers)
+        verified, each = _each(verify, pairs[:workers], pairs, workers)
     return dict(pair=each, pairs=len(verified))
 
 

@@ -204,6 +204,8 @@ def _sample(prepared: Prepared, options: PipelineOptions) -> pilot.Sample:
         tuple(name for name in task.names if name not in lacking),
         config.num_to_rerank,
         config.verification if index.has_local_features else None,
+        prepared.rule.step.of_query,
+        prepared.augmented,
     )
     return pilot.sample_of(
         task.recipe,

@@ -40,6 +40,7 @@ MEASURED = budget.Measured(
     image=0.1,
     search=1e-6,
     pair=0.05,
+    score=0.002,
     shard=0.01,
     pipeline=1.0,
     process=2.0,
@@ -141,12 +142,23 @@ def test_a_sample_stands_for_all_sizes():
     sizes = [
         ref.size_bytes
         for ref in pilot.sample_images(
-            [ImageUnit("a", tuple(images[:100])), ImageUnit("b", tuple(images[100:]))]
+            [ImageUnit("a", tuple(images[:100])), ImageUnit("b", tuple(images[100:]))], 16
         )
     ]
     assert len(sizes) == 16 and np.mean(sizes) == pytest.approx(80, abs=3)
     few = tuple(images[:5])  # smaller ones come first
     assert pilot.sample_images([ImageUnit("a", few[::-1])], 16) == few
+
+
+def test_the_first_of_each_worker_and_what_time_is_over_for_do_not_count(monkeypatch):
+    clock = FakeClock(monkeypatch, pilot)
+
+    def slow_at_first(item):
+        clock.pass_by(5 if item == "first" else 2)
+        return item
+
+    assert pilot._each(slow_at_first, ["first"], range(4), 1) == ([0, 1, 2, 3], 2)
+    assert pilot._each(slow_at_first, ["first"], range(100), 1) == ([*range(8)], 2)  # begun before 15 s
 
 
 def test_a_pilot_that_takes_too_long_is_stopped():

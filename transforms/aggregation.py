@@ -95,14 +95,18 @@ class AggregatePredictions(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[PredictionUnit]:
-        step = functools.partial(
+    @property
+    def of_query(self) -> Callable[[QueryCandidates], Prediction]:
+        """`aggregate` with these attributes."""
+        return functools.partial(
             aggregate,
             settings=self.settings,
             calibration=self.calibration,
             min_probability=self.min_probability,
         )
-        return units | "Aggregate" >> beam.ParDo(_Aggregate(step))
+
+    def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[PredictionUnit]:
+        return units | "Aggregate" >> beam.ParDo(_Aggregate(self.of_query))
 
 
 @beam.typehints.with_input_types(CandidateUnit)

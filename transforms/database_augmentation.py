@@ -22,7 +22,7 @@ from transforms.types import Candidate, CandidateUnit, QueryCandidates
 KIND = "augmented"
 
 _COLUMNS = ("image_id", "landmark_id", "global_descriptor")
-_SHARDS_HELD = 256  # shards of 64 images in memory: 34 MB of descriptors 2,048 wide in 8 bits
+SHARDS_HELD = 1024  # shards of 64 images in memory: 34 MB of descriptors 512 wide in 8 bits
 
 
 def augmented_shards(index: str) -> DerivedShards:
@@ -172,8 +172,10 @@ class _Cosines(beam.DoFn):
 
     def setup(self) -> None:
         names = self._shards.read_list(self._listed)
-        self._augmented = functools.lru_cache(_SHARDS_HELD)(lambda unit: _read(self._shards, names[unit]))
-        self._query = functools.lru_cache(_SHARDS_HELD // 4)(lambda unit: _query_rows(self._queries, unit))
+        self._augmented = functools.lru_cache(SHARDS_HELD)(
+            lambda unit: read_augmented(self._shards, names[unit])
+        )
+        self._query = functools.lru_cache(SHARDS_HELD // 16)(lambda unit: _query_rows(self._queries, unit))
 
     def teardown(self) -> None:
         del self._augmented, self._query
@@ -188,7 +190,10 @@ class _Cosines(beam.DoFn):
         )
 
     def _with_cosine(self, candidate: Candidate, landmark: str | None, descriptor: np.ndarray) -> Candidate:
-        augmented = self._augmented(candidate.location.unit)[candidate.image_id]
+        places, shard = self._augmented(candidate.location.unit)
+        at = places[candidate.image_id]
+        row = slice(at, at + 1)
+        augmented = Augmented(shard.descriptors[row], shard.length[row], shard.least[row])
         cosine = augmented_cosines(descriptor, augmented)
         if self._leave_out and candidate.landmark_id == landmark:
             plain = np.array([candidate.similarity], np.float32)
@@ -196,16 +201,14 @@ class _Cosines(beam.DoFn):
         return dataclasses.replace(candidate, augmented=float(cosine[0]))
 
 
-def _read(shards: DerivedShards, name: str) -> dict[str, Augmented]:
-    """The images of an augmented shard by id, each as Augmented of one row."""
+def read_augmented(shards: DerivedShards, name: str) -> tuple[dict[str, int], Augmented]:
+    """The rows of an augmented shard, and where they are by id."""
     table = shards.read(name)
     column = table.column("descriptor").combine_chunks()
     rows = column.flatten().to_numpy().reshape(len(table), -1)
     length, least = (table.column(part).to_numpy() for part in ("length", "least"))
-    return {
-        image_id: Augmented(rows[at : at + 1], length[at : at + 1], least[at : at + 1])
-        for at, image_id in enumerate(table.column("image_id").to_pylist())
-    }
+    places = {image_id: at for at, image_id in enumerate(table.column("image_id").to_pylist())}
+    return places, Augmented(rows, length, least)
 
 
 def _query_rows(store: FeatureStore, unit: str) -> dict[str, tuple[str | None, np.ndarray]]:

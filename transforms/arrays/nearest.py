@@ -318,7 +318,6 @@ class _Scan:
             ]
         )
         score = np.full(len(query), -np.inf, np.float32)
-        score = np.full(len(query), -np.inf, np.float32)
         score[likely] = self._exact(query[likely], row[likely])
         least = np.minimum.reduceat(score[likely], np.searchsorted(query[likely], np.arange(len(starts))))
         others = np.flatnonzero((score == -np.inf) & (upper >= least[query]))
