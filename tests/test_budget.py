@@ -278,17 +278,8 @@ def data(tmp_path_factory):
 
 def start(root, command, output, *flags):
     images = root / ("images" if "index" in command else "queries")
-    return main(
-        [
-            *command.split(),
-            "--images",
-            str(images),
-            "--output",
-            str(root / output),
-            "--direct_num_workers=1",
-            *flags,
-        ]
-    )
+    given = ["--images", str(images), "--output", str(root / output), "--direct_num_workers=1"]
+    return main([*command.split(), *given, *flags])
 
 
 def results(run):

@@ -143,31 +143,16 @@ def jobs(dry_run, tmp_path_factory):
     (root / "labels.csv").write_text("id,landmark_id\n0,a\n1,a\n2,b\n3,b\n")
     (root / "truth.csv").write_text("id,landmarks\n4,a\n5,b\n")
     commands = {
-        "index": [
-            "index",
-            "--images",
-            root / "index",
-            "--labels",
-            root / "labels.csv",
-            "--output",
-            root / "store",
-        ],
-        "recognize": [
-            "recognize",
-            "--images",
-            root / "queries",
-            "--index",
-            root / "store",
-            "--output",
-            root / "run",
-        ],
-        "evaluate": ["evaluate", "--predictions", root / "run", "--truth", root / "truth.csv"],
+        "index": ["--images", root / "index", "--labels", root / "labels.csv", "--output", root / "store"],
+        "recognize": ["--images", root / "queries", "--index", root / "store", "--output", root / "run"],
+        "evaluate": ["--predictions", root / "run", "--truth", root / "truth.csv"],
     }
     built = {}
-    for name, argv in commands.items():
-        built[name] = dry_run(*argv, PACKAGE)
-        assert main([*map(str, argv), "--direct_num_workers=1"]) == 0  # goes on from what the dry run left
-    on_gpus = [*commands["index"][:-1], root / "other"]
+    for name, given in commands.items():
+        built[name] = dry_run(name, *given, PACKAGE)
+        # Goes on from what the dry run left.
+        assert main([name, *map(str, given), "--direct_num_workers=1"]) == 0
+    on_gpus = ["index", *commands["index"][:-1], root / "other"]
     built["image"] = dry_run(*on_gpus, f"--sdk_container_image={IMAGE}", f"--resource_hint=accelerator={GPU}")
     return built
 
@@ -323,10 +308,6 @@ def test_records_come_out_of_their_coder_as_they_went_in(record):
         )
 
 
-def run(*command):
-    return main([str(word) for word in command])
-
-
 class OnlySubmits(PipelineRunner):
     """An engine whose jobs end elsewhere, as those of a template do."""
 
@@ -336,59 +317,32 @@ class OnlySubmits(PipelineRunner):
         return result
 
 
+def evaluate(folder, *flags):
+    """Scores a prediction that is right; returns where the metrics go."""
+    (folder / "submission.csv").write_text("id,landmarks\n4,a 0.5\n")
+    (folder / "truth.csv").write_text("id,landmarks\n4,a\n")
+    given = {"predictions": "submission.csv", "truth": "truth.csv", "output": "metrics.json"}
+    assert main(["evaluate", *(f"--{flag}={folder / name}" for flag, name in given.items()), *flags]) == 0
+    return folder / "metrics.json"
+
+
 @pytest.mark.parametrize(
-    "flags, said",
+    "flag, said",
     [
-        (["--dry_run=True"], "dry run: the job was built, nothing was submitted"),
+        ("--dry_run=True", "dry run: the job was built, nothing was submitted"),
         (
-            ["--template_location=gs://bucket/template"],
+            "--template_location=gs://bucket/template",
             "gs://bucket/template was made; once a job made from it has ended",
         ),
     ],
 )
-def test_a_job_that_nobody_waits_for(tmp_path, capsys, flags, said):
-    predictions, truth, output = (
-        tmp_path / "submission.csv",
-        tmp_path / "truth.csv",
-        tmp_path / "metrics.json",
-    )
-    predictions.write_text("id,landmarks\n4,a 0.5\n")
-    truth.write_text("id,landmarks\n4,a\n")
-    assert (
-        run(
-            "evaluate",
-            "--predictions",
-            predictions,
-            "--truth",
-            truth,
-            "--output",
-            output,
-            "--runner=tests.test_dataflow.OnlySubmits",
-            *flags,
-        )
-        == 0
-    )
-    assert capsys.readouterr().out.startswith(said) and not output.exists()
+def test_a_job_that_nobody_waits_for(tmp_path, capsys, flag, said):
+    assert not evaluate(tmp_path, "--runner=tests.test_dataflow.OnlySubmits", flag).exists()
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_the_local_runner_runs_whatever_dataflow_would_do(tmp_path):
-    predictions, truth = tmp_path / "submission.csv", tmp_path / "truth.csv"
-    predictions.write_text("id,landmarks\n4,a 0.5\n")
-    truth.write_text("id,landmarks\n4,a\n")
-    assert (
-        run(
-            "evaluate",
-            "--predictions",
-            predictions,
-            "--truth",
-            truth,
-            "--output",
-            tmp_path / "metrics.json",
-            "--dry_run=True",
-        )
-        == 0
-    )
-    assert json.loads((tmp_path / "metrics.json").read_text())["all"]["gap"] == 1
+    assert json.loads(evaluate(tmp_path, "--dry_run=True").read_text())["all"]["gap"] == 1
 
 
 def test_gpu_memory_is_taken_as_needed(monkeypatch):

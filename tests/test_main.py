@@ -102,27 +102,10 @@ def test_commands_without_a_pipeline_take_no_options_of_beam(capsys):
 
 
 def test_errors_before_the_pipeline(tmp_path, capsys):
-    assert (
-        main.main(
-            [
-                "recognize",
-                "--images",
-                str(tmp_path),
-                "--index",
-                str(tmp_path),
-                "--output",
-                str(tmp_path / "o"),
-            ]
-        )
-        == 2
-    )
+    given = [f"--images={tmp_path}", f"--index={tmp_path}", f"--output={tmp_path}/o"]
+    assert main.main(["recognize", *given]) == 2
     assert "no output of `landmarks index`" in capsys.readouterr().err
-    assert (
-        main.main(
-            ["index", "--images", str(tmp_path), "--labels", str(tmp_path / "none.csv"), "--output", "o"]
-        )
-        == 1
-    )
+    assert main.main(["index", given[0], f"--labels={tmp_path}/none.csv", "--output=o"]) == 1
     assert "none.csv" in capsys.readouterr().err
 
 

@@ -167,11 +167,6 @@ class TestLocalFeatures:
         kept = load(path, **scales, score_threshold=threshold).extract(IMAGE).scores
         assert 0 < len(kept) < len(every.scores) and kept.min() >= threshold
 
-    def test_a_local_only_model_cannot_retrieve(self, tmp_path):
-        path = build(tmp_path, "local")
-        with pytest.raises(ModelError, match="offers no global descriptor"):
-            catalog.load_for_retrieval(path, catalog.settings(path))
-
 
 class TestGuess:
     IMAGE = Tensor("image", "tensor(float)", (-1, 3, -1, -1))

@@ -1,7 +1,6 @@
 """Which photographs folders, globs and lists name."""
 
 import os
-import unicodedata
 
 import pytest
 
@@ -148,16 +147,3 @@ def test_a_list_says_what_is_not_there_and_that_it_is_empty(tmp_path):
     (tmp_path / "list.txt").write_text(" \n")
     with pytest.raises(patterns.MatchError, match="list.txt names no photograph$"):
         patterns.match_images([f"@{tmp_path}/list.txt"])
-
-
-def test_ids_are_kept_as_written(tmp_path):
-    for form in ("NFC", "NFD"):
-        write(tmp_path / form / (unicodedata.normalize(form, "ü") + ".jpg"))
-    assert matched(tmp_path) == ["u\u0308", "\u00fc"]
-
-
-def test_a_loop_of_links_and_a_pipe_do_not_hang(tmp_path):
-    write(tmp_path / "one.jpg")
-    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
-    os.mkfifo(tmp_path / "pipe.jpg")
-    assert matched(tmp_path) == ["one"]

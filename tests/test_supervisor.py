@@ -50,24 +50,19 @@ OUTPUT, GUILTY, CODE = sys.argv[1], sys.argv[2].split(","), 0
 """
 
 
-def run_job(folder, guilty="", more=""):
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"{JOB}\n{more}\nsys.exit(supervisor.run(job, [OUTPUT]))",
-            str(folder),
-            guilty,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def job(folder, guilty="", more=""):
+    """The command that runs it under a supervisor."""
+    code = f"{JOB}\n{more}\nsys.exit(supervisor.run(job, [OUTPUT]))"
+    return [sys.executable, "-c", code, str(folder), guilty]
+
+
+def run_job(*given):
+    return subprocess.run(job(*given), capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_exit_codes_pass(tmp_path, code):
-    result = run_job(tmp_path, more=f"CODE = {code}")
+    result = run_job(tmp_path, "", f"CODE = {code}")
     assert result.returncode == code and result.stdout == "started\n" and result.stderr == ""
 
 
@@ -88,13 +83,13 @@ def test_a_photograph_that_kills_once_is_no_failure(tmp_path):
         "'w').close() else []"
     )
     result = run_job(
-        tmp_path, more=f"real = job\ndef job():\n    global GUILTY\n    {once}\n    return real()"
+        tmp_path, "", f"real = job\ndef job():\n    global GUILTY\n    {once}\n    return real()"
     )
     assert result.returncode == 0 and "failed" not in result.stdout and result.stdout.count("started") == 2
 
 
 def test_deaths_that_lead_nowhere_end_the_job(tmp_path):
-    result = run_job(tmp_path, more="def job():\n    print('started', flush=True)\n    os.abort()")
+    result = run_job(tmp_path, "", "def job():\n    print('started', flush=True)\n    os.abort()")
     assert result.returncode == 1 and result.stdout.count("started") == 3
     assert "error: the process died of SIGABRT, 3 times without getting on" in result.stderr
 
@@ -131,13 +126,7 @@ def job():
         return 1
 """
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"{JOB}\n{waiting}\nsys.exit(supervisor.run(job, [OUTPUT]))",
-            str(tmp_path),
-            "",
-        ],
+        job(tmp_path, more=waiting),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -205,15 +194,8 @@ def test_a_crash_in_a_decoder_costs_one_photograph(tmp_path):
         Image.fromarray(tiny_models.textured(80, width, n)).save(tmp_path / "images" / f"i{n}.png")
     (tmp_path / "labels.csv").write_text("id,landmark_id\n" + "".join(f"i{n},{n % 3}\n" for n in range(10)))
     (tmp_path / "sitecustomize.py").write_text(FAULTY_DECODER)
-    command = [
-        "index",
-        "--images",
-        str(tmp_path / "images"),
-        "--labels",
-        str(tmp_path / "labels.csv"),
-        "--max_failure_rate",
-        "0.2",
-    ]
+    command = ["index", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels.csv")]
+    command += ["--max_failure_rate", "0.2"]
     assert main([*command, "--output", str(tmp_path / "undisturbed")]) == 0
     result = subprocess.run(
         [sys.executable, "-m", "beam_pipeline", *command, "--output", str(tmp_path / "index")],

@@ -156,14 +156,6 @@ def test_long_values_are_cut_in_errors(tmp_path):
     assert len(str(error.value)) < len(path) + 150
 
 
-def test_tables_on_other_file_systems(monkeypatch):
-    held = {"gs://bucket/labels.csv": LABEL_FILES["kaggle"], "gs://bucket/bad.csv": b"id,landmark_id\na1,\n"}
-    monkeypatch.setattr(tables.files, "read_bytes", held.__getitem__)
-    assert rows(tables.read_labels("gs://bucket/labels.csv")) == ROWS
-    with pytest.raises(TableError, match="gs://bucket/bad.csv, line 2: landmark_id '' is empty"):
-        tables.read_labels("gs://bucket/bad.csv")
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_threads_of_arrow_are_given_no_file_of_pythons(tmp_path, monkeypatch, packed):
     sources = []
@@ -211,13 +203,6 @@ BAD_TRUTHS = {
     "no_rows": (b"id,landmarks,Usage\n", "there are no rows"),
     "columns": (b"id,truth\na,1\n", "columns 'id,truth', where id,landmarks or id,landmark_id is expected"),
 }
-
-
-@pytest.mark.parametrize("data, text", BAD_TRUTHS.values(), ids=BAD_TRUTHS)
-def test_wrong_truth(tmp_path, data, text):
-    with pytest.raises(TableError) as error:
-        tables.read_truth(write(tmp_path, data))
-    assert text in str(error.value)
 
 
 SCORES = [
@@ -278,10 +263,18 @@ BAD_SUBMISSIONS = {
 }
 
 
-@pytest.mark.parametrize("data, text", BAD_SUBMISSIONS.values(), ids=BAD_SUBMISSIONS)
-def test_wrong_submission(tmp_path, data, text):
+@pytest.mark.parametrize(
+    "read, data, text",
+    [
+        *((tables.read_truth, *case) for case in BAD_TRUTHS.values()),
+        *((tables.read_submission, *case) for case in BAD_SUBMISSIONS.values()),
+        (tables.read_names, b"landmark_id,name\n7,a\n7,b\n", "line 3: id '7' stands in line 2 already"),
+    ],
+    ids=[*(f"truth, {name}" for name in BAD_TRUTHS), *BAD_SUBMISSIONS, "names, doubled_id"],
+)
+def test_other_wrong_tables(tmp_path, read, data, text):
     with pytest.raises(TableError) as error:
-        tables.read_submission(write(tmp_path, data))
+        read(write(tmp_path, data))
     assert text in str(error.value)
 
 
@@ -526,8 +519,3 @@ def test_names_from_the_categories_of_google_landmarks(tmp_path):
         "1": "Café A/B",
         "2": "Tower",
     }
-
-
-def test_doubled_names_are_refused(tmp_path):
-    with pytest.raises(TableError, match=r"line 3: id '7' stands in line 2 already"):
-        tables.read_names(write(tmp_path, b"landmark_id,name\n7,a\n7,b\n"))
