@@ -1,4 +1,4 @@
-"""A file system of Beam's for tests."""
+"""Files for tests, and a file system of Beam's."""
 
 import os
 import pathlib
@@ -6,6 +6,13 @@ from typing import ClassVar
 
 import pytest
 from apache_beam.io import localfilesystem
+
+
+def write(path: pathlib.Path, data: bytes | str = b"x") -> str:
+    """Writes a file and the folders above it; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return str(path)
 
 
 class FolderFileSystem(localfilesystem.LocalFileSystem):

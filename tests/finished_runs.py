@@ -1,14 +1,13 @@
 """Finished runs that no job made: photographs, stores and predictions as a job would leave them."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import PIL.Image
 
 from beam_pipeline import outputs
 from tests.manifests import index_manifest, run_manifest
+from tests.pictures import encoded
 from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
@@ -28,9 +27,8 @@ _NOWHERE = FeatureLocation("", 0, 0)
 def _features(folder: str, image_id: str, landmark_id: str | None) -> ImageFeatures:
     """A photograph of noise, written below `folder`, with local features that are the same in all."""
     rng = np.random.default_rng(0)
-    uri, encoded = files.join(folder, f"{image_id.replace('/', '-')[:60]}.png"), io.BytesIO()
-    PIL.Image.fromarray(rng.integers(0, 256, size=(*SIZE, 3), dtype=np.uint8)).save(encoded, "PNG")
-    files.write_bytes(uri, encoded.getvalue())
+    uri = files.join(folder, f"{image_id.replace('/', '-')[:60]}.png")
+    files.write_bytes(uri, encoded(rng.integers(0, 256, size=(*SIZE, 3), dtype=np.uint8)))
     local = LocalFeatures(
         rng.uniform(0, 200, size=(40, 2)).astype(np.float32), rng.standard_normal((40, 32)).astype(np.float32)
     )

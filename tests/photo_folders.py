@@ -11,12 +11,13 @@ import io
 import os
 import pathlib
 import sys
-import tarfile
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from tests.file_systems import write
+from tests.gldv2_layout import tar_of
 from transforms.file_formats import READS_HEIF
 
 # How a camera, a phone or a person calls the photographs of a folder, in turn; heic where it can be written.
@@ -59,23 +60,6 @@ def names(count: int) -> list[str]:
     return [*known, *(f"IMG_{number:04d}.JPG" for number in range(20, 20 + count))][:count]
 
 
-def write(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file, and the folders to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def tar_bytes(contents: Iterable[tuple[str, bytes]]) -> bytes:
-    """A tar file."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        for name, data in contents:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return content.getvalue()
-
-
 Photographs = Mapping[str, Sequence[Image.Image]]  # by landmark
 
 
@@ -89,7 +73,7 @@ def arrange(folder: pathlib.Path, known: Photographs, asked: Photographs) -> Non
     for number, (landmark, images) in enumerate(known.items()):
         files = [(name, encoded(image, name)) for name, image in zip(names(len(images)), images)]
         if number % 4 == 3:
-            write(photos / f"{landmark}.tar", tar_bytes(files))
+            write(photos / f"{landmark}.tar", tar_of(files))
         else:
             place = photos / landmark if number % 2 else photos / "holidays" / landmark
             for name, data in files:

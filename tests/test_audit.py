@@ -3,7 +3,6 @@ without a landmark, which get names and join it.
 """
 
 import collections
-import contextlib
 import csv
 import json
 import shutil
@@ -15,8 +14,8 @@ import pytest
 from PIL import Image
 
 from beam_pipeline import audit, runner
-from beam_pipeline.main import main
 from tests import tiny_models
+from tests.command_line import run_in
 from tests.survival import kill
 from transforms.arrays import label_audit
 
@@ -25,8 +24,7 @@ SIDE = 240
 
 
 def run(folder, *arguments):
-    with contextlib.chdir(folder):
-        return main([str(argument) for argument in arguments] + ["--direct_num_workers=1"])
+    return run_in(folder, *arguments, "--direct_num_workers=1")
 
 
 def view(place, number):

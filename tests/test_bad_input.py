@@ -16,15 +16,12 @@ from PIL import Image
 
 from beam_pipeline import main
 from tests import tiny_models
+from tests.command_line import run
 from tests.survival import mutate
 from transforms import patterns
 from transforms.storage import tables
 
 SMALL = ["--image_scales=1", "--score_threshold=0", "--max_local_features=50", "--direct_num_workers=1"]
-
-
-def run(*command):
-    return main.main([str(word) for word in command])
 
 
 def test_damaged_photographs_decode_or_say_what_is_wrong():

@@ -1,6 +1,5 @@
 """What people do between two commands: they move outputs, and change and mend photographs."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -12,19 +11,14 @@ from PIL import Image
 
 from beam_pipeline import index as index_job
 from beam_pipeline.changes import Changes
-from beam_pipeline.main import main
 from tests import tiny_models
+from tests.command_line import run_in as run
 from tests.survival import kill
 from transforms.storage import worklist
 from transforms.types import ImageRef
 
 INDEX = ("index", "--images", "p", "--labels", "labels.csv", "--output", "index", "--model", "rootsift-vlad")
 RECOGNIZE = ("recognize", "--images", "q", "--index", "index", "--output", "run")
-
-
-def run(folder, *arguments):
-    with contextlib.chdir(folder):
-        return main([str(argument) for argument in arguments])
 
 
 def write_inputs(folder, photographs=9, queries=2):

@@ -2,7 +2,6 @@
 shards rewritten. What it predicts is what an index made anew of the cleaned data predicts.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -16,9 +15,9 @@ import pytest
 from PIL import Image
 
 from beam_pipeline import cleaning, index_parts, info, outputs
-from beam_pipeline.main import main
 from beam_pipeline.manifest import IndexManifest
 from tests import tiny_models
+from tests.command_line import run_in
 from tests.survival import kill
 from transforms.storage import files, overlays
 from transforms.storage.feature_store import FeatureStore
@@ -30,8 +29,7 @@ RECOGNIZE = ("recognize", "--images", "q", "--augmented_weight", "2", "--query_s
 
 
 def run(folder, *arguments):
-    with contextlib.chdir(folder):
-        return main([str(argument) for argument in arguments] + ["--direct_num_workers=1"])
+    return run_in(folder, *arguments, "--direct_num_workers=1")
 
 
 def photograph(folder, name, seed, noise=0):

@@ -14,6 +14,7 @@ from PIL import Image
 from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
+from tests.command_line import run
 from transforms import retrieval, verification
 from transforms.arrays.quantization import dequantized
 from transforms.storage.feature_store import FeatureStore
@@ -49,10 +50,6 @@ def part_of(everything, root, landmarks, distractors):
         for image_id in ids:
             shutil.copy(found[image_id], root / folder)
     return root
-
-
-def run(*command):
-    return main([str(word) for word in command])
 
 
 def index(data, output, *flags):

@@ -1,40 +1,23 @@
 """Folders as people have them: their names as labels, paths as ids, what is left out, odd names."""
 
-import contextlib
 import csv
 import io
 import json
 import os
 import pathlib
-import tarfile
 import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from beam_pipeline import config, flags, index, main
-from tests import tiny_models
-from tests.file_systems import FolderFileSystem
+from tests import gldv2_layout, tiny_models
+from tests.command_line import run_in as run
+from tests.file_systems import FolderFileSystem, write
+from tests.pictures import encoded
 from transforms import file_formats, patterns
 from transforms.storage import tables
-
-
-def write(path, data=b"x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
-
-
-def tar_bytes(contents):
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        for name, data in contents.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return content.getvalue()
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -61,7 +44,7 @@ def tree(root, tmp_path):
     write(tmp_path / "p" / "Eiffel Tower" / "1.jpg")
     write(tmp_path / "p" / "France" / "Louvre" / "2.png")
     write(tmp_path / "p" / "0.jpg")
-    write(tmp_path / "p" / "Rome.tar", tar_bytes({"3.jpg": b"x", "Forum/old/4.jpg": b"x"}))
+    write(tmp_path / "p" / "Rome.tar", gldv2_layout.tar_of([("3.jpg", b"x"), ("Forum/old/4.jpg", b"x")]))
     return f"{root}/p"
 
 
@@ -318,14 +301,7 @@ def test_empty_folders_and_links_to_nothing(tmp_path):
 
 
 def photograph(path, seed, format="PNG"):
-    content = io.BytesIO()
-    Image.fromarray(tiny_models.textured(96, 96, seed)).save(content, format)
-    return write(path, content.getvalue())
-
-
-def run(folder, *arguments):
-    with contextlib.chdir(folder):
-        return main.main([str(argument) for argument in arguments])
+    return write(path, encoded(tiny_models.textured(96, 96, seed), format))
 
 
 def ids_in(output):

@@ -3,7 +3,6 @@ machine to a submission and its score.
 """
 
 import csv
-import io
 import json
 import threading
 import time
@@ -21,19 +20,14 @@ from transforms.storage import files
 LANDMARKS, VIEWS, ARCHIVES = 8, 3, 4
 
 
-def jpeg(picture):
-    content = io.BytesIO()
-    picture.convert("RGB").save(content, "JPEG", quality=88)
-    return content.getvalue()
-
-
 def view(seed, number):
     """A crop of a textured picture, in a light of its own."""
     draw = np.random.default_rng([seed, number])
     whole = Image.fromarray(pictures.textured(300, 400, seed))
     left, top = draw.integers(0, 40, 2)
     crop = np.asarray(whole.crop((left, top, left + 350, top + 250))).astype(np.float64)
-    return jpeg(Image.fromarray(np.clip(crop * draw.uniform(0.7, 1.3), 0, 255).astype(np.uint8)))
+    lit = np.clip(crop * draw.uniform(0.7, 1.3), 0, 255).astype(np.uint8)
+    return pictures.encoded(lit, "JPEG", quality=88)
 
 
 def textured():

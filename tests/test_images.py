@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from tests.file_systems import write
+from tests.pictures import encoded
 from transforms import images
 from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 
@@ -17,18 +19,6 @@ from transforms.types import DecodedImage, Failure, ImageRef, ReadingConfig
 def gradient(height=40, width=60):
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write(path, data=b"x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
 
 
 class TestDecode:

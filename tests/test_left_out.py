@@ -8,6 +8,7 @@ import pytest
 
 from beam_pipeline import config, flags, index, left_out, main, recognize
 from beam_pipeline.manifest import IndexCounts
+from tests.file_systems import write
 from tests.manifests import index_manifest
 from transforms import gap
 from transforms.storage import files, spelling, tables
@@ -17,12 +18,6 @@ from transforms.types import Failure
 
 def text(*values):
     return pa.array(values, pa.string())
-
-
-def write(path, data=b"x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return str(path)
 
 
 @pytest.mark.parametrize(

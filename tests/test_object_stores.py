@@ -7,7 +7,6 @@ real ones where the environment names a place on them.
 tests/engines/s3.sh and gcs.sh start such servers.
 """
 
-import io
 import os
 import signal
 import subprocess
@@ -23,11 +22,10 @@ import pyarrow as pa
 import pytest
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
-from PIL import Image
 
 from beam_pipeline import extraction, integrity, lock, main, outputs
 from beam_pipeline.config import ConfigError
-from tests import gldv2_layout, object_server
+from tests import gldv2_layout, object_server, pictures
 from tests.manifests import index_manifest
 from tests.races import at_once, holders_of_lock
 from transforms import images, patterns
@@ -82,9 +80,7 @@ def root(scheme):
 
 
 def photograph(seed=0):
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 60, 3), np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return pictures.encoded(np.random.default_rng(seed).integers(0, 255, (40, 60, 3), np.uint8), "JPEG")
 
 
 def test_a_file_is_written_read_listed_and_deleted(root):

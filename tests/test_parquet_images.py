@@ -1,12 +1,9 @@
 """Photographs in Parquet tables, by their bytes or their paths, read by row group."""
 
-import io
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from tests import pictures
 from tests.file_systems import FolderFileSystem
@@ -17,9 +14,7 @@ from transforms.types import DecodedImage, ReadingConfig
 
 
 def picture(seed):
-    content = io.BytesIO()
-    Image.fromarray(pictures.textured(60, 80, seed)).save(content, "JPEG")
-    return content.getvalue()
+    return pictures.encoded(pictures.textured(60, 80, seed), "JPEG")
 
 
 NAMES = ["a/x.jpg", "a/y z.png", "b/ü 😀.jpg", "b/._q.jpg", "c/1.jpg", "c/2.jpg"]

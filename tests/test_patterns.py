@@ -4,13 +4,8 @@ import os
 
 import pytest
 
+from tests.file_systems import write
 from transforms import patterns
-
-
-def write(path, data=b"x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return str(path)
 
 
 def matched(*given):

@@ -1,6 +1,5 @@
 """Folders as people have them go through every command, with the fewest options."""
 
-import contextlib
 import csv
 import json
 import pathlib
@@ -9,8 +8,8 @@ import unicodedata
 import pyarrow.parquet as pq
 from PIL import Image
 
-from beam_pipeline.main import main
 from tests import photo_folders, tiny_models
+from tests.command_line import run_in
 from transforms.file_formats import READS_HEIF
 
 # As docs/folders.md has them.
@@ -20,8 +19,7 @@ REPORT = "report --run run --truth truth.csv --output report"
 
 
 def run(folder, command):
-    with contextlib.chdir(folder):
-        return main(command.split())
+    return run_in(folder, *command.split())
 
 
 def read(path):

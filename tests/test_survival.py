@@ -23,9 +23,10 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from PIL import Image
 
 from beam_pipeline import flags, index, integrity, lock, outputs
-from beam_pipeline.main import build_parser, main
+from beam_pipeline.main import build_parser
 from beam_pipeline.manifest import IndexManifest
 from tests import tiny_models
+from tests.command_line import run_in as run
 from tests.survival import kill
 from transforms import images, patterns
 from transforms.storage import files
@@ -45,11 +46,6 @@ def no_hang():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-def run(folder, *arguments):
-    with contextlib.chdir(folder):
-        return main(list(arguments))
 
 
 @pytest.fixture(scope="module")

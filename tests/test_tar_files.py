@@ -7,7 +7,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests import gldv2_layout, pictures
 from tests.file_systems import FolderFileSystem
@@ -218,9 +217,7 @@ def test_an_archive_that_was_changed_holds_other_photographs(write):
 
 
 def jpeg(seed):
-    content = io.BytesIO()
-    Image.fromarray(pictures.textured(60, 80, seed)).save(content, "JPEG")
-    return content.getvalue()
+    return pictures.encoded(pictures.textured(60, 80, seed), "JPEG")
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
