@@ -8,7 +8,6 @@ It says what it found, as tables and as pages to look at, and changes nothing: `
 import dataclasses
 import hashlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,6 @@ from beam_pipeline.self_search import Pairs, SelfSearch
 from transforms.arrays import label_audit
 from transforms.storage import files, tables
 from transforms.storage.feature_store import FeatureStore
-from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import FeatureLocation
 from transforms.verification import SAME_VIEW
 
@@ -165,8 +163,7 @@ def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int,
             data = local.keypoints.tobytes() + local.descriptors.tobytes()
             return "features", hashlib.sha256(data).hexdigest()
 
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
-        contents = dict(zip(suspects.tolist(), pool.map(content, suspects.tolist())))
+    contents = dict(zip(suspects.tolist(), files.read_all(content, suspects.tolist())))
     first, proof = np.arange(len(audited.images)), dict[int, str]()
     seen: dict[tuple[str, str], int] = {}
     for number, key in contents.items():

@@ -49,7 +49,7 @@ from transforms.gap import SPLITS
 from transforms.models import catalog
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import files, run_store, tables
-from transforms.storage.feature_store import FeatureStore
+from transforms.storage.feature_store import FeatureStore, labels_in
 from transforms.submission import WritePredictions
 from transforms.types import CandidateUnit, PredictionUnit, QueryCandidates, VerificationSettings
 from transforms.verification import VerifyCandidates
@@ -514,13 +514,9 @@ def _table(asked: Sequence[Asked]) -> Queries:
 
 def _labels(prepared: Prepared) -> dict[str, str]:
     """The landmarks of the photographs of the index that are queries."""
-    store = FeatureStore(prepared.root)
-    found: dict[str, str] = {}
-    for block in prepared.searches[0].blocks:
-        for unit in block.units:
-            table = store.read_images(unit, ["image_id", "landmark_id"])
-            found.update(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
-    return found
+    units = [unit for block in prepared.searches[0].blocks for unit in block.units]
+    tables = FeatureStore(prepared.root).read_units(units, ["image_id", "landmark_id"])
+    return {name: label or "" for table in tables for name, label in labels_in(table).items()}
 
 
 def _fold(name: str) -> int:

@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import pyarrow as pa
@@ -19,12 +18,10 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import index_parts, integrity, left_out, lock, outputs, runner
 from beam_pipeline.config import CleanConfig, ConfigError
-from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest
 from transforms.database_augmentation import AugmentIndex, augmented_shards
 from transforms.storage import files, spelling, tables, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary
-from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.storage.overlays import Changes, planned, shard_of
 
 # A shard of which a larger part than this was removed is rewritten.
@@ -143,9 +140,7 @@ def _asked(
 
 def _labels(root: str, units: Sequence[str]) -> pa.Table:
     """The ids and landmarks of the images of some units of an index."""
-    store, columns = FeatureStore(root), ["image_id", "landmark_id"]
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
-        return pa.concat_tables(pool.map(lambda unit: store.read_images(unit, columns), units))
+    return pa.concat_tables(FeatureStore(root).read_units(units, ["image_id", "landmark_id"]))
 
 
 def with_changes(root: str, base: IndexManifest, changes: Changes) -> IndexManifest:
@@ -161,8 +156,7 @@ def with_changes(root: str, base: IndexManifest, changes: Changes) -> IndexManif
     shards = list(base.shards)
     place = {planned(shard.unit): at for at, shard in enumerate(shards)}
     for part in ("", *base.appended):
-        refs = worklist.read_worklist(index_parts.folder(root, part))
-        task = ExtractionTask.of(refs, base.recipe, root, "")
+        task = index_parts.part_task(root, base, part)
         if unknown := [unit for unit in task.names if unit not in place]:
             raise ConfigError(
                 f"{root} is of an earlier version and cannot be changed (it has no unit {unknown[0]}); "

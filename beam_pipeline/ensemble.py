@@ -88,9 +88,6 @@ class JoinRuns(beam.PTransform):
     weights: Sequence[float]
     num_to_rerank: int
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[CandidateUnit]:
         count, weights = self.num_to_rerank, tuple(self.weights)
         pair, named = tuple[str, tuple[str, QueryCandidates]], tuple[str, QueryCandidates]

@@ -215,9 +215,6 @@ class ExtractMissing(beam.PTransform):
     listed: tuple[ListedUnit, ...]
     deadline: float = math.inf
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[str]:
         options, store = begin.pipeline.options, FeatureStore(self.store_root)
         there = set(store.units())

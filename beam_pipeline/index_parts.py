@@ -19,7 +19,7 @@ from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexCounts, IndexManifest
 from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, worklist
-from transforms.storage.feature_store import FeatureStore, ShardSummary
+from transforms.storage.feature_store import FeatureStore, ShardSummary, labels_in
 from transforms.storage.overlays import planned, shard_of
 from transforms.types import ImageRef
 
@@ -29,6 +29,11 @@ NO_LABEL = "no_label-"  # begins the name of failure rows; that of the part's fi
 def folder(index: str, part: str) -> str:
     """The folder of the settings and the plan of a part; "" is the first."""
     return files.join(index, "appended", part) if part else index
+
+
+def part_task(index: str, manifest: IndexManifest, part: str) -> ExtractionTask:
+    """The photographs of a part, as they were added."""
+    return ExtractionTask.of(worklist.read_worklist(folder(index, part)), manifest.recipe, index, "")
 
 
 def added_shards(index: str, manifest: IndexManifest) -> tuple[ShardSummary, ...]:
@@ -85,7 +90,9 @@ def without_label(index: str, manifest: IndexManifest) -> dict[str, list[str]]:
     there = {*files.list_files(files.join(index, "failures"), ".parquet")}
     if not any(uri.rsplit("/", 1)[-1].startswith(NO_LABEL) for uri in there):
         return {}
-    uris = {part: _unlabelled_uri(index, _task(index, manifest, part)) for part in ("", *manifest.appended)}
+    uris = {
+        part: _unlabelled_uri(index, part_task(index, manifest, part)) for part in ("", *manifest.appended)
+    }
     return {
         part: files.read_parquet(uri, ["image_id"])["image_id"].to_pylist()
         for part, uri in uris.items()
@@ -116,7 +123,7 @@ def prune_labelled(index: str, manifest: IndexManifest, labelled: Sequence[str])
     """Deletes the rows of photographs `without_label` that are `labelled` now."""
     now = pa.array(labelled, pa.string())
     for part in without_label(index, manifest):
-        uri = _unlabelled_uri(index, _task(index, manifest, part))
+        uri = _unlabelled_uri(index, part_task(index, manifest, part))
         rows = files.read_parquet(uri)
         rest = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=now)))
         if not len(rest):
@@ -138,10 +145,6 @@ def prune_calibration(index: str, keep: str) -> None:
     own = layout.own_files(index, "index")
     kept = tuple(path for path in own if files.join(index, path).startswith(files.join(keep, "")))
     layout.delete(index, "index", keep=kept, below="calibration/")
-
-
-def _task(index: str, manifest: IndexManifest, part: str) -> ExtractionTask:
-    return ExtractionTask.of(worklist.read_worklist(folder(index, part)), manifest.recipe, index, "")
 
 
 def _unlabelled_uri(index: str, task: ExtractionTask) -> str:
@@ -217,8 +220,7 @@ def known(index: str, manifest: IndexManifest) -> Iterator[Known]:
             there = {*labels}
             if unit.name in changed:
                 failures = store.failures([changed[unit.name]])["image_id"].to_pylist()
-                table = store.read_images(changed[unit.name], ["image_id", "landmark_id"])
-                now = dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+                now = labels_in(store.read_images(changed[unit.name], ["image_id", "landmark_id"]))
                 labels, there = labels | now, {*now, *failures}
             yield from (Known(part, ref, labels[ref.image_id], ref.image_id in there) for ref in unit.images)
 
@@ -253,11 +255,7 @@ def unfinished(index: str, manifest: IndexManifest) -> set[str]:
     lacking = {shard.unit for shard in manifest.shards if shard_of(shard.unit) not in there}
     if not lacking:
         return set()
-    found = set()
-    for part in ("", *sorted(manifest.appended)):
-        if lacking & {*_task(index, manifest, part).names}:
-            found.add(part)
-    return found
+    return {part for part in ("", *manifest.appended) if lacking & {*part_task(index, manifest, part).names}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,7 +334,9 @@ def addition(index: str, base: IndexManifest, task: ExtractionTask, update: bool
     # A part that was changed is not made again: what was mended takes a new place.
     cleaned = {planned(unit) for unit in base.changed_units}
     moved = {
-        part for part in {there[name].part for name in again} if {*_task(index, base, part).names} & cleaned
+        part
+        for part in {there[name].part for name in again}
+        if cleaned & {*part_task(index, base, part).names}
     }
     replaced = {*changed.moved, *changed.changed, *(name for name in again if there[name].part in moved)}
     relabelled = {name: given[name].landmark_id for name in changed.relabelled if name not in replaced}
@@ -358,7 +358,7 @@ def without_empty(index: str, manifest: IndexManifest) -> IndexManifest:
     """The manifest of an index without parts that were added and have no photographs any more."""
     for part, counts in manifest.appended.items():
         if not counts.indexed and not counts.failed:
-            manifest = without(index, manifest, part, _task(index, manifest, part))
+            manifest = without(index, manifest, part, part_task(index, manifest, part))
     return manifest
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,6 @@ from transforms import patterns
 from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, run_store, worklist
 from transforms.storage.feature_store import FeatureStore
-from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import ImageRef, landmark_order
 
 _LOOKED_AT = 1000  # photographs whose files are compared with what they were, those of this machine alone
@@ -109,14 +107,8 @@ def _index(root: str, manifest: IndexManifest) -> dict[str, Any]:
 
 def _landmarks(root: str, manifest: IndexManifest) -> dict[str, int]:
     """How many photographs each landmark has, those with the most first."""
-    store = FeatureStore(root)
-
-    def count(unit: str) -> Counter[str]:
-        return Counter(store.read_images(unit, ["landmark_id"]).column("landmark_id").to_pylist())
-
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
-        total = sum(pool.map(count, [shard.unit for shard in manifest.shards]), Counter())
-    return _by_count(total)
+    tables = FeatureStore(root).read_units([shard.unit for shard in manifest.shards], ["landmark_id"])
+    return _by_count(Counter(label for table in tables for label in table.column("landmark_id").to_pylist()))
 
 
 def _by_count(counts: Counter[str]) -> dict[str, int]:

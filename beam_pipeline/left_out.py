@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +11,6 @@ from beam_pipeline.manifest import IndexManifest
 from transforms.patterns import described
 from transforms.storage import spelling
 from transforms.storage.feature_store import FeatureStore
-from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.types import ImageRef
 
 
@@ -91,14 +89,8 @@ def landmarks_not_indexed(truth: pa.Table, images: pa.Array, root: str, index: I
     """Counts the queries whose `truth` (tables.TRUTH_SCHEMA) names landmarks and none that the index in
     `root` has, and says so.
     """
-    store = FeatureStore(root)
-
-    def landmarks(unit: str) -> pa.Array:
-        return pc.unique(store.read_images(unit, ["landmark_id"]).column("landmark_id"))
-
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
-        parts = list(pool.map(landmarks, [shard.unit for shard in index.shards]))
-    known = pa.chunked_array(parts, pa.string()).unique()
+    tables = FeatureStore(root).read_units([shard.unit for shard in index.shards], ["landmark_id"])
+    known = pa.concat_tables(tables).column("landmark_id").unique()
     rows = truth.take(spelling.index_in(images, truth.column("image_id").combine_chunks()).drop_null())
     lists = rows.filter(pc.not_equal(rows.column("usage"), "Ignored")).column("landmark_ids").combine_chunks()
     names, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)

@@ -8,7 +8,6 @@ import os
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -29,7 +28,6 @@ from transforms import images, verification
 from transforms.patterns import current
 from transforms.storage import files, run_store, spelling, tables, worklist
 from transforms.storage.feature_store import FeatureStore, ShardSummary
-from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.storage.overlays import shard_of
 from transforms.types import (
     Failure,
@@ -503,8 +501,7 @@ def changed_photographs(refs: Sequence[ImageRef], root: str, index: IndexManifes
             return False
         return now is not None and all(is_changed(ref, now.size, now.version) for ref in known[uri])
 
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
-        return {uri for uri, another in zip(known, pool.map(is_another, known)) if another}
+    return {uri for uri, another in zip(known, files.read_all(is_another, known)) if another}
 
 
 def unlimited(reading: ReadingConfig) -> ReadingConfig:

@@ -8,7 +8,6 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
@@ -27,7 +26,6 @@ from transforms import retrieval, verification
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore
-from transforms.storage.object_stores import READS_IN_FLIGHT
 from transforms.submission import WritePredictions
 from transforms.types import CandidateUnit, Prediction, PredictionUnit, VerificationSettings
 from transforms.verification import MeasureViews, VerifyCandidates
@@ -217,9 +215,8 @@ def finish(
 
 def read_images(store: FeatureStore, units: Sequence[str]) -> pa.Table:
     """The images of some units, in ascending order of their ids, with their unit."""
-    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
-        parts = pool.map(lambda unit: store.read_images(unit, _COLUMNS), units)
-        named = [part.append_column("unit", pa.repeat(unit, len(part))) for unit, part in zip(units, parts)]
+    parts = zip(units, store.read_units(units, _COLUMNS))
+    named = [part.append_column("unit", pa.repeat(unit, len(part))) for unit, part in parts]
     return pa.concat_tables(named).sort_by("image_id").combine_chunks()
 
 

@@ -92,9 +92,6 @@ class AggregatePredictions(beam.PTransform):
     calibration: Calibration | None = None
     min_probability: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     @property
     def of_query(self) -> Callable[[QueryCandidates], Prediction]:
         """`aggregate` with these attributes."""

@@ -45,9 +45,6 @@ class AugmentIndex(beam.PTransform):
     index: str
     deadline: float = math.inf
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, units: beam.PCollection[str]) -> beam.PCollection[str]:
         store, shards, deadline = FeatureStore(self.index), augmented_shards(self.index), self.deadline
 
@@ -151,9 +148,6 @@ class AugmentCandidates(beam.PTransform):
     queries: str
     listed: str | None
     leave_out: bool = False
-
-    def __post_init__(self) -> None:
-        super().__init__()
 
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
         if self.listed is None:

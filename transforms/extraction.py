@@ -84,9 +84,6 @@ class ExtractFeatures(beam.PTransform):
     deadline: float = math.inf
     fingerprint: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, units: beam.PCollection[ImageUnit]) -> beam.PCollection[str]:
         settings = self.settings or catalog.settings(self.model)
         fingerprint = self.fingerprint or catalog.fingerprint(self.model)

@@ -384,7 +384,6 @@ class EvaluatePredictions(beam.PTransform):
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        super().__init__()
         if not self.truth_uri:
             raise ValueError("truth_uri is empty")
 

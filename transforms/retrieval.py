@@ -131,9 +131,6 @@ class GroupIntoBlocks(beam.PTransform):
 
     block_of: Mapping[str, str] | None = None
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, names: beam.PCollection[str]) -> beam.PCollection[QueryBlock]:
         block_of = self.block_of
         if block_of is None:
@@ -324,7 +321,6 @@ class RetrieveNearest(beam.PTransform):
     run: str | None = None
 
     def __post_init__(self) -> None:
-        super().__init__()
         if self.k < 1:
             raise ValueError(f"k must be at least 1, not {self.k}")
 

@@ -59,9 +59,6 @@ class WritePredictions(beam.PTransform):
 
     run: str
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, units: beam.PCollection[PredictionUnit]) -> beam.PCollection[str]:
         run = self.run
 
@@ -82,9 +79,6 @@ class WriteSubmission(beam.PTransform):
     """
 
     run: str
-
-    def __post_init__(self) -> None:
-        super().__init__()
 
     def expand(self, names: beam.PCollection[str]) -> beam.PCollection[int]:
         run = self.run

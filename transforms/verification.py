@@ -162,9 +162,6 @@ class VerifyCandidates(beam.PTransform):
     deadline: float = math.inf
     promising_first: bool = True
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
         verify = _Verify(
             FeatureStore(self.index),
@@ -340,9 +337,6 @@ class MeasureViews(beam.PTransform):
     index: str
     queries: str
     settings: VerificationSettings
-
-    def __post_init__(self) -> None:
-        super().__init__()
 
     def expand(self, units: beam.PCollection[CandidateUnit]) -> beam.PCollection[CandidateUnit]:
         return units | "Views" >> beam.ParDo(

@@ -45,9 +45,6 @@ class WhitenUnits(beam.PTransform):
     store: str
     whitening: str
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, units: beam.PCollection[tuple[str, str]]) -> beam.PCollection[str]:
         return units | "WhitenUnit" >> beam.ParDo(_WhitenUnit(FeatureStore(self.store), self.whitening))
 

@@ -16,7 +16,6 @@ import dataclasses
 import re
 import struct
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -252,8 +251,7 @@ class FeatureStore:
         """
         shard = shard_of(unit)
         merged = {**self.read_changes(unit), **changes}
-        table = files.read_parquet(self._path("images", shard), ["image_id", "landmark_id"])
-        labels = dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+        labels = labels_in(files.read_parquet(self._path("images", shard), ["image_id", "landmark_id"]))
         merged = {name: to for name, to in merged.items() if to is None or to != labels.get(name)}
         name, below = overlaid_name(shard, merged), self.summary(shard)
         if not merged:
@@ -270,8 +268,7 @@ class FeatureStore:
         """What the overlay of a unit says; nothing for one without."""
         if not is_overlaid(unit):
             return {}
-        table = files.read_parquet(self._overlay_path(unit))
-        return dict(zip(*(table.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+        return labels_in(files.read_parquet(self._overlay_path(unit)))
 
     def compact(self, unit: str) -> ShardSummary:
         """Writes the shard of a unit without what its overlay removed; returns the summary of that."""
@@ -321,8 +318,7 @@ class FeatureStore:
 
     def summaries(self, units: Sequence[str]) -> list[ShardSummary]:
         """The summaries of many finished shards, in their order."""
-        with ThreadPoolExecutor(max_workers=16) as pool:  # of an object store each takes a while
-            return list(pool.map(self.summary, units))
+        return files.read_all(self.summary, units)
 
     def read_images(self, unit: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The image table of a unit (`image_schema`), or some of its columns."""
@@ -332,6 +328,10 @@ class FeatureStore:
         table = files.read_parquet(self._path("images", unit), needed)
         table = overlaid(table, files.read_parquet(self._overlay_path(unit)))
         return table if columns is None else table.select(list(columns))
+
+    def read_units(self, units: Iterable[str], columns: Sequence[str]) -> list[pa.Table]:
+        """Some columns of the image tables of many units, in their order."""
+        return files.read_all(lambda unit: self.read_images(unit, columns), units)
 
     def read_local(self, location: FeatureLocation) -> QuantizedFeatures:
         """Local features of one image, by one ranged read; empty for a location of size 0."""
@@ -347,9 +347,8 @@ class FeatureStore:
         uris = [
             uri for uri in files.list_files(files.join(self.root, "failures"), ".parquet") if uri in wanted
         ]
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            tables = pool.map(files.read_parquet, uris)
-            return [wanted[uri] for uri, table in zip(uris, tables) if images_let_in(table, reading)]
+        tables = files.read_all(files.read_parquet, uris)
+        return [wanted[uri] for uri, table in zip(uris, tables) if images_let_in(table, reading)]
 
     def failures(self, units: Sequence[str]) -> pa.Table:
         """The failure rows of these units, sorted by image_id, without those of what was removed."""
@@ -375,6 +374,11 @@ def descriptors_of(images: pa.Table) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), column.type.list_size)
 
 
+def labels_in(images: pa.Table) -> dict[str, str | None]:
+    """The column landmark_id of an image table by its image_id."""
+    return dict(zip(*(images.column(name).to_pylist() for name in ("image_id", "landmark_id"))))
+
+
 def failure_table(failures: Iterable[Failure]) -> pa.Table:
     """Failures as a table of FAILURE_SCHEMA."""
     return pa.Table.from_pylist([dataclasses.asdict(f) for f in failures], FAILURE_SCHEMA)
@@ -391,8 +395,7 @@ def images_let_in(failures: pa.Table, reading: ReadingConfig) -> set[str]:
 def read_failures(folder: str, only: Container[str] | None = None) -> pa.Table:
     """The failure tables in `folder`, or `only` some of them, as one; sorted by image_id and stage."""
     uris = [uri for uri in files.list_files(folder, ".parquet") if only is None or uri in only]
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        return _by_image(pool.map(files.read_parquet, uris))
+    return _by_image(files.read_all(files.read_parquet, uris))
 
 
 def _by_image(failures: Iterable[pa.Table]) -> pa.Table:

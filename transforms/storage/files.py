@@ -23,13 +23,14 @@ import pathlib
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.storage.object_stores import Entry, store_of
+from transforms.storage.object_stores import READS_IN_FLIGHT, Entry, store_of
 from transforms.storage.uris import is_local, join, member_of
 
 _TEMPORARY = ".tmp"
@@ -63,6 +64,7 @@ _LASTING = {
 _LASTING_TYPES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def is_transient(error: Exception) -> bool:
@@ -95,6 +97,14 @@ def retried(attempt: Callable[[], _T]) -> _T:
             logging.warning("%s: %s; trying again in %g s", type(e).__name__, e, delay)
             time.sleep(delay)
     return attempt()
+
+
+def read_all(read: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+    """What `read` gives for each of the items, in their order; several at a time: an object store takes a
+    while for each.
+    """
+    with ThreadPoolExecutor(READS_IN_FLIGHT, thread_name_prefix="landmarks") as pool:
+        return list(pool.map(read, items))
 
 
 def absolute(path: str) -> str:

@@ -160,9 +160,6 @@ class ReadUnits(beam.PTransform):
 
     root: str
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
     def expand(self, listed: beam.PCollection[ListedUnit]) -> beam.PCollection[ImageUnit]:
         # Spread the few bytes of a ListedUnit, not the unit: references too are many in a unit.
         return listed | "Spread" >> beam.Reshuffle() | "ReadUnit" >> beam.ParDo(_ReadUnit(self.root))
