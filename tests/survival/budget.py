@@ -80,26 +80,10 @@ def try_budgets(
     (folder / "labels.csv").write_text(
         "id,landmark_id\n" + "".join(f"{path.stem},{i // 4}\n" for i, path in enumerate(indexed))
     )
-    landmarks(
-        folder,
-        "index",
-        "--images",
-        "@index.txt",
-        "--labels",
-        "labels.csv",
-        "--output",
-        "index",
-        "--runner=FnApiRunner",
-    )
-    command = [
-        "recognize",
-        "--images",
-        "@queries.txt",
-        "--index",
-        "index",
-        f"--num_to_rerank={num_to_rerank}",
-        "--runner=FnApiRunner",
-    ]
+    given = ("--images=@index.txt", "--labels=labels.csv", "--output=index")
+    landmarks(folder, "index", *given, "--runner=FnApiRunner")
+    given = ("--images=@queries.txt", "--index=index", f"--num_to_rerank={num_to_rerank}")
+    command = ["recognize", *given, "--runner=FnApiRunner"]
     landmarks(folder, *command, "--output", "undisturbed")
     expected = results(folder / "undisturbed")
     wrong, seconds, needed = 0, _AMPLE, 0.0

@@ -70,11 +70,11 @@ def fit(found: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> Calibrat
     return Calibration(float(theta[-1] - coefficients @ mean), *coefficients.tolist())
 
 
-def with_prior(calibration: Calibration, share: float, learned: float = 0.5) -> Calibration:
-    """A calibration that was fitted where queries without a landmark have this part of the weight, `learned`,
-    for queries of which another part, `share`, has none.
+def with_prior(calibration: Calibration, share: float) -> Calibration:
+    """A calibration that was fitted where queries without a landmark have half of the weight, for queries of
+    which another part, `share`, has none.
     """
-    shift = math.log((1 - share) / share) - math.log((1 - learned) / learned)
+    shift = math.log((1 - share) / share)
     return dataclasses.replace(calibration, constant=calibration.constant + shift)
 
 

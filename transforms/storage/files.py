@@ -335,9 +335,9 @@ def parquet_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def write_parquet(uri: str, table: pa.Table, row_group_size: int | None = None) -> None:
+def write_parquet(uri: str, table: pa.Table) -> None:
     """Writes a Parquet file, see `parquet_bytes`."""
-    write_bytes(uri, parquet_bytes(table, row_group_size))
+    write_bytes(uri, parquet_bytes(table))
 
 
 def read_parquet(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
