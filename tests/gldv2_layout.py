@@ -21,7 +21,7 @@ def member_name(image_id: str) -> str:
 def tar_of(members: Iterable[tuple[str, bytes]], end: bool = True) -> bytes:
     """A tar file of plain files; without `end` it lacks its closing blocks."""
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=content, mode="w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
