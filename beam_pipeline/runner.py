@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import apache_beam as beam
+import grpc
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import (
     DirectOptions,
@@ -216,6 +217,11 @@ def _errors_told_once() -> Iterator[None]:
 
 def _told(error: Exception) -> str:
     """What to say of the error that ended a pipeline; the traceback of one that nobody foresaw is printed."""
+    if isinstance(error, grpc.FutureTimeoutError):
+        return (
+            "a worker did not answer within a minute: this machine is too busy, or does not let its programs "
+            "connect to one another (localhost); the same command goes on from here"
+        )
     # A worker's error comes as itself, or as the text of its traceback, where what was raised stands in the
     # last line.
     text = str(error).strip().rpartition("\n")[2].removeprefix("RuntimeError: ")

@@ -3,6 +3,7 @@
 import os
 
 import apache_beam as beam
+import grpc
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
@@ -131,6 +132,19 @@ ERRORS = [
 
 def _raise(number):
     raise ERRORS[number][0]
+
+
+def test_a_worker_that_does_not_answer(monkeypatch):
+    def silent(*ready):
+        raise grpc.FutureTimeoutError()
+
+    monkeypatch.setattr(runner.sdk_worker.grpc, "channel_ready_future", silent)
+    with pytest.raises(PipelineError, match="^a worker did not answer within a minute: .*goes on from here$"):
+        runner.run_pipeline(
+            lambda pipeline: pipeline | beam.Create([1]) | beam.Reshuffle(),
+            PipelineOptions(["--direct_num_workers=2"]),
+            [],
+        )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
