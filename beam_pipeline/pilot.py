@@ -55,7 +55,7 @@ _UNIT_IMAGES = 4
 _VERIFIED_QUERIES = 16
 _SAMPLE_PAIRS = 192
 _SAMPLE_QUERIES = 256
-_SAMPLE_ROWS = 4096
+_SAMPLE_ROWS = 4096, 4 * 4096
 _SECONDS = 15.0  # for each of the two samples, images and pairs; no more of them are begun then
 _PART_OF_BUDGET = 0.5
 
@@ -223,7 +223,9 @@ def _measure_search(
 ) -> dict[str, Any]:
     found: dict[str, Any] = _measure_predictions(search.k, scratch)
     store, rows = FeatureStore(search.index_root), 0
-    units = [name for name, count in search.units if (rows := rows + count) <= _SAMPLE_ROWS or rows == count]
+    units = [
+        name for name, count in search.units if (rows := rows + count) <= _SAMPLE_ROWS[0] or rows == count
+    ]
     if not units:
         return found
     begun = time.monotonic()
@@ -236,9 +238,20 @@ def _measure_search(
     queries = np.random.default_rng(0).standard_normal((_SAMPLE_QUERIES, width), np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     block = DescriptorBlock(np.array([b"%d" % q for q in range(len(queries))]), queries)
-    searched = _filled(index, min(_SAMPLE_ROWS, work.index_images))
-    searching = min(_seconds(lambda: nearest(block, searched, search.k, product)) for _ in range(2))
-    found["search"] = searching / (len(block) * max(1, len(searched))) + reading / max(1, work.queries)
+
+    def searching(rows: int) -> float:
+        searched = _filled(index, rows)
+        return min(_seconds(lambda: nearest(block, searched, search.k, product)) for _ in range(3)) / len(
+            block
+        )
+
+    few, many = (min(rows, work.index_images) for rows in _SAMPLE_ROWS)
+    whole = searching(few)
+    each = whole / max(1, few)
+    if many > few:  # part of the work is done once for a query, however many images there are
+        each = min(each, max(0.0, searching(many) - whole) / (many - few))
+    once = whole - each * few
+    found["search"] = each + once / max(1, work.index_images) + reading / max(1, work.queries)
     found["score"] = _measure_scoring(search, index, units)
     if search.verification is not None:
         found.update(_measure_pairs(search, search.verification, extracted, index, workers))
