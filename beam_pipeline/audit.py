@@ -38,7 +38,7 @@ TABLES = dict(
     zip(
         AUDIT_TABLES,
         (
-            "photographs with copies of their bytes",
+            "copies of the bytes of another photograph",
             "pairs of photographs that are one view",
             "photographs that probably bear a wrong label",
             "photographs that too few of their label confirm",
@@ -186,7 +186,8 @@ def _tables(audited: Audited, exact: tuple[np.ndarray, dict[int, str]]) -> dict[
 
 
 def _exact_table(audited: Audited, first: np.ndarray, proof: dict[int, str]) -> pa.Table:
-    rows = np.array(sorted(proof, key=lambda number: (first[number], number)), np.int64)
+    copies = (number for number in proof if first[number] != number)  # the first of them may stay
+    rows = np.array(sorted(copies, key=lambda number: (first[number], number)), np.int64)
     return pa.table(
         {
             "first_image_id": audited.column("image_id", first[rows]),

@@ -124,12 +124,18 @@ def _asked(
         return spelled
 
     changes: dict[str, str | None] = {}
-    for name, to in zip(
-        found(labels.column("image_id").combine_chunks(), "--relabel"), labels["landmark_id"]
-    ):
+    relabelled = labels.column("image_id").combine_chunks()
+    for name, to in zip(found(relabelled, "--relabel"), labels["landmark_id"]):
         if name is not None and landmarks[name] != to.as_py():
             changes[name] = to.as_py()
     failed = FeatureStore(config.output).failures(units).column("image_id")  # these are removed too
+    waiting = relabelled.filter(pc.is_in(relabelled, value_set=failed.combine_chunks()))
+    if len(waiting):
+        print(
+            f"{len(waiting):,} of {len(relabelled):,} photographs of --relabel failed, the first is "
+            f"{waiting[0].as_py()!r}: once mended, they get the labels that `--append` gives them",
+            file=sys.stderr,
+        )
     removable = pa.concat_arrays([ids, *failed.chunks])
     changes.update((name, None) for name in found(removed, "--remove", removable) if name is not None)
     gone = sum(to is None and name in landmarks for name, to in changes.items())

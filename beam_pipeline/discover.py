@@ -93,6 +93,14 @@ def run(config: DiscoverConfig, options: PipelineOptions, engine: PipelineRunner
             f"{config.output}: {groups:,} groups with {len(photographs):,} of {len(wanted):,} queries "
             "without a landmark"
         )
+        taken = _taken(photographs["id"], source.index, index)
+        if len(taken):
+            print(
+                f"{len(taken):,} of these have names that photographs of {source.index} have, such as "
+                f"{taken[0].as_py()!r}, and cannot be added to it so: `landmarks recognize --image_ids path` "
+                "into another run, and discover again, gives them ids of their own",
+                file=sys.stderr,
+            )
         if late:
             print(f"{late:,} queries were not searched for in time: the same command goes on from here")
     return 0
@@ -124,6 +132,13 @@ def _ids(photographs: pa.Table, index: IndexManifest, output: str) -> pa.Array:
         return photographs["image_id"]
     table = files.absolute(files.join(output, GROUPS))
     return pa.array([below(uri, table) for uri in photographs["uri"].to_pylist()], pa.string())
+
+
+def _taken(ids: pa.ChunkedArray, root: str, index: IndexManifest) -> pa.ChunkedArray:
+    """Those of `ids` that photographs of the index in `root` have."""
+    units = [shard.unit for shard in index.shards if shard.images]
+    known = pa.concat_tables(FeatureStore(root).read_units(units, ("image_id",)))["image_id"]
+    return ids.filter(pc.is_in(ids, value_set=known.combine_chunks()))
 
 
 def _learned(root: str, index: IndexManifest) -> Calibration:

@@ -83,7 +83,7 @@ def table(folder, name, output="audit"):
 def test_copies_of_bytes_are_found_by_their_content(made):
     assert [
         (row["first_image_id"], row["image_id"], row["proof"]) for row in table(made, "exact_duplicates")
-    ] == [("copy", "copy", "bytes"), ("copy", "p11", "bytes")]
+    ] == [("copy", "p11", "bytes")]
 
 
 def test_coded_cropped_and_scaled_copies_are_one_view_and_views_from_the_side_are_not(made):
@@ -124,6 +124,9 @@ def test_the_index_takes_the_tables_as_they_are(made, tmp_path):
     assert run(tmp_path, *cleaned, "--remove", made / "audit" / "exact_duplicates.csv") == 0
     assert run(tmp_path, *AUDIT) == 0
     assert table(tmp_path, "mislabelled") == [] and table(tmp_path, "exact_duplicates") == []
+    assert (
+        json.loads((tmp_path / "audit" / "manifest.json").read_text())["counts"]["images"] == 24
+    )  # one copy
     assert "p20" not in {row["image_id"] for row in table(tmp_path, "unconfirmed")}
 
 
@@ -232,6 +235,29 @@ def test_queries_without_a_landmark_form_groups_that_get_names_and_join_the_inde
     assert run(folder, *again) == 0
     rows = (folder / "again" / "submission.csv").read_text().splitlines()
     assert len([row for row in rows if row.startswith("q3") and ",gate " in row]) >= len(groups[number])
+
+
+def test_names_that_the_index_has_already_are_said(with_run, tmp_path, capsys):
+    for name in ("p", "labels.csv", "index"):
+        (tmp_path / name).symlink_to(with_run / name)
+    (tmp_path / "q").mkdir()
+    for at, path in enumerate(sorted((with_run / "q").glob("q3*.png"))):
+        (tmp_path / "q" / f"p1{at}.png").symlink_to(path)
+    assert run(tmp_path, *RECOGNIZE, "run") == 0 and run(tmp_path, *DISCOVER) == 0
+    count = len(table(tmp_path, "groups", "found"))
+    assert count >= 3
+    said = capsys.readouterr().err
+    assert f"{count} of these have names that photographs of " in said and "index have, such as 'p1" in said
+    assert run(tmp_path, *RECOGNIZE, "paths", "--image_ids", "path") == 0
+    assert run(tmp_path, "discover", "--run", "paths", "--min_score", "99", "--output", "again") == 0
+    assert "have names that" not in capsys.readouterr().err
+    named(tmp_path, {"1": "gate"}, "again")
+    (tmp_path / "index").unlink()
+    shutil.copytree(with_run / "index", tmp_path / "index")
+    given = ("--images", "again/groups.parquet", "--labels", "named.csv")
+    assert run(tmp_path, "index", "--append", *given, "--output", "index") == 0
+    landmarks = pq.read_table(tmp_path / "index" / "images")["landmark_id"].to_pylist()
+    assert landmarks.count("gate") == count
 
 
 def test_groups_join_an_index_whose_ids_are_paths(with_run, tmp_path):

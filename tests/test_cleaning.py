@@ -297,8 +297,11 @@ def test_what_failed_is_removed_for_good(own, capsys):
     folder, lenient = own, ("--max_failure_rate", "1")
     (folder / "p" / "p02.png").write_bytes(b"")
     assert run(folder, *index("index", "--overwrite", *lenient)) == 0
-    assert run(folder, "index", "--output", "index", "--remove", "p02") == 0
-    assert "1 photographs removed" in capsys.readouterr().out
+    (folder / "right.csv").write_text("id,landmark_id\np02,other\n")
+    assert run(folder, "index", "--output", "index", "--relabel", "right.csv", "--remove", "p02") == 0
+    said = capsys.readouterr()
+    assert "1 photographs removed" in said.out
+    assert "1 of 1 photographs of --relabel failed, the first is 'p02': once mended" in said.err
     assert manifest(folder)["counts"]["failed"] == 0 and manifest(folder)["failures"] == {}
     assert info.facts(str(folder / "index"))["removed"] == 1
     photograph(folder, "p02", 2, 2)
