@@ -193,9 +193,11 @@ def write_candidates(uri: str, queries: Sequence[QueryCandidates]) -> None:
 
 
 def delete_candidates(run: str) -> None:
-    """Deletes the candidates of a run."""
-    for uri in files.list_files(files.join(run, CANDIDATES), ".parquet"):
+    """Deletes the candidates of a run, and their folder."""
+    folder = files.join(run, CANDIDATES)
+    for uri in files.list_files(folder, ".parquet"):
         files.delete(uri)
+    files.delete_empty(folder)
 
 
 def delete_blocks(run: str, blocks: Container[str]) -> None:
