@@ -11,6 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
@@ -124,7 +125,8 @@ def _labelled(
     else:
         images, unlabelled = labelled(matched, labels)
         label_ids, problem = labels.column("image_id").combine_chunks(), "have no label"
-        beside = left_out.beside(left_out.ids_of(unlabelled), label_ids, config.labels)
+        of_none = label_ids.filter(pc.invert(pc.is_in(label_ids, left_out.ids_of(images))))
+        beside = left_out.beside(left_out.ids_of(unlabelled), of_none, config.labels)
         where = f"has a label in {config.labels}: labels name {label_ids[0].as_py()!r}"
     if not images:
         first = unlabelled[0].image_id

@@ -67,6 +67,14 @@ def test_an_index_says_what_it_leaves_out(tmp_path, capsys):
     assert said[2].startswith("3 of 4 labels") and "the first is 'B'" in said[2] and len(said) == 3
 
 
+def test_a_photograph_is_not_taken_for_another_that_is_there(tmp_path, capsys):
+    for name in ("a.jpg", "A.jpg"):
+        write(tmp_path / "p" / name)
+    indexed(tmp_path, "id,landmark_id\na,1\n")
+    said = capsys.readouterr().err
+    assert "1 of 2 images have no label" in said and "'A' is 'a' in" not in said
+
+
 def test_an_umlaut_finds_its_label_however_it_is_written(tmp_path, capsys):
     write(tmp_path / "p" / (unicodedata.normalize("NFD", "ü") + ".jpg"))
     prepared = indexed(tmp_path, "id,landmark_id\n" + unicodedata.normalize("NFC", "ü") + ",1\n")

@@ -357,6 +357,10 @@ def test_named_groups_are_kept_and_saved_as_labels(page, found, tmp_path):
     labels = tables.read_labels(str(tmp_path / "labels.csv")).to_pylist()
     wanted = [(i, odd.strip()) for i in groups[0] if i != groups[0][1]] + [(i, "gate") for i in groups[2]]
     assert [(row["image_id"], row["landmark_id"]) for row in labels] == wanted
+    for box in page.locator("article").nth(2).get_by_role("checkbox").all():  # the name stays, of none
+        box.uncheck()
+    page.reload()
+    assert names.nth(2).input_value() == "gate" and "1 of 3" in page.locator("#named").text_content()
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Clear").click()
     assert names.nth(0).input_value() == "" and save.is_disabled()

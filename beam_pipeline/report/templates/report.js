@@ -171,14 +171,15 @@ const labelled = () => groups.flatMap((group) => group.ids.filter((id) => (decis
 
 function showNames() {
   for (const { ids, name, boxes } of groups) {
-    name.value = ids.map((id) => (decisions[id] || {}).landmark).find(Boolean) || "";
+    name.value = ids.map((id) => decisions[id] || {}).map((made) => made.landmark || made.name).find(Boolean) || "";
     for (const box of boxes) box.checked = (decisions[box.value] || {}).decision !== "none";
   }
   countNames();
 }
 
 function countNames() {
-  const named = groups.filter((group) => group.name.value.trim()).length, photographs = labelled().length;
+  const named = groups.filter(({ name, boxes }) => name.value.trim() && boxes.some((box) => box.checked)).length;
+  const photographs = labelled().length;
   document.getElementById("named").textContent = `${named} of ${groups.length} groups have a name, for ${photographs.toLocaleString("en")} photographs`;
   document.querySelector("[data-labels]").disabled = !photographs;
 }
@@ -188,7 +189,7 @@ if (groups.length) {
     card.addEventListener("input", () => {
       const landmark = name.value.trim(), out = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
       for (const id of ids) {
-        if (out.has(id)) decisions[id] = { decision: "none", landmark: "" };
+        if (out.has(id)) decisions[id] = { decision: "none", landmark: "", name: landmark };
         else if (landmark) decisions[id] = { decision: "other", landmark };
         else delete decisions[id];
       }
