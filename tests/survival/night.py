@@ -1,5 +1,5 @@
 """The night of Google Landmarks v2 in small: an index, its calibration and a submission from views of a
-folder's photographs, in twelve hours scaled alike, with kills on the way. Linux only.
+folder's photographs, in twelve hours scaled alike, with kills on the way. Linux, with the extra `bench`.
 
     python tests/survival/night.py --folder NIGHT [--photos DIR] [--photographs 100000] [--kills 6] [--seed N]
 
