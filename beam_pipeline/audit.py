@@ -147,7 +147,7 @@ def run(config: AuditConfig, options: PipelineOptions, engine: PipelineRunner | 
 
 def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int, str]]:
     """Copies of one file: int64 [N], the number of the first copy of each image, itself where it is alone;
-    and of those that have copies whether their "bytes" tell, or, where a file cannot be read any more, their
+    and of each copy but the first whether its "bytes" tell, or, where a file cannot be read any more, its
     "features".
     """
     pairs = audited.pairs
@@ -170,7 +170,7 @@ def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int,
         at = seen.setdefault(key, number)
         if at != number:
             first[number] = at
-            proof[number] = proof[at] = key[0]
+            proof[number] = key[0]  # the first may stay
     return first, proof
 
 
@@ -186,8 +186,7 @@ def _tables(audited: Audited, exact: tuple[np.ndarray, dict[int, str]]) -> dict[
 
 
 def _exact_table(audited: Audited, first: np.ndarray, proof: dict[int, str]) -> pa.Table:
-    copies = (number for number in proof if first[number] != number)  # the first of them may stay
-    rows = np.array(sorted(copies, key=lambda number: (first[number], number)), np.int64)
+    rows = np.array(sorted(proof, key=lambda number: (first[number], number)), np.int64)
     return pa.table(
         {
             "first_image_id": audited.column("image_id", first[rows]),

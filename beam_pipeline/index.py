@@ -124,9 +124,10 @@ def _labelled(
         where = f"lies in a folder below {' '.join(config.images)}: name the folder that holds those"
     else:
         images, unlabelled = labelled(matched, labels)
-        label_ids, problem = labels.column("image_id").combine_chunks(), "have no label"
-        of_none = label_ids.filter(pc.invert(pc.is_in(label_ids, left_out.ids_of(images))))
-        beside = left_out.beside(left_out.ids_of(unlabelled), of_none, config.labels)
+        label_ids, problem, beside = labels.column("image_id").combine_chunks(), "have no label", ""
+        if unlabelled:
+            of_none = label_ids.filter(pc.invert(pc.is_in(label_ids, left_out.ids_of(images))))
+            beside = left_out.beside(left_out.ids_of(unlabelled), of_none, config.labels)
         where = f"has a label in {config.labels}: labels name {label_ids[0].as_py()!r}"
     if not images:
         first = unlabelled[0].image_id
