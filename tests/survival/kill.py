@@ -163,10 +163,12 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return lines
 
 
-def start(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> subprocess.Popen:
-    """Starts a command as its own process group; what it prints is added to the round's log."""
+def start(
+    command: Command, folder: pathlib.Path, mode: Sequence[str], log_name: str = "log.txt"
+) -> subprocess.Popen:
+    """Starts a command as its own process group; what it prints is added to the log in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with open(folder / "log.txt", "ab") as log:
+    with open(folder / log_name, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "beam_pipeline", *command.arguments, *mode],
             cwd=folder,
@@ -190,7 +192,7 @@ def finish(command: Command, folder: pathlib.Path, mode: Sequence[str]) -> float
         code: object = process.wait(_MAX_SECONDS)
     except subprocess.TimeoutExpired:
         code = f"none in {_MAX_SECONDS} s"
-        _kill_group(process)
+        kill_group(process)
     if code != 0:
         log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         raise RuntimeError(f"{command.name} in {folder}: exit code {code}; the log ends with\n{log[-3000:]}")
@@ -214,11 +216,12 @@ def start_and_kill(
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     ended = process.poll() is not None
-    _kill_group(process)
+    kill_group(process)
     return Kill(command.name, "done" if ended else stage(command, folder, before))
 
 
-def _kill_group(process: subprocess.Popen) -> None:
+def kill_group(process: subprocess.Popen) -> None:
+    """Kills what `start` started and all its children, and waits for it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

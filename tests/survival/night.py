@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 from beam_pipeline.gldv2 import published  # noqa: E402
 from benchmarks.commands import Photograph, photographs  # noqa: E402
 from benchmarks.goals import Goals, processor  # noqa: E402
-from tests.survival.kill import _kill_group  # noqa: E402
+from tests.survival.kill import Command, kill_group, start  # noqa: E402
 
 INDEX_IMAGES, QUERIES = published.PARTS["train_clean"].kept, published.PARTS["test"].images
 _PER_ARCHIVE = 1000
@@ -172,17 +172,10 @@ class Night:
 
     def _start(self, name: str, *arguments: str) -> int | None:
         """Starts a command once; returns its exit code, None where it was killed."""
-        with open(self.folder / f"{name}.log", "a") as log:
-            print("landmarks", *arguments, file=log, flush=True)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "beam_pipeline", *arguments],
-                cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=0,
-            )
+        log_name = f"{name}.log"
+        with open(self.folder / log_name, "a") as log:
+            print("landmarks", *arguments, file=log)
+        process = start(Command(name, "", arguments), self.folder, (), log_name)
         try:
             while True:
                 kill_in = self.kills[0] - self.gone if self.kills else _SAMPLE_SECONDS
@@ -193,7 +186,7 @@ class Night:
                     self.killed.append(f"{name} at {self.kills.pop(0):.0f} s")
                     return None
         finally:
-            _kill_group(process)
+            kill_group(process)
 
 
 def _memory(pid: int) -> int:
