@@ -47,6 +47,7 @@ from transforms.aggregation import candidate_table
 from transforms.database_augmentation import AugmentCandidates
 from transforms.gap import SPLITS
 from transforms.models import catalog
+from transforms.models.model import leading
 from transforms.retrieval import QueryBlock, RetrieveNearest, plan_groups
 from transforms.storage import files, run_store, tables
 from transforms.storage.feature_store import FeatureStore, labels_in
@@ -215,27 +216,27 @@ def _negatives(root: str, index: str, manifest: IndexManifest) -> tuple[str, lis
 
 def _cohort(index: str, manifest: IndexManifest) -> tuple[str, list[tuple[str, int]]] | None:
     """As `_negatives`, of the cohort that comes with the index's model, whose store is yet to be copied: "";
-    None where there is none of its settings.
+    None where there is none of its settings. It has all axes, of which those are taken that the index has.
     """
     root = catalog.cohort(manifest.recipe.model)
     if root is None:
         return None
+    settings = dataclasses.replace(manifest.recipe.settings, global_dimensions=None)
+    all_axes = dataclasses.replace(manifest.recipe, settings=settings)
     try:
-        return "", _negatives(root, index, manifest)[1]
+        return "", _negatives(root, index, dataclasses.replace(manifest, recipe=all_axes))[1]
     except ConfigError as e:
         print(f"the cohort of {manifest.recipe.name} is not used: {e}", file=sys.stderr)
         return None
 
 
 def _copy_cohort(prepared: Prepared) -> None:
-    """Copies the cohort of the index's model to where workers find it, its units' last files last."""
-    source, copy = catalog.cohort(prepared.index.recipe.model), files.join(prepared.evidence, COHORT)
-    assert source is not None
-    for folder in ("local_features", "summaries", "images"):
-        for uri in files.list_files(files.join(source, folder), ""):
-            target = files.join(copy, folder, uri.rsplit("/", 1)[-1])
-            if not files.exists(target):
-                files.write_bytes(target, files.read_bytes(uri))
+    """Copies the cohort of the index's model to where workers find it, with the axes that the index has."""
+    root = catalog.cohort(prepared.index.recipe.model)
+    assert root is not None
+    source, copy = FeatureStore(root), FeatureStore(files.join(prepared.evidence, COHORT))
+    for unit in source.units():
+        copy.write_projected(unit, source, unit, lambda rows: leading(rows, prepared.index.global_dimensions))
 
 
 def evidence_folders(index: str) -> list[str]:

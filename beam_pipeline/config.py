@@ -105,6 +105,7 @@ class ExtractionOverrides:
     max_image_side: int | None = None
     precision: str | None = None
     device: str | None = None
+    global_dimensions: int | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings of the features that flags gave."""

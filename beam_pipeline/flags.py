@@ -138,6 +138,12 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
         "--max_image_side", type=number(int, 16), metavar="PX", help="longer images are shrunk to this side"
     )
     group.add_argument(
+        "--global_dimensions",
+        type=number(int, 1),
+        metavar="N",
+        help="leading axes kept of the global descriptor, of a model that orders them (default: all)",
+    )
+    group.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="bfloat16: faster on processors that multiply it in hardware, features move a little",

@@ -170,7 +170,12 @@ def prepare(config: IndexConfig) -> Prepared:
         )
     if base:
         made = recipe.choose_as_indexed(
-            config.model, config.local_model, config.overrides, config.reading, base.recipe
+            config.model,
+            config.local_model,
+            config.overrides,
+            config.reading,
+            base.recipe,
+            base.global_dimensions,
         )
     else:
         made = recipe.choose(

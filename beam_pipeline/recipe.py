@@ -123,6 +123,7 @@ def choose_as_indexed(
     overrides: ExtractionOverrides,
     reading: ReadingConfig,
     indexed: Recipe,
+    dimensions: int,
 ) -> Recipe:
     """The model and settings that an index was made with.
 
@@ -130,15 +131,16 @@ def choose_as_indexed(
       model: where the model, or the first of a pair, lies now; None for where it lay.
       local_model: where the second of a pair lies now; likewise.
       reading: whose limits hold; photographs are turned as they were for the index.
+      dimensions: width of the index's global descriptors.
 
     Raises:
       ConfigError: the model's content or a given setting is another than the index's.
     """
+    its = {**vars(indexed.settings), "global_dimensions": dimensions}
     for name, value in overrides.given().items():
-        if value != getattr(indexed.settings, name):
+        if value != its[name]:
             raise ConfigError(
-                f"--{name} {value} differs from the index's {getattr(indexed.settings, name)}: both sides "
-                "need the same features"
+                f"--{name} {value} differs from the index's {its[name]}: both sides need the same features"
             )
     turned = indexed.reading.exif_orientation
     if overrides.exif_orientation not in (None, turned):

@@ -133,7 +133,12 @@ def prepare(config: RecognizeConfig) -> Prepared:
         truth, ids = _checked_truth(config.truth, images), left_out.ids_of(images)
         not_indexed = left_out.landmarks_not_indexed(truth, ids, config.index, index)
     made = recipe.choose_as_indexed(
-        config.model, config.local_model, config.overrides, config.reading, index.recipe
+        config.model,
+        config.local_model,
+        config.overrides,
+        config.reading,
+        index.recipe,
+        index.global_dimensions,
     )
     task = ExtractionTask.of(images, made, query_store(config), config.output)
     task.try_suspects()

@@ -43,7 +43,8 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
         if not base.complete:
             raise ConfigError(f"{root} was not finished in time: run the same `landmarks index` again first")
         integrity.check_sizes(root, base)
-        recipe.choose_as_indexed(None, None, ExtractionOverrides(), base.recipe.reading, base.recipe)
+        overrides, reading = ExtractionOverrides(), base.recipe.reading
+        recipe.choose_as_indexed(None, None, overrides, reading, base.recipe, base.global_dimensions)
         uri = _learned(config, base)
         model = catalog.combined(*catalog.components(base.recipe.model)[:2], uri)
         made = dataclasses.replace(base.recipe, model=model, fingerprint=catalog.fingerprint(model))

@@ -37,7 +37,9 @@ def recognize(images: str, index_root: str, output: str, num_to_rerank: int = 3,
     """Writes the predictions and the submission of a run with the default hyperparameters, on all cores."""
     cores, settings = len(os.sched_getaffinity(0)), VerificationSettings()
     manifest = read_manifest(index_root, IndexManifest)
-    recipe = choose_as_indexed(None, None, ExtractionOverrides(), ReadingConfig(), manifest.recipe)
+    recipe = choose_as_indexed(
+        None, None, ExtractionOverrides(), ReadingConfig(), manifest.recipe, manifest.global_dimensions
+    )
     index, queries = FeatureStore(index_root), FeatureStore(os.path.join(output, "queries"))
     units = make_units(match_images([images]).images, "pure")
     write_worklist(output, units)

@@ -35,7 +35,7 @@ def test_an_index_remembers_its_precision_and_recognize_follows_it(model, given,
     assert made.settings.precision == precision and made.identity["extraction"]["precision"] == precision
     indexed = recipe.Recipe.from_json(made.to_json("index"), "index")
     other = ReadingConfig(max_image_pixels=7)
-    followed = recipe.choose_as_indexed(None, None, config.ExtractionOverrides(), other, indexed)
+    followed = recipe.choose_as_indexed(None, None, config.ExtractionOverrides(), other, indexed, 2048)
     assert followed == dataclasses.replace(made, reading=other)
 
 
@@ -54,10 +54,12 @@ def test_photographs_are_turned_as_those_of_the_index_or_the_flag_is_refused_by_
     if of_queries not in (None, turned):
         text = f"{named(of_queries)[0]} differs from the index's {named(turned)[0]}: both sides need"
         with pytest.raises(config.ConfigError, match=text):
-            recipe.choose_as_indexed(None, None, overrides(*named(of_queries)), ReadingConfig(), indexed)
+            recipe.choose_as_indexed(
+                None, None, overrides(*named(of_queries)), ReadingConfig(), indexed, 2048
+            )
     else:
         followed = recipe.choose_as_indexed(
-            None, None, overrides(*named(of_queries)), ReadingConfig(), indexed
+            None, None, overrides(*named(of_queries)), ReadingConfig(), indexed, 2048
         )
         assert followed == made
 
@@ -65,7 +67,9 @@ def test_photographs_are_turned_as_those_of_the_index_or_the_flag_is_refused_by_
 def test_another_precision_than_the_indexs_is_refused(model):
     indexed = recipe.choose(model, overrides("--precision", "bfloat16"), ReadingConfig())
     with pytest.raises(config.ConfigError, match="--precision float32 differs from the index's bfloat16"):
-        recipe.choose_as_indexed(None, None, overrides("--precision", "float32"), ReadingConfig(), indexed)
+        recipe.choose_as_indexed(
+            None, None, overrides("--precision", "float32"), ReadingConfig(), indexed, 2048
+        )
 
 
 def test_an_unknown_precision_is_wrong_usage(capsys):

@@ -139,10 +139,10 @@ class TestReport:
 
         index = [features("a", "x", [1, 0, 0]), features("b", "yy", [0, 1, 0])]
         queries = [features("c", "x", [0.9, 0.1, 0]), features("d", "yy", [0.1, 0.9, 0])]
-        perfect = compare.measure(index, queries, 1, True, VerificationSettings())
+        perfect = compare.measure(index, queries, 1, True, VerificationSettings(), {})
         assert (perfect.gap, perfect.top1, perfect.true_inliers) == (1, 1, 40)
         worse = compare.measure(
-            index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings()
+            index, [*queries, features("e", "", [2, 0, 0])], 1, False, VerificationSettings(), {}
         )
         assert worse.gap == pytest.approx((1 / 2 + 2 / 3) / 2) and worse.gap_landmarks == worse.top1 == 1
 

@@ -1,7 +1,8 @@
 """Compares models on one part of the split: `python -m training.compare --photographs FOLDER --part report`.
 
 Every model goes through the product's own functions under the same settings: 60 % of every label are the
-index, the rest and as many photographs without a landmark are the queries.
+index, the rest and as many photographs without a landmark are the queries. Features are extracted once, and
+cut to --global_dimensions as the option of the commands does it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from transforms import gap
 from transforms.aggregation import aggregate
 from transforms.arrays.quantization import quantized
 from transforms.models import catalog
+from transforms.models.model import leading
 from transforms.types import (
     Candidate,
     FeatureLocation,
@@ -74,18 +76,23 @@ def measure(
     num_to_rerank: int,
     verify: bool,
     settings: VerificationSettings,
+    verified: dict[tuple[str, str, bool], int],
 ) -> Result:
-    """Retrieves, verifies and predicts, as the product does, and compares with the labels."""
+    """Retrieves, verifies and predicts, as the product does, and compares with the labels.
+
+    Args:
+      verified: inliers by the ids of a pair and whether the check was mutual, filled as they become known.
+    """
     similarity = np.stack([q.descriptor for q in queries]) @ np.stack([x.descriptor for x in index]).T
     predictions, inliers = [], {True: [], False: []}
     for row, query in zip(similarity, queries):
         candidates = []
         for at in np.argsort(-row, kind="stable")[:num_to_rerank]:
-            found = (
-                verify_pair(query.id, query.local, index[at].id, index[at].local, settings).inliers
-                if verify
-                else None
-            )
+            pair = query.id, index[at].id, settings.mutual_check
+            if verify and pair not in verified:
+                local = index[at].local
+                verified[pair] = verify_pair(query.id, query.local, index[at].id, local, settings).inliers
+            found = verified[pair] if verify else None
             candidates.append(Candidate(index[at].id, index[at].label, float(row[at]), NOWHERE, found))
             if verify and query.label:
                 inliers[index[at].label == query.label].append(found)
@@ -112,6 +119,12 @@ def measure(
     )
 
 
+def cut(features: Features, dimensions: int) -> Features:
+    """Features with the leading axes of the global descriptor alone."""
+    [descriptor] = leading(features.descriptor[None], dimensions)
+    return dataclasses.replace(features, descriptor=descriptor)
+
+
 def main() -> None:
     """Prints one table row for each model and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,6 +133,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", default=[catalog.ROOTSIFT_VLAD, catalog.EMBEDDED, opencv_sift.NAME]
     )
+    parser.add_argument("--global_dimensions", nargs="+", type=int, help="leading axes kept (default: all)")
     args = parser.parse_args()
     everything = split.read_photographs(args.photographs)
     index, queries = split.index_and_queries(everything, args.part)
@@ -128,8 +142,8 @@ def main() -> None:
         "them with a landmark"
     )
     print(
-        "| model | run | GAP | GAP of landmark queries | top-1 | median inliers, true | false "
-        "|\n|---|---|---|---|---|---|---|"
+        "| model | dimensions | run | GAP | GAP of landmark queries | top-1 | median inliers, true | false "
+        "|\n|---|---|---|---|---|---|---|---|"
     )
     for model in args.models:
         extract: Callable
@@ -140,20 +154,18 @@ def main() -> None:
             )
         else:
             extract, max_distance = (saved_model_features, catalog.card(model)["max_distance"])
-        of_index, of_queries = (list(extract(model, args.photographs, part)) for part in (index, queries))
-        for name, (count, verify, mutual) in RUNS.items():
-            result = measure(
-                of_index,
-                of_queries,
-                count,
-                verify,
-                VerificationSettings(max_distance=max_distance, mutual_check=mutual),
-            )
-            text = [
-                "-" if value is None else f"{value:.3f}" if value <= 1 else f"{value:.0f}"
-                for value in dataclasses.astuple(result)
-            ]
-            print(f"| {model} | {name} | {' | '.join(text)} |", flush=True)
+        extracted = [list(extract(model, args.photographs, part)) for part in (index, queries)]
+        verified: dict[tuple[str, str, bool], int] = {}
+        for dimensions in args.global_dimensions or [len(extracted[0][0].descriptor)]:
+            parts = [[cut(features, dimensions) for features in part] for part in extracted]
+            for name, (count, verify, mutual) in RUNS.items():
+                settings = VerificationSettings(max_distance=max_distance, mutual_check=mutual)
+                result = measure(*parts, count, verify, settings, verified)
+                text = [
+                    "-" if value is None else f"{value:.3f}" if value <= 1 else f"{value:.0f}"
+                    for value in dataclasses.astuple(result)
+                ]
+                print(f"| {model} | {dimensions} | {name} | {' | '.join(text)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ class _WhitenUnit(beam.DoFn):
         unit, new = names
         started = time.monotonic()
         if not self._store.has_unit(new):
-            rows = descriptors_of(self._store.read_images(unit, ["global_descriptor"]))
-            self._store.write_whitened(new, unit, self._whitening(rows))
-            Metrics.counter("landmarks", "whiten_out").inc(len(rows))
+            self._store.write_projected(new, self._store, unit, self._whitening)
+            Metrics.counter("landmarks", "whiten_out").inc(self._store.summary(new).images)
         Metrics.distribution("landmarks", "whiten_milliseconds").update(
             round(1000 * (time.monotonic() - started))
         )

@@ -54,6 +54,8 @@ class ExtractionSettings:
       device: what runs a model of ONNX Runtime, one of DEVICES; no part of what identifies features.
       local: scales and side of the second model of a pair, which gives the local features; its
         max_local_features and score_threshold are those above. None where one model gives all.
+      global_dimensions: so many leading axes of the global descriptor are kept, before a whitening of the
+        index; None for all.
 
     Raises:
       ValueError: a value makes no sense.
@@ -67,6 +69,7 @@ class ExtractionSettings:
     precision: str = "float32"
     device: str = "cpu"
     local: "ExtractionSettings | None" = None
+    global_dimensions: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.local, dict):  # as JSON has it
@@ -78,6 +81,8 @@ class ExtractionSettings:
             raise ValueError(f"global_scales {missing} are not among image_scales {list(self.image_scales)}")
         _check_count("max_local_features", self.max_local_features)
         _check_count("max_image_side", self.max_image_side)
+        if self.global_dimensions is not None:
+            _check_count("global_dimensions", self.global_dimensions)
         object.__setattr__(self, "score_threshold", _check_number("score_threshold", self.score_threshold))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, not {self.precision!r}")
@@ -98,7 +103,9 @@ class ExtractionSettings:
 
 # Those that a card may state.
 _SETTINGS = [
-    field.name for field in dataclasses.fields(ExtractionSettings) if field.name not in ("device", "local")
+    field.name
+    for field in dataclasses.fields(ExtractionSettings)
+    if field.name not in ("device", "local", "global_dimensions")
 ]
 
 # Official DELG extraction: tensorflow/models, research/delf/delf/python/delg/*_config.pbtxt
@@ -119,8 +126,8 @@ def read_card(model_dir: str) -> dict[str, Any] | None:
 
     Returns:
       None where there is no card. Keys are fields of ExtractionSettings (image_scales and global_scales come
-      together), "max_distance" of putative matches, "name" and "description", and "onnx", an object that the
-      adapter of ONNX models checks.
+      together), "max_distance" of putative matches, "name" and "description", "ordered_axes", whether leading
+      axes of the global descriptor do for all, and "onnx", an object that the adapter of ONNX models checks.
 
     Raises:
       ValueError: the card is no JSON object, has an unknown key, or a value that makes no sense.
@@ -165,7 +172,7 @@ def write_card(model_dir: str, settings: ExtractionSettings, **extra: Any) -> No
     Args:
       model_dir: the folder.
       settings: all of them are stated in the card.
-      **extra: name, description, max_distance.
+      **extra: name, description, max_distance, ordered_axes.
 
     Raises:
       ValueError: a key or value of `extra` that read_card would refuse.
@@ -190,13 +197,15 @@ def _read_card(model_dir: str) -> tuple[str, bytes | None]:
 
 
 def _check_card(card: dict[str, Any]) -> dict[str, Any]:
-    known = [*_SETTINGS, "max_distance", "name", "description", "onnx"]
+    known = [*_SETTINGS, "max_distance", "name", "description", "ordered_axes", "onnx"]
     unknown = sorted(set(card) - set(known))
     if unknown:
         raise ValueError(f"unknown keys {unknown}; known are {known}")
     for key in ("name", "description"):
         if not isinstance(card.get(key, ""), str):
             raise ValueError(f"{key} must be a text, not {card[key]!r}")
+    if not isinstance(card.get("ordered_axes", False), bool):
+        raise ValueError(f"ordered_axes must be true or false, not {card['ordered_axes']!r}")
     if not isinstance(card.get("onnx", {}), dict):
         raise ValueError(f"onnx must be an object, not {card['onnx']!r}")
     if "max_distance" in card and not 0 < _check_number("max_distance", card["max_distance"]) <= 2:

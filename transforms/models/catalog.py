@@ -14,7 +14,16 @@ import numpy as np
 from transforms.arrays.whitening import Whitening
 from transforms.models.card import ExtractionSettings, settings_from_card
 from transforms.models.embedded import EmbeddedModel
-from transforms.models.model import BuiltInModel, Extracted, Model, ModelError, check_image, resized
+from transforms.models.model import (
+    BuiltInModel,
+    Extracted,
+    ExtractionError,
+    Model,
+    ModelError,
+    check_image,
+    leading,
+    resized,
+)
 from transforms.models.model_files import ONNX, fetch_model
 from transforms.models.onnx_model import OnnxModel, provider
 from transforms.models.rootsift_vlad import RootSiftVlad
@@ -126,7 +135,7 @@ def load(model: str, settings: ExtractionSettings) -> Model:
       ModelError: it cannot be loaded or breaks its contract.
     """
     runs_on(model, settings.device)
-    adapter, place = find(model)
+    adapter, place = (CombinedModel, model) if settings.global_dimensions else find(model)
     found: list[str] = []
     for part in filter(None, components(model)[:2]):
         where = find(part)[1]
@@ -152,8 +161,8 @@ def load_for_retrieval(model: str, settings: ExtractionSettings) -> Model:
 
 
 class CombinedModel(Model):
-    """The global descriptor of a model, perhaps whitened, beside its own local features or those of a second
-    one; its place is its name.
+    """The global descriptor of a model, perhaps cut to its leading axes, perhaps whitened, beside its own
+    local features or those of a second one; its place is its name.
     """
 
     def __init__(
@@ -161,7 +170,8 @@ class CombinedModel(Model):
     ):
         """Use `load`."""
         self._first, self._second, self._whitening, self.settings = first, second, whitening, settings
-        self.global_width = whitening.projection.shape[1] if whitening else first.global_width
+        self._dimensions = settings.global_dimensions or first.global_width
+        self.global_width = whitening.projection.shape[1] if whitening else self._dimensions
         self.local_width = (second or first).local_width
         wanted = [one.images_in_flight for one in (first, second) if one and one.images_in_flight]
         self.images_in_flight = min(wanted, default=None)
@@ -196,9 +206,11 @@ class CombinedModel(Model):
     def load(cls, place: str, settings: ExtractionSettings) -> "CombinedModel":
         """Loads all components; raises ModelError where one cannot be loaded or lacks what it is for."""
         names = components(place)
-        first = _loaded(names.first, dataclasses.replace(settings, local=None))
+        first = _loaded(names.first, dataclasses.replace(settings, local=None, global_dimensions=None))
         if not first.global_width:
             raise ModelError(f"{names.first} offers no global descriptor for {place}")
+        dimensions = settings.global_dimensions or first.global_width
+        _check_dimensions(names.first, first.global_width, dimensions)
         second = whitening = None
         if names.second is not None:
             if settings.local is None:
@@ -213,10 +225,10 @@ class CombinedModel(Model):
                 whitening = Whitening.from_bytes(_read_whitening(names.whitening))
             except (ValueError, KeyError) as error:
                 raise ModelError(f"{names.whitening} is no whitening: {error}") from error
-            if len(whitening.mean) != first.global_width:
+            if len(whitening.mean) != dimensions:
                 raise ModelError(
                     f"{names.whitening} whitens descriptors {len(whitening.mean)} wide, {names.first} gives "
-                    f"{first.global_width}"
+                    f"{dimensions}"
                 )
         return cls(first, second, whitening, settings)
 
@@ -231,7 +243,9 @@ class CombinedModel(Model):
         check_image(pixels)
         seen = _shrunk(pixels, self._first.settings.max_image_side)
         found = self._first.extract(seen)
-        descriptor = found.global_descriptor
+        [descriptor] = leading(found.global_descriptor[None], self._dimensions)
+        if not descriptor.any():
+            raise ExtractionError("non_finite", "the global descriptor has no length on its leading axes")
         if self._whitening:
             descriptor = self._whitening(descriptor[None])[0]
         if self._second:
@@ -246,6 +260,18 @@ def _loaded(model: str, settings: ExtractionSettings) -> Model:
     return adapter.load(
         place, settings if adapter is OnnxModel else dataclasses.replace(settings, device="cpu")
     )
+
+
+def _check_dimensions(model: str, width: int, dimensions: int) -> None:
+    """Raises ModelError where a model's global descriptor cannot be cut to so many axes."""
+    if dimensions > width:
+        raise ModelError(f"--global_dimensions {dimensions}: the global descriptor of {model} has {width}")
+    if dimensions < width and not (card(model) or {}).get("ordered_axes"):
+        raise ModelError(
+            f"--global_dimensions {dimensions}: nothing says that the {width} axes of {model} are ordered "
+            "and the leading ones do for all; `landmarks model whiten --dimensions N` orders those of an "
+            'index, and "ordered_axes": true in the card says that the training did'
+        )
 
 
 def _base_name(model: str) -> str:

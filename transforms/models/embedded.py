@@ -45,6 +45,7 @@ class EmbeddedModel(BuiltInModel):
     )
     MAX_DISTANCE = 0.9
     CONSTANTS = os.path.join(os.path.dirname(__file__), "embedded.onnx")
+    ORDERED_AXES = True
     COHORT = os.path.join(os.path.dirname(__file__), "embedded_cohort")
 
     def __init__(self, session: onnxruntime.InferenceSession, settings: ExtractionSettings):

@@ -120,6 +120,7 @@ class BuiltInModel(Model):
       SETTINGS: those it was chosen with.
       MAX_DISTANCE: of putative matches.
       CONSTANTS: path of its weights.
+      ORDERED_AXES: whether leading axes of the global descriptor do for all, as after PCA.
       COHORT: folder of an output of `landmarks cohort` that comes with it; None for none.
     """
 
@@ -128,11 +129,13 @@ class BuiltInModel(Model):
     SETTINGS: ClassVar[ExtractionSettings]
     MAX_DISTANCE: ClassVar[float]
     CONSTANTS: ClassVar[str]
+    ORDERED_AXES: ClassVar[bool] = False
     COHORT: ClassVar[str | None] = None
 
     @classmethod
     def card(cls, place: str) -> dict[str, Any]:
-        return {**dataclasses.asdict(cls.SETTINGS), "name": cls.NAME, "max_distance": cls.MAX_DISTANCE}
+        own = {"name": cls.NAME, "max_distance": cls.MAX_DISTANCE, "ordered_axes": cls.ORDERED_AXES}
+        return {**dataclasses.asdict(cls.SETTINGS), **own}
 
     @classmethod
     def fingerprint(cls, place: str) -> str:
@@ -176,6 +179,13 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1)
+
+
+def leading(rows: np.ndarray, dimensions: int) -> np.ndarray:
+    """The leading axes of rows float32 [N, D], [N, dimensions] of unit length, or all as they are; a row of
+    zeros stays.
+    """
+    return unit_rows(rows[:, :dimensions]).astype(np.float32) if dimensions < rows.shape[1] else rows
 
 
 def summed(rows: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ not at all (`files.write_bytes`).
 import dataclasses
 import re
 import struct
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -227,21 +227,24 @@ class FeatureStore:
             contents["failures"] = files.parquet_bytes(failure_table(failures))
         self._write(unit, len(features), contents)
 
-    def write_whitened(self, unit: str, of: str, descriptors: np.ndarray) -> None:
-        """Writes the shard of `unit`, which has the images of the unit `of` but for their global descriptors,
-        float32 [N, D]. A finished shard is left alone.
+    def write_projected(
+        self, unit: str, source: "FeatureStore", of: str, project: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """Writes the shard of `unit`, which has the images of the unit `of` of a store, but for their global
+        descriptors: what `project` makes of these, float32 [N, D] to [N, D']. A finished shard is left alone.
         """
         if self.has_unit(unit):
             return
-        table = self.read_images(of)
+        table = source.read_images(of)
+        descriptors = project(descriptors_of(table))
         schema = image_schema(descriptors.shape[1])
         columns = {name: table.column(name) for name in table.column_names}
         columns["global_descriptor"] = pa.FixedSizeListArray.from_arrays(
             pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type
         )
-        contents = {"local_features": files.read_bytes(self._path("local_features", of))}
+        contents = {"local_features": files.read_bytes(source._path("local_features", of))}
         contents["images"] = files.parquet_bytes(pa.table(columns, schema=schema))
-        if len(failures := self.failures([of])):
+        if len(failures := source.failures([of])):
             contents["failures"] = files.parquet_bytes(failures)
         self._write(unit, len(table), contents)
 
