@@ -5,6 +5,7 @@ Parses and calls: what there is to say is in `parser.py`, what is done in `comma
 
 import argparse
 import difflib
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from beam_pipeline import memory
 
 with memory.told():
-    from beam_pipeline import commands, config, quiet, terminal
+    from beam_pipeline import beam_import, commands, config, quiet, terminal
     from beam_pipeline.parser import below, build_parser
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -78,8 +79,8 @@ def _main(argv: Sequence[str] | None) -> int:
             from beam_pipeline import supervisor
 
             stores = [args.output, getattr(args, "query_store", None) or args.output]
-            return supervisor.run(lambda: terminal.ended(_run(args, rest)), stores)
-        return terminal.ended(_run(args, rest))
+            return supervisor.run(lambda: _run_alone(args, rest), stores)
+        return _run_alone(args, rest)
 
 
 def _runner(given: Sequence[str]) -> str | None:
@@ -93,6 +94,16 @@ def _release_locks() -> None:
         from beam_pipeline import lock
 
         lock.release()
+
+
+def _run_alone(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`_run`, in a process of its own."""
+    if args.beam_options and _runner(rest) in config.LOCAL_RUNNERS:
+        beam_import.import_beam()
+    try:
+        return terminal.ended(_run(args, rest))
+    finally:
+        gc.freeze()  # the process ends, and its memory goes at once instead of object by object
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str]) -> int:

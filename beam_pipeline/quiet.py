@@ -4,7 +4,12 @@ import logging
 import pickle
 from typing import Any
 
-_NOISE = ("apitools not found", "Resource module is not available", "Error getting client info")
+_NOISE = (
+    "apitools not found",
+    "Resource module is not available",
+    "Error getting client info",
+    "Could not find a compatible bson package",
+)
 
 
 def silence() -> None:

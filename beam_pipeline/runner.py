@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import dataclasses
 import functools
+import inspect
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -30,6 +32,7 @@ from apache_beam.runners import common
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.runners.runner import PipelineRunner
 from apache_beam.runners.worker import sdk_worker
+from apache_beam.transforms import core
 
 from beam_pipeline import memory
 from beam_pipeline.config import LOCAL_RUNNERS, NotAwaited, PipelineError
@@ -168,18 +171,40 @@ def run_pipeline(
     setup, not_awaited = options.view_as(SetupOptions), _not_awaited(options)
     if setup.save_main_session is None:
         setup.save_main_session = False  # all that workers run they import from the installed packages
-    pipeline = beam.Pipeline(runner=engine, options=options)
-    build(pipeline)
-    with _whole_elements(), _errors_told_once(), progress([] if not_awaited else phases):
-        try:
-            result = pipeline.run()
-            if not not_awaited:
-                result.wait_until_finish()
-        except Exception as e:
-            raise PipelineError(_told(e)) from e
+    with _signatures_read_once():
+        pipeline = beam.Pipeline(runner=engine, options=options)
+        build(pipeline)
+        with _whole_elements(), _errors_told_once(), progress([] if not_awaited else phases):
+            try:
+                result = pipeline.run()
+                if not not_awaited:
+                    result.wait_until_finish()
+            except Exception as e:
+                raise PipelineError(_told(e)) from e
     if not_awaited:
         raise NotAwaited(not_awaited)
     return _metrics(result)
+
+
+@contextlib.contextmanager
+def _signatures_read_once() -> Iterator[None]:
+    """Keeps Beam from reading the signatures of all methods of every DoFn, inherited ones too, again and
+    again: six times for each step that a pipeline has, and with each worker that runs it.
+    """
+    read, known = core.get_signature, dict[Any, inspect.Signature]()
+
+    def read_once(function: Any) -> inspect.Signature:
+        if not isinstance(function, types.MethodType):
+            return read(function)
+        if function.__func__ not in known:
+            known[function.__func__] = read(function)
+        return known[function.__func__]
+
+    core.get_signature = read_once
+    try:
+        yield
+    finally:
+        core.get_signature = read
 
 
 @contextlib.contextmanager

@@ -3,14 +3,18 @@
 import csv
 import dataclasses
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from beam_pipeline import beam_import
 from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
@@ -136,6 +140,32 @@ def test_what_a_run_leaves(data, embedded_run):
 
 
 PROCESSES = "--direct_running_mode=multi_processing"
+
+
+_TELL_MODULES = """
+import atexit, sys
+
+atexit.register(lambda: print(*sys.modules, sep="\\n", file=open("modules.txt", "a")))
+"""
+
+
+def test_recognize_imports_nothing_that_it_does_not_use(data, embedded_index, embedded_run, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(_TELL_MODULES)
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", os.getcwd())]
+    command = ["recognize", "--images", data / "queries", "--index", embedded_index, "--output", "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "beam_pipeline", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    modules = {*(tmp_path / "modules.txt").read_text().splitlines()}  # of the job, and of its supervisor
+    assert {"apache_beam", "onnxruntime", "transforms.verification"} <= modules
+    assert not {*beam_import.LEFT_OUT, "pymongo", "tensorflow"} & modules
+    assert [line.split()[1] for line in done.stderr.splitlines()] == ["extract", "retrieve", "verify"]
+    assert submission(tmp_path / "run") == submission(embedded_run)
 
 
 def same_files(one, other, *parts):

@@ -333,6 +333,12 @@ def test_threads_share_a_client_and_new_options_bring_a_new_one(root):
     ) is object_stores.store_of(root)
 
 
+def test_a_command_in_a_process_of_its_own_finds_a_store(root):
+    command = [sys.executable, "-m", "beam_pipeline", "verify", files.join(root, "none")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "is no output of `landmarks index`" in done.stderr
+
+
 @pytest.mark.parametrize("scheme", ["s3"], indirect=True)
 def test_beams_options_reach_the_client_before_there_is_a_pipeline(root, monkeypatch, capsys):
     names = {

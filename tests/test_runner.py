@@ -8,6 +8,7 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms import core
 
 from beam_pipeline import runner
 from beam_pipeline.config import PipelineError
@@ -120,6 +121,24 @@ def test_worker_threads_do_not_send_what_is_half_written():
 
     runner.run_pipeline(build, PipelineOptions(["--direct_num_workers=2"]), [])
     assert before == worker_handlers.DATA_BUFFER_TIME_LIMIT_MS < 24 * 3600 * 1000
+
+
+def test_signatures_are_read_once_for_all_steps_and_workers(monkeypatch):
+    read, methods = core.get_signature, []
+
+    def counted(function):
+        methods.append(getattr(function, "__func__", None))
+        return read(function)
+
+    monkeypatch.setattr(core, "get_signature", counted)
+    runner.run_pipeline(
+        lambda pipeline: pipeline | beam.Create([1]) | beam.Reshuffle() | beam.Map(str),
+        PipelineOptions(["--direct_num_workers=2"]),
+        [],
+    )
+    methods = [method for method in methods if method]
+    assert beam.DoFn.setup in methods and len({*methods}) == len(methods)
+    assert core.get_signature is counted
 
 
 ERRORS = [
