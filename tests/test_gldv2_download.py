@@ -47,7 +47,7 @@ def server():
 
 def fetched(server, output, part="train_clean", patience=HASTY, **changes):
     settings = {"archives": (0, 1, 2), **changes}
-    return download.run(DownloadConfig(part, str(output), server.url, **settings), patience)
+    return download.run(DownloadConfig(part, str(output), server.url + "/", **settings), patience)
 
 
 def archive(output, number=1, part="train_clean"):
@@ -151,6 +151,7 @@ def test_a_changed_archive_behind_a_server_without_if_range_is_started_anew(serv
         (ONE, Fault(content=bytes(SIZE)), "the checksum is wrong each time"),
         (ONE, Fault(503), "HTTP 503"),
         (ONE, Fault(404), "HTTP 404"),
+        (ONE, Fault(302, (("Location", ONE),)), "redirects"),
         (ONE, Fault(cut=10_000, ignores_range=True), "IncompleteRead"),
         (MD5, Fault(content=b"0123456789"), "cut short"),
         (MD5, Fault(404), "HTTP 404"),
@@ -166,6 +167,29 @@ def test_a_fault_that_stays_is_named_and_the_others_are_there(path, fault, said,
     del server.always[path]
     assert fetched(server, tmp_path) == 0
     assert archive(tmp_path) == SITE[ONE]
+
+
+def test_what_is_no_table_does_not_get_the_place_of_one(server, tmp_path, capsys):
+    table, page = "/metadata/train_clean.csv", Fault(content=b"<html>come back later</html>")
+    server.faults[table] = [page]
+    (tmp_path / "train_clean.csv").write_text("")
+    assert fetched(server, tmp_path) == 0
+    assert (tmp_path / "train_clean.csv").read_text() == CLEAN
+    (tmp_path / "train_clean.csv").unlink()
+    server.always[table] = page
+    with pytest.raises(fetch.FetchError, match=r"train_clean\.csv: is no table .* begins b'<html>come"):
+        fetched(server, tmp_path)
+    assert not (tmp_path / "train_clean.csv").exists()
+    del server.always[table]
+    assert fetched(server, tmp_path) == 0
+
+
+def test_an_archive_that_is_waited_for_does_not_keep_the_others_waiting(server, tmp_path, capsys):
+    server.always[ONE] = Fault(429, (("Retry-After", "86400"),))
+    assert fetched(server, tmp_path, budget=TimeBudget(2.0, time.time())) == 0
+    captured = capsys.readouterr()
+    assert "2 of 3 archives are there" in captured.out and "out of time" in captured.out
+    assert f"{server.url}{ONE}: HTTP 429" in captured.err and "asked again in 3,600 s" in captured.err
 
 
 def test_a_wrong_checksum_is_fetched_again_three_times(server, tmp_path):
@@ -231,7 +255,7 @@ def test_out_of_time_it_stops_and_a_later_start_goes_on(server, tmp_path, capsys
     assert archive(tmp_path) == SITE[ONE] and server.gets(ONE)[-1] == f"bytes={had}-"
 
 
-def test_photographs_as_files_and_only_those_listed(server, tmp_path):
+def test_photographs_as_files_and_only_those_listed(server, tmp_path, capsys):
     assert fetched(server, tmp_path, keep="files") == 0
     files = {path.stem: path for path in (tmp_path / "train_clean").rglob("*") if path.is_file()}
     assert sorted(files) == LISTED
@@ -240,6 +264,8 @@ def test_photographs_as_files_and_only_those_listed(server, tmp_path):
         assert path == tmp_path / "train_clean" / name[0] / name[1] / name[2] / f"{name}.jpg"
     before = list(server.asked)
     assert fetched(server, tmp_path, keep="files") == 0 and server.asked == before
+    assert fetched(server, tmp_path) == 0 and server.asked == before
+    assert "what is there was kept as files, and stays so" in capsys.readouterr().err
     assert not list((tmp_path / ".gldv2").rglob("*.part*"))
 
 
@@ -314,7 +340,9 @@ def test_of_a_hostile_archive_only_photographs_are_used_and_nothing_lies_outside
 def test_a_disk_without_room_is_found_before_the_first_byte(server, tmp_path, monkeypatch):
     full = type("Usage", (), {"free": 1_000_000_000 + 50_000})()
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
-    with pytest.raises(ConfigError, match=r"3 archives need 0\.\d GB more, and 1\.0 GB are free"):
+    with pytest.raises(
+        ConfigError, match=r"3 archives need 0\.\d GB more, and 1\.0 GB are free, of which 1 GB is left"
+    ):
         fetched(server, tmp_path)
     assert all(server.gets(path) == [] for path in SITE if path.startswith("/train/"))
 

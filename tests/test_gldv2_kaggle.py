@@ -112,6 +112,23 @@ def test_without_the_layout_labels_are_asked_for(edition, tmp_path, capsys):
     assert "--labels is missing" in capsys.readouterr().err
 
 
+def test_an_edition_of_which_a_part_is_missing_is_refused(index, edition, tmp_path, capsys):
+    def refused(command, *flags):
+        assert main([command, "--images", str(tmp_path), "--output", str(tmp_path / "out"), *flags]) == 2
+        return capsys.readouterr().err
+
+    (tmp_path / "train").symlink_to(edition / "train")
+    (tmp_path / "sample_submission.csv").symlink_to(edition / "sample_submission.csv")
+    assert "has no folder test of photographs" in refused("recognize", "--index", str(index))
+    assert f"has no train.csv: name {tmp_path / 'train'} itself" in refused("index")
+    (tmp_path / "train").unlink()
+    (tmp_path / "sample_submission.csv").unlink()
+    (tmp_path / "train.csv").symlink_to(edition / "train.csv")
+    (tmp_path / "test").symlink_to(edition / "test")
+    assert "has no folder train of photographs" in refused("index")
+    assert "has no sample_submission.csv" in refused("recognize", "--index", str(index))
+
+
 def test_a_bundle_has_the_package_and_what_it_needs(tmp_path, capsys):
     asked = []
 

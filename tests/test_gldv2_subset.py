@@ -57,7 +57,10 @@ def test_landmarks_come_with_all_their_photographs_and_as_many_distractors(data,
     truth = {row["id"]: row["landmarks"] for row in rows(out / "truth.csv")}
     assert sorted(truth.values()) == ["", "", "", "", "", *sorted(chosen)]
     assert listed(out / "queries.txt") == truth.keys()
-    assert f"5 landmarks with {len(theirs)} of their {len(theirs)} photographs" in capsys.readouterr().out
+    assert f"5 landmarks with {len(theirs)} of their {len(theirs)} photographs" in (
+        said := capsys.readouterr().out
+    )
+    assert "5 of the landmarks in queries" in said
 
 
 def test_the_seed_decides(data, tmp_path):
@@ -82,5 +85,7 @@ def test_what_cannot_be_chosen_is_said(data, tmp_path, capsys):
     assert "name another folder" in capsys.readouterr().err
     (data / "test" / "images_000.tar").rename(data / "images_000.tar")
     (data / "test").rmdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "truth.csv").write_text("of another subset")
     assert subset(data, tmp_path / "out", "--landmarks", "3") == 0
     assert "no queries" in capsys.readouterr().out and not (tmp_path / "out" / "truth.csv").exists()

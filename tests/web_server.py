@@ -74,7 +74,8 @@ def serving(files: dict[str, bytes]) -> Iterator[WebServer]:
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
-            self._answer(Fault())
+            fault = server.always.get(self.path, Fault())
+            self._answer(fault if fault.status else Fault())
 
         def do_GET(self) -> None:
             self._answer(server.next_fault(self.path))

@@ -24,6 +24,7 @@ class DownloadConfig:
     budget: TimeBudget | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"--base_url {self.base_url!r} is no http:// or https:// address")
         if not is_local(self.output):

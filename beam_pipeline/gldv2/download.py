@@ -50,7 +50,7 @@ def run(config: DownloadConfig, patience: Patience | None = None) -> int:
       FetchError, TableError, OSError: a table cannot be had or read, or the disk cannot be written to.
     """
     with lock.held(os.path.join(config.output, ".gldv2", config.part)):
-        fetcher = Fetcher(patience or Patience(), config.budget.ends if config.budget else float("inf"))
+        fetcher = Fetcher(patience or Patience(), config.budget.ends if config.budget else float("inf"), _say)
         return _Download(config, fetcher).run()
 
 
@@ -68,7 +68,6 @@ class _Download:
         self._folder = os.path.join(config.output, config.part)
         self._under_way = os.path.join(config.output, ".gldv2", config.part)
         self._listed: pa.Array | None = None  # ids of what is used; None for all
-        self._said = threading.Lock()
 
     def run(self) -> int:
         try:
@@ -89,6 +88,9 @@ class _Download:
         numbers = self._config.numbers
         missing = [number for number in numbers if not self._is_finished(number)]
         print(f"{self._folder}: {len(numbers) - len(missing):,} of {len(numbers):,} archives are there")
+        kept = {self._read_word(number)["keep"] for number in {*numbers} - {*missing}}
+        if other := sorted(kept - {self._config.keep}):
+            _say(f"{self._folder}: what is there was kept as {other[0]}, and stays so")
         if not missing:
             return 0
         os.makedirs(self._folder, exist_ok=True)
@@ -107,7 +109,7 @@ class _Download:
                         stopped = True
                     except (FetchError, tar_files.TarError) as e:
                         problems.append(published.archive_name(waiting[future]))
-                        self._say(str(e))
+                        _say(str(e))
             except BaseException:  # the disk: no other archive will do better
                 self._fetcher.stop()
                 pool.shutdown(cancel_futures=True)
@@ -150,7 +152,7 @@ class _Download:
                 return
             fetch.forget(part)
             again = "; fetched again" if attempt < _ATTEMPTS else f", {attempt} times in a row"
-            self._say(f"{url}: its MD5 is {found}, {wanted} is published{again}")
+            _say(f"{url}: its MD5 is {found}, {wanted} is published{again}")
         raise FetchError(f"{url}: the checksum is wrong each time")
 
     def _checksum(self, number: int) -> str:
@@ -162,7 +164,7 @@ class _Download:
         size = os.path.getsize(path)
         found = self._used(tar_files.scan(path, size), path, self._path(number))
         for line in found.refused:
-            self._say(line)
+            _say(line)
         if self._config.keep == "tar":
             tar_files.write_list(self._path(number), size, found)  # before anybody sees the archive
             if path != self._path(number):
@@ -217,24 +219,27 @@ class _Download:
                 os.replace(scratch, os.path.join(folder, f"{image_id}.jpg"))
 
     def _fetch_table(self, name: str) -> None:
-        path = self._table(name)
-        if os.path.exists(path):
+        path, url = self._table(name), f"{self._config.base_url}/{name}"
+        if os.path.exists(path) and published.is_table(_start(path)):
             return
         part = os.path.join(self._under_way, os.path.basename(name) + ".part")
-        self._fetcher.fetch(f"{self._config.base_url}/{name}", part)
-        fetch.put(part, path)
-        print(f"{path}: {os.path.getsize(path):,} bytes")
+        for _ in range(_ATTEMPTS):
+            self._fetcher.fetch(url, part)
+            start = _start(part)
+            if published.is_table(start):
+                fetch.put(part, path)
+                print(f"{path}: {os.path.getsize(path):,} bytes")
+                return
+            fetch.forget(part)
+        raise FetchError(
+            f"{url}: is no table of the data set, {_ATTEMPTS} times in a row: it begins {start!r}"
+        )
 
     def _sizes(self, missing: Sequence[int]) -> dict[int, int]:
         """Bytes of archives, as the server says, or about."""
 
         def ask(number: int) -> int:
-            try:
-                size = self._fetcher.size(
-                    published.archive_url(self._config.base_url, self._part.split, number)
-                )
-            except FetchError:  # it is met again, and named, when the archive is fetched
-                size = None
+            size = self._fetcher.size(published.archive_url(self._config.base_url, self._part.split, number))
             return self._part.archive_bytes if size is None else size
 
         with ThreadPoolExecutor(self._config.parallel, "sizes") as pool:
@@ -251,7 +256,8 @@ class _Download:
             hint = "--keep files keeps only what train_clean.csv lists; " if self._listed is not None else ""
             raise ConfigError(
                 f"{self._config.output}: {len(sizes):,} archives need {needed / 1e9:,.1f} GB more, and "
-                f"{free / 1e9:,.1f} GB are free: {hint}--archives 0-9 takes some of them"
+                f"{free / 1e9:,.1f} GB are free, of which {_SPARE / 1e9:,.0f} GB is left so: {hint}"
+                "--archives 0-9 takes some of them"
             )
 
     def _megabytes(self, sizes: dict[int, int]) -> int:
@@ -287,9 +293,18 @@ class _Download:
     def _table(self, name: str) -> str:
         return os.path.join(self._config.output, os.path.basename(name))
 
-    def _say(self, line: str) -> None:
-        with self._said:
-            print(line, file=sys.stderr, flush=True)
+
+_SAID = threading.Lock()
+
+
+def _say(line: str) -> None:
+    with _SAID:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _start(path: str) -> bytes:
+    with open(path, "rb") as f:
+        return f.read(60)
 
 
 def _md5(path: str) -> str:

@@ -21,6 +21,7 @@ import urllib3
 from beam_pipeline import __version__
 
 _CHUNK = 1 << 20
+_LONG = 30  # seconds, of a wait that a user is told of
 
 T = TypeVar("T")
 
@@ -86,10 +87,16 @@ class Fetcher:
 
     Args:
       ends: as time.time() tells it; nothing is begun or gone on with after that.
+      say: takes a line about a long wait.
     """
 
-    def __init__(self, patience: Patience = Patience(), ends: float = float("inf")):
-        self._patience, self._ends = patience, ends
+    def __init__(
+        self,
+        patience: Patience = Patience(),
+        ends: float = float("inf"),
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self._patience, self._ends, self._say = patience, ends, say
         self._stop = threading.Event()
         self._local = threading.local()
 
@@ -98,20 +105,15 @@ class Fetcher:
         self._stop.set()
 
     def size(self, url: str) -> int | None:
-        """Of a file, in bytes; None where the server does not say.
+        """Of a file, in bytes; None where the server does not say so at once.
 
         Raises:
-          FetchError, StoppedError: it cannot be asked.
+          StoppedError: the time is over.
         """
-
-        def ask() -> int | None:
-            with self._answer("HEAD", url, {}) as answer:
-                if answer.status_code in (405, 501):
-                    return None
-                _check(answer, (200,))
+        with contextlib.suppress(FetchError, _PassingError), self._answer("HEAD", url, {}) as answer:
+            if answer.status_code == 200:
                 return _entity(answer).size
-
-        return self._retried(url, ask)
+        return None
 
     def read(self, url: str, parse: Callable[[bytes], T | None]) -> T:
         """What `parse` makes of a small file; it is fetched again where that is None.
@@ -174,7 +176,10 @@ class Fetcher:
             for chunk in self._chunks(answer):
                 skipped = chunk[:skip]
                 skip -= len(skipped)
-                f.write(memoryview(chunk)[len(skipped) :])
+                try:
+                    f.write(memoryview(chunk)[len(skipped) :])
+                except OSError as e:
+                    raise OSError(e.errno, f"{e.strerror}; what has arrived stays", path) from e
 
     def _chunks(self, answer: requests.Response) -> Iterator[bytes]:
         """An answer's bytes as they come, so that what has come is never lost."""
@@ -211,7 +216,11 @@ class Fetcher:
                 timeout=self._patience.silence,
                 allow_redirects=True,
             )
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as e:
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.TooManyRedirects,
+        ) as e:
             raise FetchError(f"{url}: {e}") from e
         except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
             raise _PassingError(f"{type(e).__name__}: {e}") from e
@@ -234,7 +243,10 @@ class Fetcher:
                     raise FetchError(f"{url}: {e} ({fruitless} times in a row)") from e
                 wait = self._patience.first_wait * 2 ** (fruitless - 1)
                 asked = min(e.wait, self._patience.longest_asked)
-                self._wait(max(asked, min(wait, self._patience.longest_wait)))
+                wait = max(asked, min(wait, self._patience.longest_wait))
+                if wait >= _LONG:
+                    self._say(f"{url}: {e}; asked again in {wait:,.0f} s")
+                self._wait(wait)
 
     def _wait(self, seconds: float) -> None:
         if self._stop.wait(max(0.0, min(seconds, self._ends - time.time(), threading.TIMEOUT_MAX))):

@@ -6,9 +6,17 @@ FOLDER/sample_submission.csv, FOLDER/test/a/b/c/<id>.jpg
 
 import os
 
+from beam_pipeline.config import ConfigError
+
+_TABLES = ("train.csv", "sample_submission.csv")
+
 
 def index_inputs(images: tuple[str, ...], labels: str | None) -> tuple[tuple[str, ...], str | None]:
-    """The patterns and labels of an index: those of the edition where `images` is its folder."""
+    """The patterns and labels of an index: those of the edition where `images` is its folder.
+
+    Raises:
+      ConfigError: it is an edition's folder, of which a part is missing.
+    """
     return _inputs(images, labels, "train", "train.csv")
 
 
@@ -21,6 +29,11 @@ def _inputs(
     images: tuple[str, ...], table: str | None, part: str, name: str
 ) -> tuple[tuple[str, ...], str | None]:
     folder, own = os.path.join(images[0], part), os.path.join(images[0], name)
-    if len(images) > 1 or not (os.path.isdir(folder) and os.path.isfile(own)):
-        return images, table
-    return (folder,), table or own
+    has_folder, has_table = os.path.isdir(folder), os.path.isfile(own)
+    if len(images) == 1 and has_folder and has_table:
+        return (folder,), table or own
+    is_edition = any(os.path.isfile(os.path.join(images[0], name)) for name in _TABLES)
+    if len(images) == 1 and table is None and is_edition and (has_folder or has_table):
+        missing = f"no {name}: name {folder} itself" if has_folder else f"no folder {part} of photographs"
+        raise ConfigError(f"{images[0]} is laid out like an edition of Kaggle, but has {missing}")
+    return images, table

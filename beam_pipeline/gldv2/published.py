@@ -79,6 +79,12 @@ def checksum_url(base: str, split: str, number: int) -> str:
     return f"{base}/md5sum/{split}/md5.images_{number:03d}.txt"
 
 
+def is_table(start: bytes) -> bool:
+    """Whether a file that begins so may be one of the tables, whose first column is an id."""
+    header = start.decode("utf-8", "replace").removeprefix("\ufeff").split("\n", 1)[0]
+    return header.split(",")[0].strip() in ("id", "landmark_id")
+
+
 def checksum(text: bytes) -> str | None:
     """The MD5 in such a file, its first word; None where the file is cut short."""
     words = text.decode("ascii", "replace").split()

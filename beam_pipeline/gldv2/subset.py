@@ -56,7 +56,7 @@ def run(config: SubsetConfig) -> int:
     print(
         f"{config.output}: {len(known):,} landmarks with {len(photographs):,} of their "
         f"{sum(of[name] for name in known):,} photographs, {len(rows) - len(photographs):,} distractors, "
-        f"{sum(asked.values()):,} landmarks in queries; see {files.join(config.output, 'chosen.csv')}"
+        f"{len(asked):,} of the landmarks in queries; see {files.join(config.output, 'chosen.csv')}"
     )
     return 0
 
@@ -67,6 +67,8 @@ def _choose_queries(config: SubsetConfig, chosen: set[str]) -> Counter[str]:
     folder = files.join(config.data, "test")
     if not files.exists(truth) or (files.is_local(folder) and not os.path.isdir(folder)):
         print(f"no queries: {folder} and {truth} come with `landmarks gldv2 download --part test`")
+        for name in ("queries.txt", "truth.csv"):  # of another subset
+            files.delete(files.join(config.output, name))
         return Counter()
     queries = match([folder]).images
     here = {ref.image_id for ref in queries}
