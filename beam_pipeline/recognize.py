@@ -22,6 +22,7 @@ from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, R
 from beam_pipeline.prediction_rule import PredictionRule, tuned_settings_of
 from transforms import features, retrieval, verification
 from transforms.database_augmentation import AugmentCandidates, augmented_shards
+from transforms.models import catalog
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, spelling, tables
 from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission, write_submission
@@ -327,8 +328,10 @@ def _recognize(
         runner.Phase("retrieve", task.images, found),
         runner.Phase("verify", task.images, rows),
     ]
+    # One worker verifies them anyway, and a built-in model is done with them before a second one is ready.
+    few = task.images <= UNIT_QUERIES and task.recipe.model in catalog.BUILT_IN
     metrics = runner.run_pipeline(
-        lambda pipeline: build(pipeline, prepared, schedule.deadlines), options, phases, engine
+        lambda pipeline: build(pipeline, prepared, schedule.deadlines), options, phases, engine, few
     )
     return schedule, metrics
 

@@ -137,6 +137,7 @@ def run_pipeline(
     options: PipelineOptions,
     phases: Sequence[Phase],
     engine: PipelineRunner | None = None,
+    few: bool = False,
 ) -> dict[str, int]:
     """Builds a pipeline, runs it to its end and shows progress meanwhile.
 
@@ -147,6 +148,8 @@ def run_pipeline(
       options: of Beam.
       phases: whose progress is shown.
       engine: what runs it; by default the runner that `options` name.
+      few: so little is to be done that the local runner is sooner done with one worker, unless options say
+        otherwise; it needs no servers.
 
     Returns:
       The job's own counters (namespace "landmarks"), and of each distribution its sum, by name.
@@ -161,9 +164,9 @@ def run_pipeline(
     options = _Options.from_dictionary(
         options.get_all_options(drop_default=True, retain_unknown_options=False)
     )
+    given = options.get_all_options(drop_default=True)
     if workers is not None:
         engine = engine or FnApiRunner()
-        given = options.get_all_options(drop_default=True)
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers = workers
         if "direct_running_mode" not in given:
@@ -173,7 +176,10 @@ def run_pipeline(
         setup.save_main_session = False  # all that workers run they import from the installed packages
     with _signatures_read_once():
         pipeline = beam.Pipeline(runner=engine, options=options)
-        build(pipeline)
+        build(pipeline)  # for all cores, which one worker's threads use too
+        if few and workers is not None and not {"direct_num_workers", "direct_running_mode"} & given.keys():
+            direct = pipeline.options.view_as(DirectOptions)
+            direct.direct_num_workers, direct.direct_running_mode = 1, "in_memory"
         with _whole_elements(), _errors_told_once(), progress([] if not_awaited else phases):
             try:
                 result = pipeline.run()

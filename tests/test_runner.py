@@ -59,6 +59,32 @@ def test_photographs_in_the_model_at_a_time(flags, photographs):
     assert runner.images_in_flight(PipelineOptions(flags)) == photographs
 
 
+@pytest.mark.parametrize(
+    "flags, few, mode",
+    [
+        ([], True, (1, "in_memory")),
+        ([], False, (2, "multi_threading")),
+        (["--direct_num_workers=2"], True, (2, "multi_threading")),
+        (["--direct_running_mode=multi_threading"], True, (2, "multi_threading")),
+    ],
+)
+def test_for_a_few_photographs_one_worker_is_started_whose_model_has_all_cores(flags, few, mode, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    built, run = [], []
+
+    class Engine(runner.FnApiRunner):
+        def run_pipeline(self, pipeline, options):
+            run.append(options.view_as(DirectOptions))
+            return super().run_pipeline(pipeline, options)
+
+    def build(pipeline):
+        built.append(runner.images_in_flight(pipeline.options))
+        assert_that(pipeline | beam.Create([1, 2]) | beam.Reshuffle(), equal_to([1, 2]))
+
+    runner.run_pipeline(build, PipelineOptions(flags), [], Engine(), few)
+    assert built == [2] and (run[0].direct_num_workers, run[0].direct_running_mode) == mode
+
+
 _PHASES = [runner.Phase(label, 10, lambda: 0) for label in ("extract", "retrieve", "verify")]
 
 
