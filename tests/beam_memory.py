@@ -7,14 +7,17 @@ import weakref
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.transforms import core
+from apache_beam.transforms import core, userstate
 
 
 def remember(patch: pytest.MonkeyPatch) -> None:
-    """Lets views of options and signatures of methods be made once; what they say stays the same."""
-    view_as, get_signature = PipelineOptions.view_as, core.get_signature
+    """Lets views of options, signatures of methods, and what state a class of DoFns has, be found out once;
+    what they say stays the same.
+    """
+    view_as, get_signature, get_specs = PipelineOptions.view_as, core.get_signature, userstate.get_dofn_specs
     views: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
     signatures: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+    specs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def remembered_view(self, cls):
         made = views.setdefault(self, {})
@@ -29,5 +32,13 @@ def remember(patch: pytest.MonkeyPatch) -> None:
             signatures[func.__func__] = get_signature(func)
         return signatures[func.__func__]
 
+    def remembered_specs(dofn):
+        if any(isinstance(value, types.MethodType) for value in vars(dofn).values()):
+            return get_specs(dofn)  # its own methods are asked too
+        if type(dofn) not in specs:
+            specs[type(dofn)] = get_specs(dofn)
+        return specs[type(dofn)]
+
     patch.setattr(PipelineOptions, "view_as", remembered_view)
     patch.setattr(core, "get_signature", remembered_signature)
+    patch.setattr(userstate, "get_dofn_specs", remembered_specs)
