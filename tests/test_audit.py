@@ -47,6 +47,7 @@ def save(folder, name, pixels, **options):
 
 def index(labels="labels.csv", *more):
     given = ("--images", "p", "--labels", labels, "--output", "index", "--model", "rootsift-vlad")
+    given += ("--max_local_features", "250")
     return ("index", *given, *more)
 
 
