@@ -5,10 +5,18 @@ import pathlib
 
 from beam_pipeline.main import main
 
+ONE_WORKER = "--direct_num_workers=1"
+ALL_CORES = "--direct_num_workers=0"  # as without the option
+
 
 def run(*words: object) -> int:
-    """Runs `landmarks` with these words; returns its exit code."""
-    return main([str(word) for word in words])
+    """Runs `landmarks` with these words; returns its exit code. Where they do not say how many workers there
+    are, there is one: threads take longer to start than a few small photographs take.
+    """
+    given = [str(word) for word in words]
+    if not any(word.startswith("--direct_num_workers") for word in given):
+        given.append(ONE_WORKER)
+    return main(given)
 
 
 def run_in(folder: pathlib.Path, *words: object) -> int:

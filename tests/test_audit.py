@@ -15,16 +15,12 @@ from PIL import Image
 
 from beam_pipeline import audit, runner
 from tests import tiny_models
-from tests.command_line import run_in
+from tests.command_line import run_in as run
 from tests.survival import kill
 from transforms.arrays import label_audit
 
 PLACES, EACH = 4, 5
 SIDE = 240
-
-
-def run(folder, *arguments):
-    return run_in(folder, *arguments, "--direct_num_workers=1")
 
 
 def view(place, number):

@@ -17,7 +17,7 @@ from PIL import Image
 from beam_pipeline import cleaning, index_parts, info, outputs
 from beam_pipeline.manifest import IndexManifest
 from tests import tiny_models
-from tests.command_line import run_in
+from tests.command_line import run_in as run
 from tests.survival import kill
 from transforms.storage import files, overlays
 from transforms.storage.feature_store import FeatureStore
@@ -26,10 +26,6 @@ from transforms.types import FeatureLocation
 LANDMARKS = 4
 LABELS = {f"p{n:02d}": f"landmark{n % LANDMARKS}" for n in range(20)}
 RECOGNIZE = ("recognize", "--images", "q", "--augmented_weight", "2", "--query_store", "store", "--overwrite")
-
-
-def run(folder, *arguments):
-    return run_in(folder, *arguments, "--direct_num_workers=1")
 
 
 def photograph(folder, name, seed, noise=0):

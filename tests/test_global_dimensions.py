@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from beam_pipeline import main, outputs
+from beam_pipeline import outputs
 from beam_pipeline.manifest import IndexManifest
 from tests import tiny_onnx
+from tests.command_line import run
 from tests.pictures import textured
 from transforms.arrays.whitening import Whitening
 from transforms.models import catalog
@@ -123,12 +124,12 @@ def made(tmp_path_factory):
 
 def index(root, output, *more, images="p*[02468].png"):
     command = ["index", "--images", str(root / images), "--labels", str(root / "labels.csv")]
-    return main.main([*command, "--output", str(root / output), *more])
+    return run(*command, "--output", root / output, *more)
 
 
 def recognize(root, of, output, *more):
     queries = ["--images", str(root / "p*[13579].png"), "--index", str(root / of)]
-    return main.main(["recognize", *queries, "--output", str(root / output), *more])
+    return run("recognize", *queries, "--output", root / output, *more)
 
 
 def manifest(root, output):
@@ -164,10 +165,10 @@ class TestCommands:
         assert recognize(made, "cut", "of_cut", *store, "--global_dimensions", "64") == 0
         after = set(FeatureStore(str(made / "queries")).units()) - {*before}
         assert_cut(stored(made / "queries", after), stored(made / "queries", before))
-        for run in ("of_whole", "of_cut"):
-            rows = (made / run / "submission.csv").read_text().splitlines()[1:]
+        for name in ("of_whole", "of_cut"):
+            rows = (made / name / "submission.csv").read_text().splitlines()[1:]
             assert [row.split()[0] for row in rows] == [f"p{n:02d},l{n // 2}" for n in range(1, 12, 2)]
-        assert main.main(["verify", str(made / "cut")]) == 0
+        assert run("verify", made / "cut") == 0
 
     @pytest.mark.parametrize(("of", "asked", "its"), [("cut", "128", "64"), ("whole", "64", "512")])
     def test_other_dimensions_than_the_indexs_are_refused(self, made, capsys, of, asked, its):
@@ -183,31 +184,31 @@ class TestCommands:
         command = ["--images", str(made / "p00.png"), "--labels", str(made / "labels.csv")]
         output = ["--output", str(tmp_path / "x")]
         for job in (["index"], ["plan", "index"]):
-            assert main.main([*job, *command, *output, "--global_dimensions", "513"]) == 1
+            assert run(*job, *command, *output, "--global_dimensions", "513") == 1
             error = capsys.readouterr().err
             assert "--global_dimensions 513: the global descriptor of embedded has 512" in error
             assert "extract" not in error
         assert not (tmp_path / "x" / "images").exists()
-        assert main.main(["cohort", *command[:2], *output, "--global_dimensions", "0"]) == 2
+        assert run("cohort", *command[:2], *output, "--global_dimensions", "0") == 2
 
     def test_what_is_added_and_a_whitening_follow(self, made, capsys):
         assert index(made, "grown", "--global_dimensions", "64", images="p0[02468].png") == 0
         assert index(made, "grown", "--append", images="p10.png") == 0
         assert stored(made / "grown").keys() == stored(made / "cut").keys()
         assert_cut(stored(made / "grown"), stored(made / "whole"))
-        assert main.main(["model", "whiten", "--index", str(made / "grown"), "--dimensions", "3"]) == 0
+        assert run("model", "whiten", "--index", made / "grown", "--dimensions", "3") == 0
         assert "from 64 to 3 dimensions" in capsys.readouterr().out
         assert recognize(made, "grown", "of_grown", "--global_dimensions", "3") == 0
         assert {len(row) for row in stored(made / "of_grown" / "queries").values()} == {3}
 
     def test_the_cohort_of_the_model_is_cut_like_the_index(self, made, monkeypatch, capsys):
         command = ["cohort", "--images", str(made / "p*[13579].png"), "--output", str(made / "others")]
-        assert main.main(command) == 0
+        assert run(*command) == 0
         monkeypatch.setattr(catalog, "cohort", lambda model: str(made / "others"))
-        assert main.main(["calibrate", "--index", str(made / "cut")]) == 0
+        assert run("calibrate", "--index", made / "cut") == 0
         assert "is not used" not in capsys.readouterr().err
         [copy] = (made / "cut" / "calibration").glob("*/cohort")
         assert_cut(stored(copy), stored(made / "others"))
         own = ["calibrate", "--index", str(made / "cut"), "--negatives", str(made / "others")]
-        assert main.main(own) == 2
+        assert run(*own) == 2
         assert "extraction.global_dimensions: None there, 64 wanted" in capsys.readouterr().err

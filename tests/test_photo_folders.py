@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests import photo_folders, tiny_models
-from tests.command_line import run_in
+from tests.command_line import ALL_CORES, run_in
 from transforms.file_formats import READS_HEIF
 
 # As docs/folders.md has them.
@@ -19,7 +19,7 @@ REPORT = "report --run run --truth truth.csv --output report"
 
 
 def run(folder, command):
-    return run_in(folder, *command.split())
+    return run_in(folder, *command.split(), ALL_CORES)
 
 
 def read(path):

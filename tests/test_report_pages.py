@@ -15,12 +15,12 @@ import pytest
 
 from beam_pipeline import discover, evaluate, outputs
 from beam_pipeline.config import EvaluateConfig, ReportConfig
-from beam_pipeline.main import main
 from beam_pipeline.manifest import RunManifest
 from beam_pipeline.matches import find_images
 from beam_pipeline.report import groups_page
 from beam_pipeline.report.pages import write_report
 from beam_pipeline.self_search import Pairs
+from tests import command_line
 from tests.finished_runs import candidate, make_index, make_run, write_truth
 from transforms.arrays import label_audit
 from transforms.storage import files, tables
@@ -409,12 +409,13 @@ def test_the_report_of_real_photographs(photos, page, tmp_path):
     at = {
         name: str(tmp_path / name) for name in ("made", "run", "other", "report", "labels.csv", "truth.csv")
     }
-    assert main(["index", "--images", lists[0], "--labels", at["labels.csv"], "--output", at["made"]]) == 0
+    given = ("--images", lists[0], "--labels", at["labels.csv"], "--output", at["made"])
+    assert command_line.run("index", *given) == 0
     for run, *flags in ((at["other"],), (at["run"], "--preset", "accurate")):
         command = ["recognize", "--images", lists[1], "--index", at["made"], "--output", run, *flags]
-        assert main([*command, "--query_store", str(tmp_path / "features")]) == 0
+        assert command_line.run(*command, "--query_store", tmp_path / "features") == 0
     flags = ["--truth", at["truth.csv"], "--against", at["other"], "--output", at["report"]]
-    assert main(["report", "--run", at["run"], *flags]) == 0
+    assert command_line.run("report", "--run", at["run"], *flags) == 0
     for name in PAGES:
         page.goto((tmp_path / "report" / f"{name}.html").as_uri())
         assert page.evaluate("[...document.images].every(i => !i.complete || i.naturalWidth > 0)")
@@ -423,7 +424,7 @@ def test_the_report_of_real_photographs(photos, page, tmp_path):
     assert page.locator(".lines path").count() > 0
 
     found = str(tmp_path / "found")
-    assert main(["discover", "--run", at["run"], "--min_score", "99", "--output", found]) == 0
+    assert command_line.run("discover", "--run", at["run"], "--min_score", "99", "--output", found) == 0
     page.goto((tmp_path / "found" / "index.html").as_uri())
     page.get_by_label("Name", exact=True).first.fill("a place of its own")
     with page.expect_download() as download:
@@ -432,7 +433,7 @@ def test_the_report_of_real_photographs(photos, page, tmp_path):
     command = shlex.split(page.locator("pre").text_content().replace("\\\n", ""))
     assert command[command.index("--output") + 1] == at["made"]
     command[command.index("--labels") + 1] = str(tmp_path / "named.csv")
-    assert main(command[1:]) == 0
+    assert command_line.run(*command[1:]) == 0
     landmarks = pq.read_table(tmp_path / "made" / "images")["landmark_id"].to_pylist()
     members = json.loads(page.locator("article").first.get_attribute("data-ids"))
     assert landmarks.count("a place of its own") == len(members) >= 3

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from beam_pipeline.main import main
 from tests import tiny_models
+from tests.command_line import run
 from transforms.features import extract_unit
 from transforms.models.model import ExtractionError
 from transforms.processes import crash_notes
@@ -196,7 +196,7 @@ def test_a_crash_in_a_decoder_costs_one_photograph(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAULTY_DECODER)
     command = ["index", "--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels.csv")]
     command += ["--max_failure_rate", "0.2"]
-    assert main([*command, "--output", str(tmp_path / "undisturbed")]) == 0
+    assert run(*command, "--output", tmp_path / "undisturbed") == 0
     result = subprocess.run(
         [sys.executable, "-m", "beam_pipeline", *command, "--output", str(tmp_path / "index")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},

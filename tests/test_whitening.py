@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from beam_pipeline import main, outputs
+from beam_pipeline import outputs
 from beam_pipeline.config import PipelineError
 from beam_pipeline.manifest import IndexManifest
 from tests import tiny_onnx
+from tests.command_line import run
 from tests.pictures import textured
 from transforms import whitening
 from transforms.arrays.whitening import Whitening
@@ -107,7 +108,7 @@ def photographs(tmp_path):
 def index(folder, images, *more):
     labels, model = str(folder / "labels.csv"), str(folder / "m" / "tiny.onnx")
     command = ["index", "--images", images, "--labels", labels, "--output", str(folder / "index")]
-    return main.main([*command, *([] if "--append" in more else ["--model", model]), *more])
+    return run(*command, *([] if "--append" in more else ["--model", model]), *more)
 
 
 def manifest(folder):
@@ -125,12 +126,12 @@ def stored(folder):
 
 
 def whiten(folder, *more):
-    return main.main(["model", "whiten", "--index", str(folder / "index"), *more])
+    return run("model", "whiten", "--index", folder / "index", *more)
 
 
 def recognize(folder, output):
     queries = ["--images", str(folder / "p*[13579].png"), "--index", str(folder / "index")]
-    assert main.main(["recognize", *queries, "--output", str(folder / output)]) == 0
+    assert run("recognize", *queries, "--output", folder / output) == 0
     return (folder / output / "submission.csv").read_text()
 
 
@@ -154,7 +155,7 @@ class TestIndex:
 
         answers = recognize(photographs, "run")
         assert all(f"p{n + 1:02d},l{n // 2} " in answers for n in range(0, 24, 2))
-        assert main.main(["verify", str(photographs / "index")]) == 0
+        assert run("verify", photographs / "index") == 0
         query = FeatureStore(str(photographs / "run" / "queries"))
         table = query.read_images(query.units()[0])
         plain = catalog.load(f"{photographs}/m/tiny.onnx", catalog.settings(f"{photographs}/m/tiny.onnx"))
