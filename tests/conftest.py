@@ -1,22 +1,35 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share. What takes long to import is imported where it is used: the
+process that only hands the tests to others reads this too.
+"""
 
 import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from beam_pipeline import demo
-from tests import beam_memory
+if TYPE_CHECKING:
+    from beam_pipeline.demo import DemoPaths
 
 
 @pytest.fixture(scope="session", autouse=True)
 def beam_remembers() -> Iterator[None]:
     """Small pipelines are built in half the time; see beam_memory."""
+    from tests import beam_memory
+
     with pytest.MonkeyPatch.context() as patch:
         beam_memory.remember(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_disk_is_waited_for() -> Iterator[None]:
+    """A file that is written counts as on the disk: no test cuts the power, and commands write many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 
@@ -31,8 +44,10 @@ def photos() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def demo_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, demo.DemoPaths]:
+def demo_set(tmp_path_factory: pytest.TempPathFactory) -> "tuple[pathlib.Path, DemoPaths]":
     """The demo set, made once in a run of the suite (it takes seconds), and its folder; for reading."""
+    from beam_pipeline import demo
+
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # which the processes of a run share
