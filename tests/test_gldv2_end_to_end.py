@@ -50,12 +50,12 @@ def photographed(folder):
     table = pd.read_csv(folder / "photos.csv", dtype=str)
     train, test = {}, {}
     landmarks = table[table.kind == "landmark"].groupby("label").path.apply(sorted)
-    for label, paths in landmarks[landmarks.map(len) >= 4].head(40).items():
+    for label, paths in landmarks[landmarks.map(len) >= 4].head(20).items():
         for number, path in enumerate(paths[:6]):
             split = test if number == 0 else train
             split[gldv2_layout.image_id(path)] = (folder / path).read_bytes(), label
     others = sorted(table[table.kind == "distractor"].path)
-    for number, path in enumerate(others[:120]):
+    for number, path in enumerate(others[:60]):
         split = test if number % 3 == 0 else train
         split[gldv2_layout.image_id(path)] = (folder / path).read_bytes(), None
     return train, test
