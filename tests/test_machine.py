@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from beam_pipeline.main import main
 from tests import tiny_models
+from tests.command_line import run
 from transforms import features, images
 from transforms.models.model import ExtractionError
 from transforms.storage import files, machine
@@ -147,7 +147,12 @@ except machine.MachineError as e:
 
 
 @pytest.mark.parametrize(
-    "options", [{"format": "JPEG", "progressive": True}, {"format": "PNG"}, {"format": "WEBP"}]
+    "options",
+    [
+        {"format": "JPEG", "progressive": True},
+        {"format": "PNG", "compress_level": 1},
+        {"format": "WEBP", "method": 0},
+    ],
 )
 def test_with_little_memory_no_format_blames_the_photograph(tmp_path, options):
     path = tmp_path / "photo"
@@ -201,10 +206,10 @@ def test_a_job_that_the_machine_stops_goes_on_with_no_row_of_it(tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "_read_local", bad_disk)
-        assert main(command) == 1
+        assert run(*command) == 1
     error = capsys.readouterr().err
     assert "the machine failed at" in error and "i7.png, not the photograph" in error
     assert "the same command goes on from here" in error
-    assert main(command) == 0
+    assert run(*command) == 0
     assert len(pd.read_parquet(tmp_path / "index" / "images")) == 10
     assert not (tmp_path / "index" / "failures").exists()
