@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.command_line import ONE_WORKER
 from tests.pictures import textured
 from transforms.models import catalog, embedded
 from transforms.models.model import ExtractionError, ModelError
@@ -241,6 +242,7 @@ def test_commands_run_without_tensorflow(without_tensorflow, tmp_path):
             [*recognize, "--index", f"index-{name}", "--output", f"run-{name}"],
             ["matches", "--run", f"run-{name}", "--image_id", "p1", "--output", "matches.png"],
         ]
+    commands = [[*command, ONE_WORKER] for command in commands]
     code = (
         "import json, sys; from beam_pipeline.main import main; "
         "sys.exit(any(main(command) for command in json.loads(sys.argv[1])))"
