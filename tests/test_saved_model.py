@@ -424,11 +424,12 @@ def test_inspection_runs_with_the_settings_of_the_card(models, tmp_path):
 
 def test_card_round_trip(tmp_path):
     assert card.read_card(str(tmp_path)) is None
-    card.write_card(str(tmp_path), SETTINGS, name="tiny", max_distance=0.8)
+    card.write_card(str(tmp_path), SETTINGS, name="tiny", max_distance=0.8, ordered_axes=True)
     read = card.read_card(str(tmp_path))
     stated = dataclasses.asdict(SETTINGS)
-    del stated["device"], stated["local"]  # how a model is used, and with which other one
-    assert read == {**stated, "name": "tiny", "max_distance": 0.8}
+    for name in ("device", "local", "global_dimensions"):  # how a model is used, and with which other one
+        del stated[name]
+    assert read == {**stated, "name": "tiny", "max_distance": 0.8, "ordered_axes": True}
     assert card.settings_from_card(read) == SETTINGS
 
 
