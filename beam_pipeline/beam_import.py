@@ -4,8 +4,9 @@ import gc
 import sys
 
 # Packages of connectors, data frames and other engines, which Beam and PyArrow do without where they are not
-# installed. Objects in S3 and GCS are read by transforms/storage/object_stores.py, which imports its own.
-LEFT_OUT = ("boto3", "bson", "google.cloud", "pandas", "requests")
+# installed. Objects in S3 and GCS are read by transforms/storage/object_stores.py, which imports its own; what
+# Beam's file systems of HDFS and Azure need stays.
+LEFT_OUT = ("boto3", "bson", "google.cloud", "pandas")
 
 
 class _NotFound:

@@ -13,6 +13,15 @@ def test_what_was_left_out_can_be_imported_afterwards():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_file_systems_that_stay_beam_s_have_what_they_need(tmp_path):
+    (tmp_path / "hdfs.py").write_text("import requests\n")  # as the real one does
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from beam_pipeline import beam_import; "
+        "beam_import.import_beam(); from apache_beam.io import hadoopfilesystem; assert hadoopfilesystem.hdfs"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 0
+
+
 def test_a_command_in_the_process_of_another_program_leaves_its_beam_whole():
     code = (
         "import gc, sys; from beam_pipeline.main import main; assert main(['verify', 'none']) == 2; "
