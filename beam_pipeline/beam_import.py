@@ -4,8 +4,8 @@ import gc
 import sys
 
 # Packages of connectors, data frames and other engines, which Beam and PyArrow do without where they are not
-# installed. Objects in S3 and GCS are read by transforms/storage/object_stores.py, which imports its own; what
-# Beam's file systems of HDFS and Azure need stays.
+# installed. Objects in S3 and GCS are read by transforms/storage/object_stores.py, which imports its own;
+# Beam's file systems of HDFS and Azure find what they need.
 LEFT_OUT = ("boto3", "bson", "google.cloud", "pandas")
 
 
