@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import oracle
 from tests.local_features import features
 from transforms.arrays import integer_product
-from transforms.arrays.matching import putative_matches
+from transforms.arrays.matching import MIN_NEAR, MIN_STRONGEST, putative_matches
 from transforms.arrays.quantization import dequantized, quantized, with_lengths
 from transforms.types import QuantizedFeatures, VerificationSettings
 
@@ -148,6 +148,52 @@ def test_every_near_pair_counts_whatever_the_lengths(product, largest, max_dista
     ] == mutual
 
 
+@pytest.mark.parametrize("count, others", [(30, 800), (800, 30), (801, 701)])
+@pytest.mark.parametrize("mutual_check, ratio_test", [(False, None), (True, None), (False, 0.95)])
+def test_every_near_pair_of_many_counts(product, count, others, mutual_check, ratio_test):
+    rng = np.random.default_rng(count)
+    query, candidate = (quantized(features(rng.normal(size=(number, 8)))) for number in (count, others))
+    rows, columns = (image.descriptors.astype(np.int64) for image in (query, candidate))
+    lengths = np.outer((rows**2).sum(1), (columns**2).sum(1))
+    distance = np.sqrt(np.maximum(2 - 2 * (rows @ columns.T) / np.sqrt(np.maximum(lengths, 1)), 0))
+    expected = []
+    for q, c in enumerate(distance.argmin(axis=1).tolist()):
+        second = np.delete(distance[q], c).min()
+        near = distance[q, c] < 0.6 and (ratio_test is None or distance[q, c] < ratio_test * second)
+        if near and (not mutual_check or distance[:, c].argmin() == q):
+            expected.append((q, c))
+    settings = VerificationSettings(max_distance=0.6, mutual_check=mutual_check, ratio_test=ratio_test)
+    assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
+    assert len(expected) > 10
+
+
+def strongest_alike(alike: int, count: int) -> tuple[QuantizedFeatures, QuantizedFeatures]:
+    """Two images of `count` features: `alike` of the strongest have one descriptor in both, and each of the
+    weakest; nothing else is near.
+    """
+    query, candidate = np.zeros((2, count, 6), np.float32)
+    weak = max(MIN_STRONGEST, count // 2)
+    query[:, 0], candidate[:, 1] = 1, 1
+    query[:alike, 0], query[:alike, 2] = 0, 1
+    candidate[0, 1], candidate[0, 2] = 0, 1
+    query[weak:, 0], query[weak:, 3] = 0, 1
+    candidate[weak:, 1], candidate[weak:, 3] = 0, 1
+    return quantized(features(query)), quantized(features(candidate))
+
+
+@pytest.mark.parametrize("count", [MIN_STRONGEST + 10, 3 * MIN_STRONGEST])
+def test_images_whose_strongest_features_are_unlike_are_not_matched(count):
+    weak = max(MIN_STRONGEST, count // 2)
+    assert not len(putative_matches(*strongest_alike(MIN_NEAR - 1, count), DEFAULT))
+    found = putative_matches(*strongest_alike(MIN_NEAR, count), DEFAULT)
+    assert found.tolist() == [[q, 0] for q in range(MIN_NEAR)] + [[q, weak] for q in range(weak, count)]
+
+
+def test_images_of_few_features_are_matched_whole():
+    query, candidate = strongest_alike(1, MIN_STRONGEST)
+    assert putative_matches(query, candidate, DEFAULT).tolist() == [[0, 0]]
+
+
 @pytest.mark.parametrize("width", [1, 128, 131, 1041, 2048])
 def test_integer_product_is_exact(product, width):
     rng = np.random.default_rng(0)
@@ -156,6 +202,42 @@ def test_integer_product_is_exact(product, width):
     found = integer_product.integer_product(a, b)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, a.astype(np.int64) @ b.T.astype(np.int64))
+
+
+@pytest.mark.parametrize("width", [2, 64, 130])
+def test_integer_product_of_small_pairs_is_exact(product, width):
+    rng = np.random.default_rng(0)
+    a = rng.choice(np.array([127, -128], np.int8), (33, width))
+    b = rng.integers(-64, 64, (65, width), dtype=np.int8, endpoint=True)
+    b[0], b[1], b[2], b[2, ::2] = 64, -64, 0, -128
+    assert with_lengths(np.zeros((65, 2), np.float32), b).has_small_pairs
+    found = integer_product.integer_product(a, b, small_pairs=True)
+    np.testing.assert_array_equal(found, a.astype(np.int64) @ b.T.astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    "row, small",
+    [
+        pytest.param([64, -64, 1, 127], True, id="128 at most"),
+        pytest.param([1, 2, -65, 64], False, id="129"),
+        pytest.param([0, -128, 0, 0], True, id="one of -128"),
+        pytest.param([-128, -128, 0, 0], False, id="256"),
+        pytest.param([1, 100, 100, 1], True, id="large ones of two pairs"),
+        pytest.param([1, 2, 3], False, id="one without a neighbour"),
+    ],
+)
+def test_small_pairs_are_told(row, small):
+    rows = np.array([[0] * len(row), row], np.int8)
+    assert with_lengths(np.zeros((2, 2), np.float32), rows).has_small_pairs is small
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**31))
+def test_quantized_descriptors_have_small_pairs(count, width, seed):
+    rng = np.random.default_rng(seed)
+    found = quantized(features(rng.normal(size=(count, width)) * rng.choice([0.01, 1], (count, width))))
+    assert found.has_small_pairs or width % 2
+    pairs = np.abs(np.pad(found.descriptors, ((0, 0), (0, width % 2))).astype(int)).reshape(count, -1, 2)
+    assert 126 <= pairs.sum(axis=2).max() <= 128
 
 
 @pytest.mark.parametrize("width", [1, 128, 131, 2048])

@@ -172,6 +172,16 @@ class QuantizedFeatures:
         shortest = np.where(self.squared_lengths > 0, self.squared_lengths, longest).min(initial=longest)
         return math.sqrt(shortest), math.sqrt(longest)
 
+    @functools.cached_property
+    def has_small_pairs(self) -> bool:
+        """Whether the sizes of two neighbouring components, the first and second, the third and fourth and so
+        on, add up to at most 128 in every descriptor, see `transforms.arrays.integer_product`.
+        """
+        if self.descriptors.shape[1] % 2:
+            return False
+        sizes = np.abs(self.descriptors).view(np.uint16)  # two in one; that of -128 is 128 without a sign
+        return bool(((sizes & 255) + (sizes >> 8)).max(initial=0) <= 128)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageFeatures:

@@ -106,6 +106,7 @@ def count_inliers(
     params.randomGeneratorState = seed
     params.score = cv2.SCORE_METHOD_RANSAC  # seeks what is counted, the number of inliers
     params.loMethod = cv2.LOCAL_OPTIM_INNER_LO
+    params.final_polisher = cv2.NONE_POLISHER  # of thousands of pairs it changes the inliers of none
     source = np.ascontiguousarray(candidate_points[:, ::-1], np.float32)
     target = np.ascontiguousarray(query_points[:, ::-1], np.float32)
     homography, mask = cv2.findHomography(source, target, params)

@@ -2,8 +2,8 @@
 
 ONNX Runtime multiplies by the instructions that processors have for neural networks in eight bits. Its
 fastest kernels take one side unsigned, 128 standing for 0. On x86 processors without such instructions (VNNI,
-AMX) these add up pairs of products in 16 bits, where large ones saturate. There the exact product takes both
-sides unsigned, whose kernel is wide enough, and the scaled one wants pairs that are small enough.
+AMX) these add up pairs of products in 16 bits, where large ones saturate. There pairs have to be small
+enough, or the exact product takes both sides unsigned, whose kernel is wide enough.
 """
 
 import functools
@@ -60,11 +60,19 @@ class _Session(Protocol):
         """Outputs of the model."""
 
 
-def integer_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def integer_product(a: np.ndarray, b: np.ndarray, small_pairs: bool = False) -> np.ndarray:
     """int32 [N, M]: the dot products of the rows of a, int8 [N, K], with those of b, int8 [M, K]; exact where
     K <= 2^16.
+
+    Args:
+      a, b: see above.
+      small_pairs: whether b has small pairs: the sizes of two neighbours of a row, the first and second, the
+        third and fourth and so on, add up to at most 128, and 255 x 128 fits into 16 bits. A processor that
+        adds in these is faster then.
     """
     name = _exact_model()
+    if name == "unsigned_by_unsigned" and small_pairs:
+        name = "unsigned_by_signed"
     if name is None:
         return numpy_product(a, b)
     other = b if name == "unsigned_by_signed" else unsigned(b)
@@ -103,8 +111,8 @@ def numpy_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def saturates() -> bool:
-    """Whether `scaled_product` needs a second operand in which the sizes of two neighbours of a column, the
-    first and second, the third and fourth and so on, add up to at most 128: 255 x 128 fits into 16 bits.
+    """Whether `scaled_product` needs a second operand whose transpose has small pairs, see
+    `integer_product`.
     """
     a, b = _largest(), transposed(_largest())
     return not np.array_equal(

@@ -1,32 +1,40 @@
 """Putative matches: each local feature of a query with the candidate's nearest one, where that is near
 enough.
 
-Descriptors are compared as they are stored, in 8 bits, by one product of all with all in whole numbers, so
+Descriptors are compared as they are stored, in 8 bits, by products of all with all in whole numbers, so
 that nothing depends on the machine. The cosine of two rows is q.c / sqrt(q.q c.c), in float64, and the
 distance of rows of unit length is sqrt(2 - 2 cos).
 
-Few features have a near one, and the product itself says which: a cosine of at least t means that q.c is at
-least t |q| |c|, so at least t |q| times the length of the candidate's shortest descriptor. In the same way
-few can be the nearest: of two dot products the higher one belongs to the nearer descriptor unless that is
-longer. `transforms.arrays.quantization` makes all of an image about equally long.
+Few pairs are near, and the product itself says which: a cosine of at least t means that q.c is at least
+t |q| |c|, so at least t times the lengths of the shortest descriptors. `transforms.arrays.quantization` makes
+all of an image about equally long. What is nearest to a feature that has a near one is among these pairs.
+
+Most images that are compared show different things, which a part of their features tells: the strongest ones
+of both come first, and the others only where these give reason to.
 """
+
+import math
 
 import numpy as np
 
 from transforms.arrays.integer_product import integer_product
 from transforms.types import QuantizedFeatures, VerificationSettings
 
-_LEAST = np.iinfo(np.int32).min
+MIN_STRONGEST = 350
+MIN_NEAR = 2
+"""Where fewer of the query's strongest local features than this have a near one among the candidate's
+strongest, half of each but at least MIN_STRONGEST, no match is sought (benchmarks/README.md, "Choices").
+"""
 
 
 def putative_matches(
     query: QuantizedFeatures, candidate: QuantizedFeatures, settings: VerificationSettings
 ) -> np.ndarray:
     """Pairs each local feature of the query with the candidate's nearest one; among equally near ones with
-    that of the lowest index.
+    that of the lowest index. None are paired where MIN_NEAR says so.
 
     Args:
-      query, candidate: N and M local features.
+      query, candidate: N and M local features, the strongest first.
       settings: max_distance, ratio_test and mutual_check are used.
 
     Returns:
@@ -35,79 +43,73 @@ def putative_matches(
     Raises:
       ValueError: the descriptors of the two differ in width.
     """
+    none = np.zeros((0, 2), np.int32)
     if not len(query) or not len(candidate):
-        return np.zeros((0, 2), np.int32)
+        return none
     if query.descriptors.shape[1] != candidate.descriptors.shape[1]:
         raise ValueError(
             f"local descriptors of width {query.descriptors.shape[1]} and {candidate.descriptors.shape[1]} "
             "cannot be matched"
         )
-    dots = integer_product(query.descriptors, candidate.descriptors)
-    peak = dots.max(axis=1)
-    least = 1 - settings.max_distance**2 / 2 - 1e-12  # more than the rounding of cosines and distances
-    if least > 0:
-        shortest, _ = candidate.shortest_and_longest
-        rows = np.flatnonzero(
-            peak >= np.maximum(np.floor(least * shortest * np.sqrt(query.squared_lengths)), 1)
-        )
-    else:
-        rows = np.arange(len(query))
-    near = dots[rows] if len(rows) < len(dots) else dots
-    nearest, cosine = _nearest(
-        near,
-        peak[rows],
-        query.squared_lengths[rows],
-        candidate.squared_lengths,
-        *candidate.shortest_and_longest,
-    )
-    keep = _distance(cosine) < settings.max_distance
+    limit = _least_product(query, candidate, settings.max_distance)
+    of_query, of_candidate = (max(MIN_STRONGEST, len(features) // 2) for features in (query, candidate))
+    parts = [_near(query, candidate, slice(of_query), slice(of_candidate), limit)]
+    if of_query < len(query) or of_candidate < len(candidate):
+        row, _, cosine = parts[0]
+        if np.count_nonzero(np.bincount(row[_distance(cosine) < settings.max_distance])) < MIN_NEAR:
+            return none
+        parts.append(_near(query, candidate, slice(of_query), slice(of_candidate, None), limit))
+        parts.append(_near(query, candidate, slice(of_query, None), slice(None), limit))
+    row, column, cosine = (np.concatenate(arrays) for arrays in zip(*parts))
+    nearest, highest = _nearest(row, column, cosine, len(query))
+    rows = np.flatnonzero(_distance(highest) < settings.max_distance)
     if settings.mutual_check:
-        columns, place = np.unique(nearest, return_inverse=True)
-        back = dots[:, columns].T
-        returned, _ = _nearest(
-            back,
-            back.max(axis=1),
-            candidate.squared_lengths[columns],
-            query.squared_lengths,
-            *query.shortest_and_longest,
-        )
-        keep &= rows == returned[place]
+        returned, _ = _nearest(column, row, cosine, len(candidate))
+        rows = rows[returned[nearest[rows]] == rows]
     if settings.ratio_test is not None:
-        cosines = _cosine(near, query.squared_lengths[rows, None], candidate.squared_lengths)
-        cosines[np.arange(len(rows)), nearest] = -np.inf
-        keep &= _distance(cosine) < settings.ratio_test * _distance(cosines.max(axis=1))
-    matches = np.empty((np.count_nonzero(keep), 2), np.int32)
-    matches[:, 0], matches[:, 1] = rows[keep], nearest[keep]
-    return matches
+        dots = integer_product(query.descriptors[rows], candidate.descriptors)
+        cosines = _cosine(dots, query.squared_lengths[rows, None], candidate.squared_lengths)
+        cosines[np.arange(len(rows)), nearest[rows]] = -np.inf
+        second = _distance(cosines.max(axis=1))
+        rows = rows[_distance(highest[rows]) < settings.ratio_test * second]
+    return np.stack([rows, nearest[rows]], axis=1).astype(np.int32)
+
+
+def _least_product(query: QuantizedFeatures, candidate: QuantizedFeatures, max_distance: float) -> int:
+    """A number that the product of two descriptors reaches where they are nearer than max_distance."""
+    least = 1 - max_distance**2 / 2 - 1e-12  # more than the rounding of cosines and distances
+    lengths = zip(query.shortest_and_longest, candidate.shortest_and_longest)
+    shortest, longest = (a * b for a, b in lengths)
+    return max(math.floor(least * shortest), 1) if least > 0 else math.floor(least * longest)
+
+
+def _near(
+    query: QuantizedFeatures, candidate: QuantizedFeatures, rows: slice, columns: slice, limit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of these features of the query and of the candidate whose product is at least `limit`: their
+    rows and columns, int64 [P] each, and their cosines, float64 [P].
+    """
+    dots = integer_product(candidate.descriptors[columns], query.descriptors[rows], query.has_small_pairs)
+    place = np.flatnonzero(dots >= limit)
+    column = place // max(dots.shape[1], 1)
+    row = place - column * dots.shape[1] + (rows.start or 0)
+    column += columns.start or 0
+    cosine = _cosine(dots.reshape(-1)[place], query.squared_lengths[row], candidate.squared_lengths[column])
+    return row, column, cosine
 
 
 def _nearest(
-    dots: np.ndarray,
-    peak: np.ndarray,
-    squared_lengths: np.ndarray,
-    others: np.ndarray,
-    shortest: float,
-    longest: float,
+    of: np.ndarray, other: np.ndarray, cosine: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the column of the highest cosine, int64 [R], of several the first, and that cosine,
-    float64 [R].
-
-    Args:
-      dots: int32 [R, C], with C > 0.
-      peak: int32 [R], the highest of each row.
-      squared_lengths, others: float64 [R] and [C], of the descriptors of rows and of columns.
-      shortest, longest: of the lengths of columns; those of length 0 do not count.
+    """For each of `count` features that of the highest cosine in these pairs, of several the first, int64
+    [count], and that cosine, float64 [count]; for those in no pair -inf.
     """
-    if not len(dots):
-        return np.zeros(0, np.int64), np.zeros(0)
-    lag = np.where(peak > 0, shortest / longest, longest / shortest) - 1e-12
-    limit = np.maximum(np.floor(peak * lag), _LEAST).astype(np.int32)
-    row, column = np.divmod(np.flatnonzero(dots >= limit[:, None]), dots.shape[1])
-    cosine = _cosine(dots[row, column], squared_lengths[row], others[column])
-    rows = np.arange(len(dots))
-    highest = np.maximum.reduceat(cosine, np.searchsorted(row, rows))
-    best = np.flatnonzero(cosine == highest[row])
-    return column[best[np.searchsorted(row[best], rows)]], highest
+    highest = np.full(count, -np.inf)
+    np.maximum.at(highest, of, cosine)
+    best = np.flatnonzero(cosine == highest[of])
+    nearest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(nearest, of[best], other[best])
+    return nearest, highest
 
 
 def _cosine(dots: np.ndarray, squared_lengths: np.ndarray, others: np.ndarray) -> np.ndarray:

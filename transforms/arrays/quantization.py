@@ -8,13 +8,16 @@ from transforms.types import LocalFeatures, QuantizedFeatures
 
 
 def quantized(local: LocalFeatures) -> QuantizedFeatures:
-    """Local features with each descriptor x as round(127 x / m), m the largest component of all of the
-    image's.
+    """Local features with each descriptor x as round(127 x / m), m the largest sum of the sizes of two
+    neighbouring components, the first and second, the third and fourth and so on, of all of the image's.
 
     So all descriptors of an image stay about equally long, which is what lets `transforms.arrays.matching`
-    tell near ones quickly.
+    tell near ones quickly, and have small pairs, which `transforms.arrays.integer_product` is fastest with.
     """
-    peak = np.abs(local.descriptors).max(initial=1e-30)
+    sizes = np.abs(local.descriptors)
+    width = sizes.shape[1]
+    sizes[:, : width - 1 : 2] += sizes[:, 1::2]
+    peak = sizes.max(initial=1e-30)
     return with_lengths(local.keypoints, np.rint(local.descriptors * (127.0 / peak)).astype(np.int8))
 
 
