@@ -168,8 +168,10 @@ class QuantizedFeatures:
     @functools.cached_property
     def shortest_and_longest(self) -> tuple[float, float]:
         """The least and the greatest length of a descriptor, of those that are not 0: at least 1."""
-        longest = max(self.squared_lengths.max(initial=1.0), 1.0)
-        shortest = np.where(self.squared_lengths > 0, self.squared_lengths, longest).min(initial=longest)
+        longest = self.squared_lengths.max(initial=1.0)
+        shortest = self.squared_lengths.min(initial=longest)
+        if not shortest:
+            shortest = self.squared_lengths[self.squared_lengths > 0].min(initial=longest)
         return math.sqrt(shortest), math.sqrt(longest)
 
     @functools.cached_property
