@@ -445,7 +445,7 @@ def format_of(data: bytes) -> FileFormat | None:
     return FileFormat("text") if _TEXT.fullmatch(data[:1000].rstrip(b"\0")) else None
 
 
-_JPEG = FileFormat("a JPEG", Decoding.ALWAYS)
+JPEG = FileFormat("a JPEG", Decoding.ALWAYS)
 _PNG = FileFormat("a PNG", Decoding.ALWAYS)
 _WEBP = FileFormat("a WebP", Decoding.ALWAYS)
 _GIF = FileFormat("a GIF", Decoding.ALWAYS)
@@ -465,7 +465,7 @@ _MPEG = FileFormat("a video (MPEG)")
 _QUICKTIME = FileFormat("a video (QuickTime)")
 
 
-_READERS = {_JPEG: _jpeg, _PNG: _png, _WEBP: _webp, _AVIF: _avif, HEIC: _avif}
+_READERS = {JPEG: _jpeg, _PNG: _png, _WEBP: _webp, _AVIF: _avif, HEIC: _avif}
 
 
 def _undecoded(text: str) -> FileFormat:
@@ -474,7 +474,7 @@ def _undecoded(text: str) -> FileFormat:
 
 _MAGICS = (
     (0, _SOI + b"\xff\xf7", _JPEG_LS),
-    (0, _SOI + b"\xff", _JPEG),
+    (0, _SOI + b"\xff", JPEG),
     (0, _PNG_SIGNATURE, _PNG),
     (0, b"GIF8", _GIF),
     (8, b"CR\x02", _RAW),

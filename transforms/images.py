@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from transforms.file_formats import (
     HEIC,
     HEIF_REMEDY,
+    JPEG,
     MAX_PARTS,
     READS_HEIF,
     Decoding,
@@ -121,7 +122,6 @@ def decode_image(
     """
     if not data:
         raise DecodeError("empty_file", "the file has no bytes")
-    Image.init()  # Image.open(formats=...) knows only formats that are registered already
     try:
         file = picture_file(data)
     except TooManyPartsError as e:
@@ -204,6 +204,8 @@ def _open(data: bytes, found: FileFormat | None, reading: ReadingConfig) -> Imag
         raise DecodeError("unsupported_format", f"{name}, which is not decoded here; convert it to JPEG")
     if found is HEIC and not READS_HEIF:
         raise DecodeError("unsupported_format", f"{name}; {HEIF_REMEDY} decodes it, or convert it to JPEG")
+    # Image.open(formats=...) knows only formats that are registered already, JPEG among the first.
+    (Image.preinit if found is JPEG else Image.init)()
     try:
         image: Any = (
             _open_heif(data)
