@@ -3,8 +3,10 @@ process that only hands the tests to others reads this too.
 """
 
 import fcntl
+import functools
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -26,10 +28,29 @@ def beam_remembers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def flags_are_remembered() -> Iterator[None]:
+    """The parser of the command line is built once, not with each command."""
+    from beam_pipeline import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "build_parser", functools.cache(main.build_parser))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_disk_is_waited_for() -> Iterator[None]:
     """A file that is written counts as on the disk: no test cuts the power, and commands write many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tensorflow_comes_alone() -> Iterator[None]:
+    """Keras, a third of TensorFlow's import, is as if it were not installed; no model needs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "tensorflow" not in sys.modules:
+            patch.setitem(sys.modules, "keras", None)
         yield
 
 

@@ -46,7 +46,7 @@ def encoded(image: Image.Image, name: str) -> bytes:
     if kind == "HEIC":
         import pillow_heif
 
-        pillow_heif.from_pillow(image).save(content, quality=90)
+        pillow_heif.from_pillow(image).save(content, quality=90, enc_params={"preset": "ultrafast"})
     else:
         image.save(
             content, _KINDS.get(kind, kind.upper()), **({"quality": 92} if kind in "JPGjpegwebp" else {})

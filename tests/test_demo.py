@@ -31,23 +31,34 @@ def made(demo_set):
     return demo_set
 
 
+def _one_view_of_each(patch):
+    for name in ("INDEX_VIEWS", "QUERY_VIEWS", "DISTRACTOR_VIEWS"):
+        patch.setattr(demo, name, 1)
+
+
 @pytest.fixture(name="few_views")
 def _few_views(monkeypatch):
-    for name in ("INDEX_VIEWS", "QUERY_VIEWS", "DISTRACTOR_VIEWS"):
-        monkeypatch.setattr(demo, name, 1)
+    _one_view_of_each(monkeypatch)
 
 
-def test_the_same_seed_gives_the_same_bytes(few_views, tmp_path):
-    for name in ("one", "two"):
-        demo.make_demo(str(tmp_path / name))
+@pytest.fixture(name="of_few_views", scope="module")
+def _of_few_views(tmp_path_factory):
+    """The files of a set with one view of each object."""
+    root = tmp_path_factory.mktemp("few") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        _one_view_of_each(patch)
+        demo.make_demo(str(root))
+    return _files(root)
 
-    assert _files(tmp_path / "one") == _files(tmp_path / "two")
 
-
-def test_an_image_does_not_depend_on_the_others(made, few_views, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(few_views, of_few_views, tmp_path):
     demo.make_demo(str(tmp_path / "set"))
 
-    images = {name: data for name, data in _files(tmp_path / "set").items() if name.endswith("jpg")}
+    assert _files(tmp_path / "set") == of_few_views
+
+
+def test_an_image_does_not_depend_on_the_others(made, of_few_views):
+    images = {name: data for name, data in of_few_views.items() if name.endswith("jpg")}
     assert len(images) == 50 and images.items() <= _files(made[0]).items()
 
 
@@ -127,7 +138,8 @@ def test_a_set_that_is_there_is_left_alone(made):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
 
 
-def test_an_empty_folder_is_filled(few_views, tmp_path):
+def test_an_empty_folder_is_filled(few_views, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "_LANDMARKS", demo._LANDMARKS[:1])
     (tmp_path / "set").mkdir()
 
     paths = demo.make_demo(str(tmp_path / "set"))

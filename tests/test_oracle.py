@@ -179,7 +179,7 @@ def test_inliers_agree_where_the_homography_is_clear(data):
     "mutual_check, num_to_rerank, top_k",
     [
         pytest.param(False, 3, 3, id="defaults"),
-        pytest.param(True, 6, 3, id="mutual check, more candidates"),
+        pytest.param(True, 4, 3, id="mutual check, more candidates"),
         pytest.param(True, 40, 2, id="more candidates than images"),
     ],
 )
