@@ -150,7 +150,8 @@ def test_every_near_pair_counts_whatever_the_lengths(product, largest, max_dista
 
 @pytest.mark.parametrize("count, others", [(30, 800), (800, 30), (801, 701)])
 @pytest.mark.parametrize("mutual_check, ratio_test", [(False, None), (True, None), (False, 0.95)])
-def test_every_near_pair_of_many_counts(product, count, others, mutual_check, ratio_test):
+@pytest.mark.parametrize("max_distance", [0.6, 1.6])  # few pairs are near, and most
+def test_every_near_pair_of_many_counts(product, count, others, mutual_check, ratio_test, max_distance):
     rng = np.random.default_rng(count)
     query, candidate = (quantized(features(rng.normal(size=(number, 8)))) for number in (count, others))
     rows, columns = (image.descriptors.astype(np.int64) for image in (query, candidate))
@@ -159,10 +160,12 @@ def test_every_near_pair_of_many_counts(product, count, others, mutual_check, ra
     expected = []
     for q, c in enumerate(distance.argmin(axis=1).tolist()):
         second = np.delete(distance[q], c).min()
-        near = distance[q, c] < 0.6 and (ratio_test is None or distance[q, c] < ratio_test * second)
+        near = distance[q, c] < max_distance and (ratio_test is None or distance[q, c] < ratio_test * second)
         if near and (not mutual_check or distance[:, c].argmin() == q):
             expected.append((q, c))
-    settings = VerificationSettings(max_distance=0.6, mutual_check=mutual_check, ratio_test=ratio_test)
+    settings = VerificationSettings(
+        max_distance=max_distance, mutual_check=mutual_check, ratio_test=ratio_test
+    )
     assert [tuple(match) for match in putative_matches(query, candidate, settings).tolist()] == expected
     assert len(expected) > 10
 

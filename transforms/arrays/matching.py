@@ -7,7 +7,9 @@ distance of rows of unit length is sqrt(2 - 2 cos).
 
 Few pairs are near, and the product itself says which: a cosine of at least t means that q.c is at least
 t |q| |c|, so at least t times the lengths of the shortest descriptors. `transforms.arrays.quantization` makes
-all of an image about equally long. What is nearest to a feature that has a near one is among these pairs.
+all of an image about equally long. What is nearest to a feature that has a near one is among these pairs. In
+the same way few can be the nearest: of two products the higher one belongs to the nearer descriptor unless
+that is longer.
 
 Most images that are compared show different things, which a part of their features tells: the strongest ones
 of both come first, and the others only where these give reason to.
@@ -20,6 +22,7 @@ import numpy as np
 from transforms.arrays.integer_product import integer_product
 from transforms.types import QuantizedFeatures, VerificationSettings
 
+_MANY = 8  # near pairs per feature that take as long as finding out which of them matter
 MIN_STRONGEST = 350
 MIN_NEAR = 2
 """Where fewer of the query's strongest local features than this have a near one among the candidate's
@@ -86,16 +89,29 @@ def _least_product(query: QuantizedFeatures, candidate: QuantizedFeatures, max_d
 def _near(
     query: QuantizedFeatures, candidate: QuantizedFeatures, rows: slice, columns: slice, limit: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pairs of these features of the query and of the candidate whose product is at least `limit`: their
-    rows and columns, int64 [P] each, and their cosines, float64 [P].
+    """The pairs of these features of the query and of the candidate whose product is at least `limit`; where
+    these are many, only those that can be the nearest of one of the two. Their rows and columns, int64 [P]
+    each, and their cosines, float64 [P].
     """
     dots = integer_product(candidate.descriptors[columns], query.descriptors[rows], query.has_small_pairs)
     place = np.flatnonzero(dots >= limit)
+    if len(place) > _MANY * sum(dots.shape):
+        of_candidate = _lag(dots.max(axis=1), *query.shortest_and_longest)
+        of_query = _lag(dots.max(axis=0), *candidate.shortest_and_longest)
+        place = place[((dots >= of_candidate[:, None]) | (dots >= of_query)).reshape(-1)[place]]
     column = place // max(dots.shape[1], 1)
     row = place - column * dots.shape[1] + (rows.start or 0)
     column += columns.start or 0
     cosine = _cosine(dots.reshape(-1)[place], query.squared_lengths[row], candidate.squared_lengths[column])
     return row, column, cosine
+
+
+def _lag(peak: np.ndarray, shortest: float, longest: float) -> np.ndarray:
+    """int32 [N]: what the product with the nearest descriptor reaches, the highest product being `peak`,
+    int32 [N], and the descriptors of these lengths; those of length 0 do not count.
+    """
+    lag = np.where(peak > 0, shortest / longest, longest / shortest) - 1e-12
+    return np.maximum(np.floor(peak * lag), np.iinfo(np.int32).min).astype(np.int32)
 
 
 def _nearest(
