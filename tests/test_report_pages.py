@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -128,18 +129,19 @@ PAGES = ("index", "queries", "landmarks", "mistakes", "changes")
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("width", [1400, 400])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_fits_the_screen_and_has_its_pictures(page, name, width, scheme):
-    page.set_viewport_size({"width": width, "height": 900})
-    page.emulate_media(color_scheme=scheme)
-    page.show(name)
-    assert page.locator("h1").count() == 1 and page.locator("nav [aria-current=page]").count() == 1
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    pictures = "[...document.images].every(image => !image.complete || image.naturalWidth > 0)"
-    assert page.evaluate(pictures)
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+def test_every_page_fits_the_screen_and_has_its_pictures(page, name):
+    for shown_at in itertools.product((1400, 400), ("light", "dark")):
+        width, scheme = shown_at
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.show(name)
+        assert page.locator("h1").count() == 1, shown_at
+        assert page.locator("nav [aria-current=page]").count() == 1, shown_at
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, shown_at
+        pictures = "[...document.images].every(image => !image.complete || image.naturalWidth > 0)"
+        assert page.evaluate(pictures), shown_at
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light"), shown_at
 
 
 def test_pages_lead_to_each_other(page):
