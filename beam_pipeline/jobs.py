@@ -1,4 +1,4 @@
-"""The whole jobs as functions, for programs: what `landmarks index`, `recognize` and `evaluate` do.
+"""The whole jobs as functions, for programs: what `landmarks index`, `recognize`, `evaluate` and others do.
 
 They resume, lock, print and check as the commands do. The configurations are in `beam_pipeline.config`.
 """

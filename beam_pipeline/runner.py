@@ -47,7 +47,7 @@ _View = TypeVar("_View", bound=PipelineOptions)
 
 _RAISED = re.compile(r"(?:\w+\.)*(\w+): (.*?)(?: \[while running '[^']*'\])?")
 _OF_A_FILE = re.compile(r"\[Errno \d+\] (.+?): ['\"](.+)['\"]")
-_FORESEEN = {"MachineError", "StoreError", "CredentialsError", "ModelError", "DamagedError"}
+_FORESEEN = {"MachineError", "StoreError", "CredentialsError", "ModelError", "DamagedError", "LostError"}
 _DAMAGED = re.compile("is no whole Parquet file|is not valid JSON")
 
 

@@ -34,6 +34,7 @@ STEPS = {
         "submission",
         "gap",
         "beam_yaml",
+        "whitening",
     )
 }
 

@@ -417,7 +417,8 @@ class LosesSome(beam.DoFn):
         self._fn, self._name = fn, name
 
     def process(self, element):
-        return [] if element.name.startswith(self._name) else self._fn.process(element)
+        named = element[0] if type(element) is tuple else element
+        return [] if named.name.startswith(self._name) else self._fn.process(element)
 
 
 OPTIONS = PipelineOptions(["--direct_num_workers=1"])
@@ -444,6 +445,17 @@ def test_an_engine_that_loses_queries(data, step, name, message):
     with pytest.raises(config.PipelineError, match=message):
         recognize.run(made, OPTIONS, Loses(step, name))
     check_that_it_goes_on(data, step)
+
+
+@pytest.mark.parametrize("step, lost", [("Nearest", "1 of 1 groups"), ("Queries", "the queries")])
+def test_an_engine_that_loses_what_is_searched(data, step, lost):
+    made = config.RecognizeConfig((str(data / "queries"),), str(data / "index"), str(data / step))
+    message = f"{lost} of block 00000 from 0 on were lost by the engine; the same command goes on from here"
+    with pytest.raises(config.PipelineError, match=message):
+        recognize.run(made, OPTIONS, Loses(step, ""))
+    assert not (data / step / "submission.csv").exists()
+    assert start(data, "recognize", step, "--index", str(data / "index")) == 0
+    assert results(data / step) == results(data / "undisturbed")
 
 
 def test_no_time_for_an_index(data, capsys):

@@ -347,7 +347,9 @@ def test_merged_parts_are_the_whole_in_any_order(seed: int, k: int, cuts: list[i
     for which, part in enumerate(found):
         side = 0 if which < half else 1
         accumulators[side] = combine.add_input(accumulators[side], pickle.loads(pickle.dumps(part)))
-    assert_same(combine.extract_output(combine.merge_accumulators(accumulators)), nearest(queries, index, k))
+    merged, parts = combine.extract_output(combine.merge_accumulators(accumulators))
+    assert parts == len(found)
+    assert_same(merged, nearest(queries, index, k))
 
 
 def test_merging_pads_to_k() -> None:

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import apache_beam as beam
 import numpy as np
@@ -269,29 +269,35 @@ def _read(store: FeatureStore, units: Sequence[str], columns: Sequence[str]) -> 
     return pa.concat_tables(tables), rows[:filled]
 
 
+_Merged: TypeAlias = tuple[Neighbors | None, int]
+
+
 @beam.typehints.with_input_types(Neighbors)
-@beam.typehints.with_output_types(Neighbors)
+@beam.typehints.with_output_types(tuple[Neighbors, int])
 class MergeNeighbors(beam.CombineFn):
-    """The k best of the neighbours found in the parts of an index."""
+    """The k best of the neighbours found in the parts of an index, and the number of these parts."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self._k = k
 
-    def create_accumulator(self) -> Neighbors | None:
-        return None
+    def create_accumulator(self) -> _Merged:
+        return None, 0
 
-    def add_input(self, accumulator: Neighbors | None, element: Neighbors) -> Neighbors:
-        return element if accumulator is None else merge(accumulator, element, self._k)
+    def add_input(self, accumulator: _Merged, element: Neighbors) -> _Merged:
+        return self.merge_accumulators((accumulator, (element, 1)))
 
-    def merge_accumulators(self, accumulators: Iterable[Neighbors | None]) -> Neighbors | None:
-        merged = None
-        for accumulator in accumulators:
-            if accumulator is not None:
-                merged = self.add_input(merged, accumulator)
-        return merged
+    def merge_accumulators(self, accumulators: Iterable[_Merged]) -> _Merged:
+        merged, parts = self.create_accumulator()
+        for neighbors, count in accumulators:
+            if merged is None:
+                merged = neighbors
+            elif neighbors is not None:
+                merged = merge(merged, neighbors, self._k)
+            parts += count
+        return merged, parts
 
-    def extract_output(self, accumulator: Neighbors | None) -> Neighbors | None:
+    def extract_output(self, accumulator: _Merged) -> _Merged:
         return accumulator
 
 
@@ -342,13 +348,15 @@ class RetrieveNearest(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Nearest" >> beam.ParDo(_Nearest(index, queries, self.k, step, self.deadline))
             | "Merge"
-            >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(tuple[tuple[str, int], Neighbors])
+            >> beam.CombinePerKey(MergeNeighbors(self.k)).with_output_types(
+                tuple[tuple[str, int], tuple[Neighbors, int]]
+            )
         )
         asked = blocks | "Queries" >> beam.ParDo(_Queries(queries, step))
         joined = {"queries": asked, "neighbors": found} | "Join" >> beam.CoGroupByKey()
         return (
             known,
-            joined | "Candidates" >> beam.ParDo(_Candidates(self.deadline, self.run)),
+            joined | "Candidates" >> beam.ParDo(_Candidates(len(groups), self.deadline, self.run)),
         ) | "All" >> beam.Flatten()
 
 
@@ -454,24 +462,37 @@ class _Known(beam.DoFn):
         yield beam.pvalue.TaggedOutput(_UNKNOWN, block)
 
 
+class LostError(Exception):
+    """The engine lost elements of a pipeline."""
+
+
 @beam.typehints.with_output_types(CandidateUnit)
 class _Candidates(beam.DoFn):
-    """Queries joined with their neighbours, kept where they are complete, in units."""
+    """Queries joined with their neighbours, kept where they are complete, in units.
 
-    def __init__(self, deadline: float, run: str | None) -> None:
-        self._deadline, self._run = deadline, run
+    Raises:
+      LostError: there was time for all, and yet queries or groups of the index are missing.
+    """
+
+    def __init__(self, groups: int, deadline: float, run: str | None) -> None:
+        self._groups, self._deadline, self._run = groups, deadline, run
         self._out = Metrics.counter("landmarks", "retrieve_out")
 
     def process(self, joined: tuple[tuple[str, int], dict[str, Iterable[Any]]]) -> Iterator[CandidateUnit]:
         (block, first), sides = joined
-        [queries] = sides["queries"]
-        neighbors = next(iter(sides["neighbors"]), None)
+        in_time = time.time() < self._deadline  # so that no search was left out
+        neighbors, searched = next(iter(sides["neighbors"]), (None, 0))
+        queries = next(iter(sides["queries"]), None)
+        if queries is None or (in_time and searched < self._groups):
+            what = (
+                "the queries"
+                if queries is None
+                else f"{self._groups - searched:,} of {self._groups:,} groups"
+            )
+            raise LostError(f"{what} of block {block} from {first} on were lost by the engine")
         found = [_query_candidates(queries, neighbors, q) for q in range(len(queries.image_ids))]
         self._out.inc(len(found))
-        complete = (
-            time.time() < self._deadline and PROVISIONAL not in block
-        )  # no search and no query was left out
-        if self._run is not None and complete:
+        if self._run is not None and in_time and PROVISIONAL not in block:
             run_store.write_candidates(run_store.part_uri(self._run, block, first), found)
         yield from _units(block, first, found)
 
