@@ -42,10 +42,10 @@ def beam_options(given: Sequence[str]) -> Any:
         raise config.ConfigError(f"wrong value for an option of Beam in: {' '.join(given)}") from None
     if unknown:
         known = {option for p in (*below(build_parser()), parser) for option in p._option_string_actions}
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        raise config.ConfigError(
-            f"unknown option {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        option = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = "; other commands have it" if option in known else f"; did you mean {near[0]}?" if near else ""
+        raise config.ConfigError(f"unknown option {unknown[0]!r}{hint}")
     return pipeline_options.PipelineOptions(list(given))
 
 

@@ -53,6 +53,8 @@ class Photograph(NamedTuple):
 
 def photographs(folder: pathlib.Path) -> list[Photograph]:
     """All photographs of a folder, in an order that a hash of the id makes."""
+    if not (folder / "photos.csv").is_file():
+        sys.exit(f"--photos {folder}: there is no photos.csv")
     with open(folder / "photos.csv", newline="") as f:
         rows = [
             Photograph(row["id"], str((folder / row["path"]).resolve()), row["label"], row["kind"])

@@ -87,6 +87,11 @@ def test_unknown_options_are_refused_with_a_proposal(flag, proposal, capsys):
     )
 
 
+def test_an_option_of_another_command_is_told_to_be_one(capsys):
+    assert main.main([*RECOGNIZE, "--relabel", "labels.csv"]) == 2
+    assert "unknown option '--relabel'; other commands have it\n" in capsys.readouterr().err
+
+
 def test_options_of_beam_pass():
     options = main.beam_options(["--runner=DataflowRunner", "--project", "p", "--direct_num_workers=2"])
     assert (
