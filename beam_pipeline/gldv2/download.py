@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -33,7 +33,7 @@ from transforms.patterns import image_id_of
 from transforms.storage import files, tables, tar_files
 from transforms.storage.tar_files import Contents
 
-_ATTEMPTS = 3  # at an archive whose checksum is wrong
+_ATTEMPTS = 3  # at a file that is whole, and not what is published
 _MAX_PHOTOGRAPH = 100_000_000  # bytes; the largest published ones have some MB
 _SPARE = 1_000_000_000  # bytes left free on the disk
 
@@ -144,16 +144,21 @@ class _Download:
             self._finish(number, path)
             return
         part = os.path.join(self._under_way, f"{published.archive_name(number)}.part")
-        for attempt in range(1, _ATTEMPTS + 1):
-            self._fetcher.fetch(url, part)
+        for attempt in self._attempts(url, part):
             found, wanted = _md5(part), self._checksum(number)
             if found == wanted:
                 self._finish(number, part)
                 return
-            fetch.forget(part)
             again = "; fetched again" if attempt < _ATTEMPTS else f", {attempt} times in a row"
             _say(f"{url}: its MD5 is {found}, {wanted} is published{again}")
         raise FetchError(f"{url}: the checksum is wrong each time")
+
+    def _attempts(self, url: str, part: str) -> Iterator[int]:
+        """Fetches a file to `part`, again where the one before did not do: the number of each attempt."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._fetcher.fetch(url, part)
+            yield attempt
+            fetch.forget(part)
 
     def _checksum(self, number: int) -> str:
         url = published.checksum_url(self._config.base_url, self._part.split, number)
@@ -223,14 +228,12 @@ class _Download:
         if os.path.exists(path) and published.is_table(_start(path)):
             return
         part = os.path.join(self._under_way, os.path.basename(name) + ".part")
-        for _ in range(_ATTEMPTS):
-            self._fetcher.fetch(url, part)
+        for _ in self._attempts(url, part):
             start = _start(part)
             if published.is_table(start):
                 fetch.put(part, path)
                 print(f"{path}: {os.path.getsize(path):,} bytes")
                 return
-            fetch.forget(part)
         raise FetchError(
             f"{url}: is no table of the data set, {_ATTEMPTS} times in a row: it begins {start!r}"
         )

@@ -30,10 +30,11 @@ def _inputs(
 ) -> tuple[tuple[str, ...], str | None]:
     folder, own = os.path.join(images[0], part), os.path.join(images[0], name)
     has_folder, has_table = os.path.isdir(folder), os.path.isfile(own)
-    if len(images) == 1 and has_folder and has_table:
+    if len(images) > 1 or not (has_folder or has_table):
+        return images, table
+    if has_folder and has_table:
         return (folder,), table or own
-    is_edition = any(os.path.isfile(os.path.join(images[0], name)) for name in _TABLES)
-    if len(images) == 1 and table is None and is_edition and (has_folder or has_table):
+    if table is None and any(os.path.isfile(os.path.join(images[0], one)) for one in _TABLES):
         missing = f"no {name}: name {folder} itself" if has_folder else f"no folder {part} of photographs"
         raise ConfigError(f"{images[0]} is laid out like an edition of Kaggle, but has {missing}")
     return images, table
