@@ -400,7 +400,7 @@ def _search(
                 f"{failed:,} readings of local features failed and count for nothing; see {failures}",
                 file=sys.stderr,
             )
-    if late and deadline == math.inf:
+    if late and time.time() < deadline:
         raise lost_work(f"{late:,} photographs were not searched for")
     return metrics, late
 

@@ -220,6 +220,7 @@ def augment(
         runner.run_pipeline(
             lambda pipeline: pipeline | beam.Create(units) | AugmentIndex(root), options, [], engine
         )
+        index_parts.check_derived(root, manifest)
 
 
 def finish(root: str, manifest: IndexManifest, augment: Callable[[str, IndexManifest], None]) -> None:

@@ -55,7 +55,7 @@ class Prepared:
       base: the manifest of the index to add to; None for a new index.
       labels_without_image: labels of the table that no photograph has, of the index that is added to neither.
       passed_over: how many files the suffix passed over, by suffix.
-      others: the units that the index has beside these.
+      others: the shards that the index has beside these.
     """
 
     config: IndexConfig
@@ -66,7 +66,7 @@ class Prepared:
     base: IndexManifest | None
     labels_without_image: int
     passed_over: Mapping[str, int]
-    others: Sequence[str] = ()
+    others: tuple[ShardSummary, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -379,7 +379,7 @@ def _say_gone(root: str, others: Sequence[str], unlabelled: Sequence[ImageRef]) 
 
 
 def _beside(prepared: Prepared, shards: Iterable[ShardSummary]) -> Prepared:
-    return dataclasses.replace(prepared, others=[shard.unit for shard in shards if shard.images])
+    return dataclasses.replace(prepared, others=tuple(shards))
 
 
 def _extract_part(
@@ -462,8 +462,9 @@ def _extract(prepared: Prepared, options: PipelineOptions, engine: PipelineRunne
     else:
         loaded = catalog.load_for_retrieval(task.recipe.model, task.recipe.settings)
         model = loaded.global_width, bool(loaded.local_width)
+    others = [shard.unit for shard in prepared.others if shard.images]
     metrics = runner.run_pipeline(
-        lambda pipeline: build(pipeline, task, deadline, prepared.others), options, [task.phase()], engine
+        lambda pipeline: build(pipeline, task, deadline, others), options, [task.phase()], engine
     )
     return conclude(prepared, *model, schedule, metrics)
 
@@ -491,12 +492,12 @@ def conclude(
       metrics: of the pipeline.
 
     Raises:
-      PipelineError: the engine lost units.
+      PipelineError: the engine lost units, or their augmented descriptors.
     """
     task, unlabelled = prepared.task, len(prepared.unlabelled)
     extracted = task.conclude(prepared.config.output, schedule.deadlines.extract)
     indexed = sum(shard.images for shard in extracted.shards)
-    return IndexManifest(
+    manifest = IndexManifest(
         recipe=task.recipe,
         global_dimensions=dimensions,
         has_local_features=has_local,
@@ -518,6 +519,9 @@ def conclude(
         versions=versions(),
         passed_over=prepared.passed_over,
     )
+    whole = dataclasses.replace(manifest, shards=(*manifest.shards, *prepared.others))
+    index_parts.check_derived(task.store.root, whole, schedule.deadlines.extract)
+    return manifest
 
 
 def _print_summary(output: str, manifest: IndexManifest) -> None:

@@ -6,6 +6,8 @@ removed or relabelled since is in the names of the manifest's units (transforms/
 """
 
 import dataclasses
+import math
+import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 from beam_pipeline import integrity, layout, outputs
 from beam_pipeline.changes import Changes, failed, let_in
 from beam_pipeline.config import ConfigError
-from beam_pipeline.extraction import ExtractionTask
+from beam_pipeline.extraction import ExtractionTask, lost_work
 from beam_pipeline.manifest import IndexCounts, IndexManifest
 from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, worklist
@@ -131,6 +133,17 @@ def prune_labelled(index: str, manifest: IndexManifest, labelled: Sequence[str])
         elif len(rest) < len(rows):
             files.write_parquet(uri, rest)
     files.delete_empty(files.join(index, "failures"))
+
+
+def check_derived(index: str, manifest: IndexManifest, deadline: float = math.inf) -> None:
+    """Checks that the index has its derived shards, after a pipeline that was to make them until a deadline.
+
+    Raises:
+      PipelineError: the engine lost some.
+    """
+    units = sum(shard.images > 0 for shard in manifest.shards)
+    if units and time.time() < deadline and not augmented_shards(index).complete(manifest.derived_list):
+        raise lost_work(f"the augmented descriptors of {units:,} units were not all made")
 
 
 def prune_derived(index: str, manifest: IndexManifest) -> None:

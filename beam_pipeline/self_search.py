@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -188,7 +189,7 @@ def run(
     ]
     metrics = runner.run_pipeline(lambda pipeline: build(pipeline, search, deadline), options, phases, engine)
     late = search.images - run_store.final_predictions(search.folder)
-    if late and deadline == math.inf:
+    if late and time.time() < deadline:
         raise lost_work(f"{late:,} of {search.images:,} images were not searched for")
     return metrics, late
 

@@ -117,6 +117,15 @@ def _whiten(
         raise lost_work(f"{len(missing):,} of {len(wanted):,} units were not whitened")
     shards = tuple(store.summaries([new for _, new in pairs]))
     columns = store.read_images(next(s.unit for s in shards if s.images), ["global_descriptor"])
+    manifest = dataclasses.replace(
+        base,
+        recipe=made,
+        global_dimensions=columns.column(0).type.list_size,
+        shards=shards,
+        appended={tasks[part][1].digest: counts for part, counts in base.appended.items()},
+    )
+    if augmented:
+        index_parts.check_derived(root, manifest)
     for part, (old, whitened) in tasks.items():
         folder = index_parts.folder(root, part and whitened.digest)
         index_parts.rename_unlabelled(root, old, whitened)
@@ -125,13 +134,6 @@ def _whiten(
         settings = outputs.read_settings(index_parts.folder(root, part))
         changed = {**settings, **made.identity, "images_and_labels": whitened.digest}
         files.write_json(files.join(folder, outputs.SETTINGS), changed)
-    manifest = dataclasses.replace(
-        base,
-        recipe=made,
-        global_dimensions=columns.column(0).type.list_size,
-        shards=shards,
-        appended={tasks[part][1].digest: counts for part, counts in base.appended.items()},
-    )
     outputs.finish(root, manifest)
     for part in base.appended:
         layout.delete(root, "index", below=f"appended/{part}/")

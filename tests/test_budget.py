@@ -3,7 +3,9 @@ afterwards.
 """
 
 import argparse
+import dataclasses
 import json
+import shutil
 import time
 import types
 
@@ -17,11 +19,27 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from PIL import Image
 
-from beam_pipeline import budget, config, extraction, flags, index, pilot, recognize
+from beam_pipeline import (
+    audit,
+    budget,
+    calibrate,
+    cleaning,
+    config,
+    extraction,
+    flags,
+    index,
+    index_parts,
+    outputs,
+    pilot,
+    recognize,
+    whiten,
+)
 from beam_pipeline.main import main
+from beam_pipeline.manifest import IndexManifest
 from tests.clocks import FakeClock
 from tests.manifests import RECIPE
-from transforms import features, verification
+from transforms import database_augmentation, features, verification
+from transforms.database_augmentation import augmented_shards
 from transforms.retrieval import GroupIntoBlocks
 from transforms.storage.feature_store import FeatureStore
 from transforms.types import (
@@ -417,8 +435,10 @@ class LosesSome(beam.DoFn):
         self._fn, self._name = fn, name
 
     def process(self, element):
-        named = element[0] if type(element) is tuple else element
-        return [] if named.name.startswith(self._name) else self._fn.process(element)
+        named = element
+        while type(named) is tuple:
+            named = named[0]
+        return [] if str(getattr(named, "name", named)).startswith(self._name) else self._fn.process(element)
 
 
 OPTIONS = PipelineOptions(["--direct_num_workers=1"])
@@ -431,6 +451,64 @@ def test_an_engine_that_loses_photographs_of_an_index(data):
     assert not (data / "lossy" / "manifest.json").exists()
     assert index.run(made, OPTIONS) == 0
     assert (data / "lossy" / "manifest.json").exists()
+
+
+NOT_AUGMENTED = "the augmented descriptors of 2 units were not all made, and no deadline had passed"
+
+
+@pytest.mark.parametrize(
+    "step, name, message",
+    [
+        ("Labels", "000001", NOT_AUGMENTED),
+        ("Together", "L3", "1 of 4 landmarks of unit 000000-[0-9a-f]+ were lost by the engine"),
+        ("Augment", "000001", NOT_AUGMENTED),
+        ("List", "", NOT_AUGMENTED),
+    ],
+)
+def test_an_engine_that_loses_what_is_augmented(data, tmp_path, step, name, message):
+    made = config.IndexConfig((str(data / "images"),), str(data / "labels.csv"), str(tmp_path))
+    with pytest.raises(config.PipelineError, match=f"{message}.*; the same command goes on from here"):
+        index.run(made, OPTIONS, Loses(step, name))
+    assert not (tmp_path / "manifest.json").exists()
+    assert index.run(made, OPTIONS) == 0
+    augmented, undisturbed = (
+        {path.name: path.read_bytes() for path in (root / "augmented").iterdir()}
+        for root in (tmp_path, data / "index")
+    )
+    assert augmented == undisturbed and len(augmented) == 3
+
+
+@pytest.mark.parametrize(
+    "job, made", [(cleaning, config.CleanConfig("", remove=("i9",))), (whiten, config.WhitenConfig(""))]
+)
+def test_an_engine_that_loses_what_is_augmented_of_a_changed_index(data, tmp_path, job, made):
+    root = str(tmp_path / "index")
+    shutil.copytree(data / "index", root)
+    before = outputs.read_manifest(root, IndexManifest)
+    made = dataclasses.replace(made, **{"output" if job is cleaning else "index": root})
+    with pytest.raises(config.PipelineError, match=NOT_AUGMENTED):
+        job.run(made, OPTIONS, Loses("Augment", "000001"))
+    assert outputs.read_manifest(root, IndexManifest) == before
+    assert job.run(made, OPTIONS) == 0
+    after = outputs.read_manifest(root, IndexManifest)
+    assert after != before and augmented_shards(root).complete(after.derived_list)
+
+
+@pytest.mark.parametrize("job, made", [(audit, config.AuditConfig), (calibrate, config.CalibrateConfig)])
+def test_an_engine_that_loses_what_is_searched_for_though_there_is_time(data, tmp_path, job, made):
+    given = config.TimeBudget(3600.0, time.time())
+    asked = made(index=str(data / "index"), output=str(tmp_path / "found"), budget=given)
+    with pytest.raises(config.PipelineError, match="were not searched for, and no deadline had passed"):
+        job.run(asked, OPTIONS, Loses("WriteShard", ""))
+
+
+def test_an_index_without_time_for_augmented_descriptors(data, monkeypatch):
+    with monkeypatch.context() as patch:
+        scheduled(patch, time.time() + 3600)
+        FakeClock(patch, database_augmentation, index_parts, start=time.time() + 3600)
+        assert start(data, "index", "late", "--labels", str(data / "labels.csv"), "--time_budget", "1h") == 0
+    made = outputs.read_manifest(str(data / "late"), IndexManifest)
+    assert made.complete and not (data / "late" / "augmented").exists()
 
 
 @pytest.mark.parametrize(

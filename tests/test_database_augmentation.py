@@ -167,6 +167,16 @@ def test_candidates_get_cosines(index, leave_out):
         assert_that(pipeline | beam.Create([asked]) | step, expect)
 
 
+def test_a_list_that_lacks_the_unit_of_a_candidate_is_an_error(index):
+    root, _rows = index
+    units = FeatureStore(root).units()
+    run(root, units[:1])
+    candidate = Candidate("x00008", "label 1", 0.5, FeatureLocation(units[1], 0, 0))
+    asked = CandidateUnit("u", (QueryCandidates("x00000", FeatureLocation(units[0], 0, 0), (candidate,)),))
+    with pytest.raises(ValueError, match=f"lack those of unit {units[1]}"), beam.Pipeline("FnApiRunner") as p:
+        _ = p | beam.Create([asked]) | AugmentCandidates(root, root, list_name(units[:1], root))
+
+
 def test_an_index_without_augmented_shards_leaves_candidates_as_they_are():
     unit = CandidateUnit("u", ())
     with beam.Pipeline("FnApiRunner") as pipeline:

@@ -8,16 +8,18 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from beam_pipeline import beam_import
+from beam_pipeline import beam_import, calibrate
 from beam_pipeline.extraction import ExtractMissing
 from beam_pipeline.main import main
 from tests import oracle, tiny_models
+from tests.clocks import FakeClock
 from tests.command_line import ALL_CORES, ONE_WORKER, run
 from transforms import retrieval, verification
 from transforms.arrays.quantization import dequantized
@@ -262,7 +264,7 @@ def test_what_a_run_does_not_have_cannot_be_scored(embedded_run, tmp_path, capsy
     assert problem in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def calibrated(data, embedded_index, tmp_path_factory):
     """A copy of the index with its calibration, and a tuned run."""
     root = tmp_path_factory.mktemp("tuned")
@@ -352,6 +354,7 @@ def test_a_calibration_that_runs_out_of_time_learns_from_what_it_has_and_goes_on
         return whole(self, unit) if left and left.pop() else dataclasses.replace(unit, final=False)
 
     monkeypatch.setattr(verification._Verify, "_verify_unit", verify_unit)
+    FakeClock(monkeypatch, calibrate, start=time.time() + 7200)  # where what is late is counted
     command = ["calibrate", "--index", str(index_folder), ONE_WORKER, "--time_budget"]
     assert main([*command, "1s"]) == 1 and "goes on from here, given more" in capsys.readouterr().err
     assert not list(index_folder.glob("calibration/*/*/predictions/*"))

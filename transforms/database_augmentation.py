@@ -4,6 +4,7 @@ the cosines of queries to those of their candidates. See `transforms.arrays.data
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,14 @@ from apache_beam.metrics import Metrics
 from transforms.arrays.database_augmentation import Augmented, augment, augmented_cosines, without_query
 from transforms.storage.derived_shards import DerivedShards, list_name, shard_name, unit_state
 from transforms.storage.feature_store import FeatureStore, descriptors_of
-from transforms.types import Candidate, CandidateUnit, QueryCandidates
+from transforms.types import Candidate, CandidateUnit, LostError, QueryCandidates
 
 KIND = "augmented"
 
 _COLUMNS = ("image_id", "landmark_id", "global_descriptor")
 SHARDS_HELD = 1024  # shards of 64 images in memory: 34 MB of descriptors 512 wide in 8 bits
+
+_Unit = tuple[str, int]  # by `unit_state`, and the number of its landmarks
 
 
 def augmented_shards(index: str) -> DerivedShards:
@@ -48,13 +51,15 @@ class AugmentIndex(beam.PTransform):
     def expand(self, units: beam.PCollection[str]) -> beam.PCollection[str]:
         store, shards, deadline = FeatureStore(self.index), augmented_shards(self.index), self.deadline
 
-        def labels(unit: str) -> list[tuple[str, str]]:
+        def labels(unit: str) -> list[tuple[str, _Unit]]:
             column = store.read_images(unit, ["landmark_id"]).column("landmark_id")
-            return [(label, unit_state(unit, len(column))) for label in column.unique().to_pylist()]
+            landmarks = column.unique().to_pylist()
+            return [(label, (unit_state(unit, len(column)), len(landmarks))) for label in landmarks]
 
-        def together(label: str, units: Iterable[str]) -> list[tuple[str, str]]:
+        def together(label: str, units: Iterable[_Unit]) -> list[tuple[_Unit, tuple[str, ...]]]:
             members = sorted(units)
-            return [(unit, other) for unit in members for other in members]
+            states = tuple(state for state, _ in members)
+            return [(unit, states) for unit in members]
 
         def write_list(names: list[tuple[str, str]]) -> Iterator[str]:
             if names and time.time() < deadline:
@@ -65,9 +70,9 @@ class AugmentIndex(beam.PTransform):
         pair = tuple[str, str]
         return (
             units
-            | "Labels" >> beam.FlatMap(labels).with_input_types(str).with_output_types(pair)
+            | "Labels" >> beam.FlatMap(labels).with_input_types(str).with_output_types(tuple[str, _Unit])
             | "ByLabel" >> beam.GroupByKey()
-            | "Together" >> beam.FlatMapTuple(together).with_output_types(pair)
+            | "Together" >> beam.FlatMapTuple(together).with_output_types(tuple[_Unit, tuple[str, ...]])
             | "ByUnit" >> beam.GroupByKey()
             | "Augment" >> beam.ParDo(_Augment(store, shards, deadline))
             | "Gather" >> beam.combiners.ToList()
@@ -75,20 +80,26 @@ class AugmentIndex(beam.PTransform):
         )
 
 
-@beam.typehints.with_input_types(tuple[str, Iterable[str]])
+@beam.typehints.with_input_types(tuple[_Unit, Iterable[tuple[str, ...]]])
 @beam.typehints.with_output_types(tuple[str, str])
 class _Augment(beam.DoFn):
-    """A unit with all that share a landmark with it, see `unit_state` -> the unit and the name of its shard,
-    which is there then.
+    """A unit with all that have each of its landmarks, see `unit_state` -> the unit and the name of its
+    shard, which is there then.
+
+    Raises:
+      LostError: landmarks of the unit are missing.
     """
 
     def __init__(self, store: FeatureStore, shards: DerivedShards, deadline: float) -> None:
         self._store, self._shards, self._deadline = store, shards, deadline
         self._milliseconds = Metrics.distribution("landmarks", "augment_milliseconds")
 
-    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[str, str]]:
-        state, made_of = element[0], sorted(set(element[1]))
-        unit, others = state.partition(":")[0], [other.partition(":")[0] for other in made_of]
+    def process(self, element: tuple[_Unit, Iterable[tuple[str, ...]]]) -> Iterator[tuple[str, str]]:
+        (state, landmarks), groups = element[0], list(element[1])
+        unit, made_of = state.partition(":")[0], sorted(set(itertools.chain.from_iterable(groups)))
+        if lost := landmarks - len(groups):
+            raise LostError(f"{lost:,} of {landmarks:,} landmarks of unit {unit} were lost by the engine")
+        others = [other.partition(":")[0] for other in made_of]
         name = shard_name(unit, made_of)
         if not self._shards.has(name):
             if time.time() >= self._deadline:
@@ -142,6 +153,9 @@ class AugmentCandidates(beam.PTransform):
       queries: folder of the queries' feature store.
       listed: name of the list of the index's augmented shards; None where it has none, and nothing is done.
       leave_out: the queries are images of the index: each is left out of the sums of its own landmark.
+
+    Raises:
+      ValueError: in the pipeline, the list is of other units than those of the candidates.
     """
 
     index: str
@@ -166,9 +180,13 @@ class _Cosines(beam.DoFn):
 
     def setup(self) -> None:
         names = self._shards.read_list(self._listed)
-        self._augmented = functools.lru_cache(SHARDS_HELD)(
-            lambda unit: read_augmented(self._shards, names[unit])
-        )
+
+        def augmented(unit: str) -> tuple[dict[str, int], Augmented]:
+            if unit not in names:
+                raise ValueError(f"the augmented descriptors of {self._listed} lack those of unit {unit}")
+            return read_augmented(self._shards, names[unit])
+
+        self._augmented = functools.lru_cache(SHARDS_HELD)(augmented)
         self._query = functools.lru_cache(SHARDS_HELD // 16)(lambda unit: _query_rows(self._queries, unit))
 
     def teardown(self) -> None:

@@ -24,7 +24,7 @@ from transforms.arrays.nearest import DescriptorBlock, IndexBlock, Searcher, mer
 from transforms.storage import files, run_store
 from transforms.storage.feature_store import FeatureStore, descriptors_of
 from transforms.storage.run_store import PROVISIONAL
-from transforms.types import CandidateUnit, FeatureLocation, Neighbors, QueryCandidates
+from transforms.types import CandidateUnit, FeatureLocation, LostError, Neighbors, QueryCandidates
 
 # Index images in memory at a time: 268 MB of descriptors 2,048 wide. In a larger group more is left out by
 # the fast pass.
@@ -460,10 +460,6 @@ class _Known(beam.DoFn):
                     yield from _units(block.name, first, run_store.read_candidates(uri))
                 return
         yield beam.pvalue.TaggedOutput(_UNKNOWN, block)
-
-
-class LostError(Exception):
-    """The engine lost elements of a pipeline."""
 
 
 @beam.typehints.with_output_types(CandidateUnit)

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 
+class LostError(Exception):
+    """The engine lost elements of a pipeline."""
+
+
 def landmark_order(landmark_ids: Iterable[str]) -> Callable[[str], tuple[int, str, str]]:
     """The sort key of these landmark ids: as numbers where all are decimal integers, else by code point.
 
