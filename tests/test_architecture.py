@@ -47,16 +47,28 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+COMPUTED = "(computed)"  # stands for a name that is no literal in the text
+COMPUTE_NAMES = {"beam_pipeline.commands", "benchmarks.run", "transforms"}
+
+
 def imported(source, modules):
-    """The names that a module's text imports; of `from a import b` a.b where that is a module, else a."""
+    """The names that a module's text imports, by functions too; of `from a import b` a.b where that is a
+    module, else a.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
+            assert node.names[0].name != "*", "imports say what they import"
             names = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             found |= {full if full in modules else node.module for full in names.values()}
+        elif isinstance(node, ast.Call):
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if function in ("import_module", "__import__"):
+                name = (node.args or [keyword.value for keyword in node.keywords])[0]
+                found.add(name.value if isinstance(name, ast.Constant) else COMPUTED)
     return found
 
 
@@ -90,6 +102,27 @@ def test_a_circle_would_be_found():
     found = {name: imported(text, sources) for name, text in sources.items()}
     assert sorted(set(circle(found))) == ["a", "b.c", "d"]
     assert circle({**found, "d": set()}) == []
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("import importlib\nimportlib.import_module('b.c')", {"importlib", "b.c"}),
+        ("from importlib import import_module\nimport_module(name=f'b.{c}')", {"importlib", COMPUTED}),
+        ("def f():\n  return __import__('b')", {"b"}),
+    ],
+)
+def test_imports_by_functions_are_seen(source, found):
+    assert imported(source, {}) == found
+
+
+def test_importing_all_names_is_refused():
+    with pytest.raises(AssertionError, match="imports say what they import"):
+        imported("from b import *", {"b"})
+
+
+def test_names_are_computed_in_few_places(graph):
+    assert {name for name, modules in graph.items() if COMPUTED in modules} == COMPUTE_NAMES
 
 
 @pytest.mark.parametrize("room", ROOMS)
