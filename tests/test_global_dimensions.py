@@ -14,6 +14,7 @@ from beam_pipeline.manifest import IndexManifest
 from tests import tiny_onnx
 from tests.command_line import run
 from tests.pictures import textured
+from tests.tiny_onnx import load
 from transforms.arrays.whitening import Whitening
 from transforms.models import catalog
 from transforms.models.card import read_card, settings_from_card
@@ -21,10 +22,6 @@ from transforms.models.model import Extracted, ExtractionError, ModelError, lead
 from transforms.storage.feature_store import FeatureStore, descriptors_of
 
 IMAGE = textured(240, 320)
-
-
-def load(model, **changes):
-    return catalog.load(model, dataclasses.replace(catalog.settings(model), **changes))
 
 
 def tiny(folder, **card):

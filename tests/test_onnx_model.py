@@ -14,6 +14,7 @@ from beam_pipeline import main
 from tests import tiny_onnx
 from tests.file_systems import FolderFileSystem
 from tests.pictures import textured
+from tests.tiny_onnx import load
 from transforms.models import catalog, model_files
 from transforms.models.model import ExtractionError, ModelError
 from transforms.models.onnx_interface import IMAGENET_MEAN, IMAGENET_STD, Tensor, guess
@@ -29,11 +30,6 @@ def build(folder, kind="pooled", card=None, name="tiny.onnx", **options):
     if card is not None:
         (folder / "landmarks_card.json").write_text(json.dumps(card))
     return str(folder / name)
-
-
-def load(path, **changes):
-    settings = catalog.settings(path)
-    return catalog.load(path, type(settings)(**{**vars(settings), **changes}))
 
 
 def cells(pixels):

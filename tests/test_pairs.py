@@ -11,6 +11,7 @@ import pytest
 from beam_pipeline import main
 from tests import tiny_models, tiny_onnx
 from tests.pictures import textured
+from tests.tiny_onnx import load
 from transforms.models import catalog
 from transforms.models.card import ExtractionSettings
 from transforms.models.model import ModelError
@@ -24,10 +25,6 @@ def model(tmp_path):
     (tmp_path / "m").mkdir()
     tiny_onnx.build(tmp_path / "m" / "tiny.onnx", "pooled")
     return str(tmp_path / "m" / "tiny.onnx")
-
-
-def load(model, **changes):
-    return catalog.load(model, dataclasses.replace(catalog.settings(model), **changes))
 
 
 @pytest.mark.parametrize("local", ["embedded", "rootsift-vlad"])

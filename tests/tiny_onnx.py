@@ -4,12 +4,16 @@ A convolution of 8 px steps makes a map of WIDTH channels; what comes out is tha
 its cells as local features, whose keypoints are the cells' middles in pixels of the image fed.
 """
 
+import dataclasses
 import pathlib
 import re
 
 import numpy as np
 import onnx
 from onnx import numpy_helper, parser
+
+from transforms.models import catalog
+from transforms.models.model import Model
 
 WIDTH = 16
 STRIDE = 8
@@ -114,3 +118,8 @@ def build(
 def kernels() -> np.ndarray:
     """The convolution's kernels, float32 [WIDTH, 3, STRIDE, STRIDE]."""
     return (np.random.default_rng(7).normal(size=(WIDTH, 3, STRIDE, STRIDE)) / 8).astype(np.float32)
+
+
+def load(model: str, **changes) -> Model:
+    """A model with other settings than its own."""
+    return catalog.load(model, dataclasses.replace(catalog.settings(model), **changes))
