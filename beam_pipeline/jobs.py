@@ -47,8 +47,7 @@ def index(config: IndexConfig, options: PipelineOptions | None = None) -> IndexM
       ConfigError, ModelError, TableError, OSError: something is wrong before the pipeline starts.
       PipelineError: the pipeline failed, or more photographs than `config.max_failure_rate` allows.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _check(_index.run(config, options), config.output)
         return outputs.read_manifest(config.output, IndexManifest)
 
@@ -60,8 +59,7 @@ def recognize(config: RecognizeConfig, options: PipelineOptions | None = None) -
     Returns:
       The run's manifest.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _check(_recognize.run(config, options), config.output)
         return outputs.read_manifest(config.output, RunManifest)
 
@@ -72,8 +70,7 @@ def cohort(config: CohortConfig, options: PipelineOptions | None = None) -> Coho
     Returns:
       The cohort's manifest.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _check(_cohort.run(config, options), config.output)
         return outputs.read_manifest(config.output, CohortManifest)
 
@@ -84,8 +81,7 @@ def calibrate(config: CalibrateConfig, options: PipelineOptions | None = None) -
     Returns:
       What it found, as `landmarks recognize --preset tuned` takes it.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _calibrate.run(config, options)
         return read_tuned_settings(_calibrate.output_of(config))
 
@@ -97,23 +93,20 @@ def clean(config: CleanConfig, options: PipelineOptions | None = None) -> IndexM
     Returns:
       The index's manifest.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _cleaning.run(config, options)
         return outputs.read_manifest(config.output, IndexManifest)
 
 
 def audit(config: AuditConfig, options: PipelineOptions | None = None) -> None:
     """Looks for copies and wrong labels in an index; arguments and errors are those of `index`."""
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _audit.run(config, options)
 
 
 def discover(config: DiscoverConfig, options: PipelineOptions | None = None) -> None:
     """Groups queries without a landmark that show one place; arguments and errors are those of `index`."""
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _discover.run(config, options)
 
 
@@ -123,8 +116,7 @@ def rescore(config: RescoreConfig, options: PipelineOptions | None = None) -> Ru
     Returns:
       The new run's manifest.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         _rescore.run(config, options)
         return outputs.read_manifest(config.output, RunManifest)
 
@@ -135,8 +127,7 @@ def evaluate(config: EvaluateConfig, options: PipelineOptions | None = None) -> 
     Raises:
       ConfigError, ValueError, OSError: predictions or truth cannot be read, or do not fit together.
     """
-    options = options or PipelineOptions([])
-    with object_stores.using(options):
+    with object_stores.using(options) as options:
         return _evaluate.run(config, options)
 
 

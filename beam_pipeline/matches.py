@@ -383,8 +383,7 @@ def _candidate_caption(rank: int, candidate: Mapping[str, Any], names: Mapping[s
     inliers = "not verified" if candidate["inliers"] is None else f"{candidate['inliers']} inliers"
     return (
         f"{rank}. {with_name(candidate['landmark_id'], names)}, image {candidate['image_id']}: similarity "
-        f"{candidate['similarity']:.3f}, {inliers}, "
-        f"score {candidate['score']:.3f}"
+        f"{candidate['similarity']:.3f}, {inliers}, score {candidate['score']:.3f}"
     )
 
 

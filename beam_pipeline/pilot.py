@@ -114,11 +114,9 @@ def sample_images(units: Iterable[ImageUnit], number: int = _SAMPLE_IMAGES) -> t
     images = sorted(
         (ref for unit in units for ref in unit.images), key=lambda ref: (ref.size_bytes, ref.image_id)
     )
-    return (
-        tuple(images[(2 * i + 1) * len(images) // (2 * number)] for i in range(number))
-        if len(images) > number
-        else tuple(images)
-    )
+    if len(images) > number:
+        images = [images[(2 * i + 1) * len(images) // (2 * number)] for i in range(number)]
+    return tuple(images)
 
 
 def sample_of(
@@ -176,10 +174,8 @@ def _measure_extraction(
     size = max(1, min(_UNIT_IMAGES, len(sample.images) // (2 * workers)))
     units = [sample.images[at : at + size] for at in range(0, len(sample.images) - size + 1, size)]
     extracted, each = _each(extract, [unit[:1] for unit in units[:workers]], units, workers)
-    features, failures = (
-        [f for unit in extracted for f in unit.features],
-        [f for unit in extracted for f in unit.failures],
-    )
+    features = [feature for unit in extracted for feature in unit.features]
+    failures = [failure for unit in extracted for failure in unit.failures]
     writing = _seconds(
         lambda: FeatureStore(scratch).write_unit("pilot", features, failures, model.global_width)
     )

@@ -179,11 +179,11 @@ class TestIndex:
         assert index(photographs, str(photographs / "*.png")) == 0
         raw, write, done = (photographs / "index" / "manifest.json").read_bytes(), FeatureStore._write, []
 
-        def stopped(store, unit, count, contents):
+        def stopped(store, unit, *contents):
             if done:
                 raise KeyError("stopped here")
             done.append(unit)
-            write(store, unit, count, contents)
+            write(store, unit, *contents)
 
         monkeypatch.setattr(FeatureStore, "_write", stopped)
         assert whiten(photographs, "--direct_num_workers=1") == 1

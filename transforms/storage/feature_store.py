@@ -222,10 +222,7 @@ class FeatureStore:
             ],
             schema=schema,
         )
-        contents = {"local_features": b"".join(blocks), "images": files.parquet_bytes(table)}
-        if failures:
-            contents["failures"] = files.parquet_bytes(failure_table(failures))
-        self._write(unit, len(features), contents)
+        self._write(unit, table, b"".join(blocks), failure_table(failures))
 
     def write_projected(
         self, unit: str, source: "FeatureStore", of: str, project: Callable[[np.ndarray], np.ndarray]
@@ -242,11 +239,8 @@ class FeatureStore:
         columns["global_descriptor"] = pa.FixedSizeListArray.from_arrays(
             pa.array(descriptors.reshape(-1)), type=schema.field("global_descriptor").type
         )
-        contents = {"local_features": files.read_bytes(source._path("local_features", of))}
-        contents["images"] = files.parquet_bytes(pa.table(columns, schema=schema))
-        if len(failures := source.failures([of])):
-            contents["failures"] = files.parquet_bytes(failures)
-        self._write(unit, len(table), contents)
+        local = files.read_bytes(source._path("local_features", of))
+        self._write(unit, pa.table(columns, schema=schema), local, source.failures([of]))
 
     def write_changes(self, unit: str, changes: Changes) -> ShardSummary:
         """Writes the overlay of a unit that may have one, with further changes; returns the summary of the
@@ -282,22 +276,22 @@ class FeatureStore:
             at = table.column_names.index("local_offset")
             offsets = pa.array(np.cumsum([0, *(size for _, size in places)])[:-1], pa.int64())
             table = table.set_column(at, table.schema.field(at), offsets)
-            contents = {"local_features": b"".join(blocks[start : start + size] for start, size in places)}
-            contents["images"] = files.parquet_bytes(table)
-            if len(failures := self.failures([unit])):
-                contents["failures"] = files.parquet_bytes(failures)
-            self._write(name, len(table), contents)
+            local = b"".join(blocks[start : start + size] for start, size in places)
+            self._write(name, table, local, self.failures([unit]))
         return self.summary(name)
 
-    def _write(self, unit: str, count: int, contents: dict[str, bytes]) -> None:
-        """Writes the files of the shard of a unit of `count` images, the one that makes it done last."""
-        if "failures" not in contents:  # of an attempt that was killed
+    def _write(self, unit: str, table: pa.Table, local: bytes, failures: pa.Table) -> None:
+        """Writes the files of the shard of a unit, the one that makes it done last."""
+        contents = {"local_features": local, "images": files.parquet_bytes(table)}
+        if len(failures):
+            contents["failures"] = files.parquet_bytes(failures)
+        else:  # of an attempt that was killed
             files.delete(self._path("failures", unit))
         records = {self._name(part, unit): files.content_record(data) for part, data in contents.items()}
         images = contents.pop("images")
         for part, data in contents.items():
             files.write_bytes(self._path(part, unit), data)
-        summary = ShardSummary(unit, count, records)
+        summary = ShardSummary(unit, len(table), records)
         files.write_json(self._summary_path(unit), dataclasses.asdict(summary))
         files.write_bytes(self._path("images", unit), images)
 

@@ -326,12 +326,12 @@ def read_json(uri: str) -> Any:
         raise ValueError(f"{uri} is not valid JSON: {e}") from e
 
 
-def parquet_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file's content, uncompressed: descriptors do not compress, and reading them has to be
     fast.
     """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=row_group_size, compression="NONE", use_dictionary=False)
+    pq.write_table(table, buffer, compression="NONE", use_dictionary=False)
     return buffer.getvalue()
 
 

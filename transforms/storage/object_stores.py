@@ -374,20 +374,21 @@ _S3_VARIABLES = {
 
 
 @contextlib.contextmanager
-def using(options: PipelineOptions) -> Iterator[None]:
-    """While the block runs, Beam's `options` hold for the files of this process, and for those of processes
-    that it starts.
+def using(options: PipelineOptions | None) -> Iterator[PipelineOptions]:
+    """While the block runs, Beam's `options`, None for its defaults, hold for the files of this process, and
+    for those of processes that it starts; gives them.
 
     Pipeline() gives its options to this process alone: worker processes of the local runner and of worker
     pools get none, but the environment.
     """
+    options = options or PipelineOptions([])
     given = options.view_as(S3Options)
     variables = {v: value for name, v in _S3_VARIABLES.items() if (value := getattr(given, name))}
     before = FileSystems._pipeline_options, {variable: os.environ.get(variable) for variable in variables}
     FileSystems.set_options(options)
     os.environ.update(variables)
     try:
-        yield
+        yield options
     finally:
         FileSystems.set_options(before[0])
         for variable, value in before[1].items():
@@ -417,7 +418,9 @@ def store_of(uri: str) -> Store:
     options: Any = FileSystems._pipeline_options or RuntimeValueProvider.runtime_options
     with _lock:
         if scheme not in _stores or _stores[scheme][0] is not options:
-            _stores[scheme] = options, _KINDS[scheme](_as_options(options))
+            whole = isinstance(options, PipelineOptions)
+            given = options if whole else PipelineOptions.from_dictionary(options or {})
+            _stores[scheme] = options, _KINDS[scheme](given)
         return _stores[scheme][1]
 
 
@@ -447,12 +450,6 @@ def _may_read(uri: str) -> bool:
         pass
     note_readable(uri)
     return True
-
-
-def _as_options(options: Any) -> PipelineOptions:
-    if isinstance(options, PipelineOptions):
-        return options
-    return PipelineOptions.from_dictionary(options) if options else PipelineOptions([])
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -573,8 +573,7 @@ class _Csv(_Table):
         if form is None:
             expected = " or ".join(",".join(f) for f in forms)
             self._fail(1, f"columns {','.join(seen)!r}, where {expected} is expected")
-        if any(name in names[:i] for i, name in enumerate(names) if name):
-            doubled = next(name for i, name in enumerate(names) if name and name in names[:i])
+        if doubled := next((name for i, name in enumerate(names) if name and name in names[:i]), None):
             self._fail(1, f"column {doubled!r} stands twice in {','.join(names)!r}")
         names = _known_names(names)
         wanted = [*form, *([optional] if optional in names else [])]
