@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import math
 import pickle
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,15 @@ from transforms.arrays.dot_products import (
     exact_scores,
     in_eight_bits,
 )
-from transforms.arrays.nearest import DescriptorBlock, IndexBlock, Searcher, merge, nearest
+from transforms.arrays.nearest import (
+    DescriptorBlock,
+    IndexBlock,
+    Searcher,
+    merge,
+    nearest,
+    ranked,
+    sample_rank,
+)
 from transforms.retrieval import MergeNeighbors
 from transforms.types import Neighbors
 
@@ -274,6 +285,54 @@ def test_tiles_do_not_change_the_answer(product: Product, monkeypatch: pytest.Mo
     assert_same(nearest(queries, index, 5, NumpyProduct()), small)
     monkeypatch.setattr(nearest_module, "TILE_ROWS", 256)
     assert_same(nearest(queries, index, 5, product), small)
+
+
+@pytest.mark.parametrize("k", [1, 8, 30, 64, 65, 300])
+def test_an_index_whose_first_tile_misleads(
+    product: Product, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All that is near the queries lies in the first tile, which has every tenth image.
+    rng = np.random.default_rng(13)
+    centre, rows = rng.standard_normal(32), rng.standard_normal((640, 32))
+    rows[::10] = centre + 0.1 * rng.standard_normal((64, 32))
+    index = index_of(unit_rows(rows), [str(i) for i in rng.permutation(640)])
+    searches: list[bool] = []
+    search = Searcher._search
+
+    def counted(self: Searcher, *arguments: Any, guess: bool) -> Any:
+        searches.append(guess)
+        return search(self, *arguments, guess=guess)
+
+    monkeypatch.setattr(Searcher, "_search", counted)
+    check(queries_of(unit_rows(centre + 0.1 * rng.standard_normal((20, 32)))), index, k, product)
+    assert searches == ([True, False] if sample_rank(k, 10) < min(k, 65) else [True])
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 100, 1000])
+@pytest.mark.parametrize("samples", [2, 8, 25, 386])
+def test_a_sample_rarely_holds_as_many_of_the_best_as_its_rank(k: int, samples: int) -> None:
+    rank = sample_rank(k, samples)
+    assert 1 <= rank <= k
+    fewer = sum(math.comb(k, n) * (samples - 1) ** (k - n) for n in range(rank))
+    assert rank == k or 1 - Fraction(fewer, samples**k) < Fraction(1, 10_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    width=st.integers(1, 300),
+    rank=st.integers(1, 40),
+    levels=st.sampled_from([1, 10, 2**24]),
+)
+def test_a_score_of_some_rank_is_reached_by_as_many(seed: int, width: int, rank: int, levels: int) -> None:
+    scores = np.random.default_rng(seed).integers(0, levels, (5, width)).astype(np.float32)
+    found = ranked(scores, rank)
+    if rank > width:
+        assert np.all(found == -np.inf)
+    else:
+        assert np.all((scores >= found[:, None]).sum(axis=1) >= rank)
+        place = min(width, 4 * rank)  # no far lower one
+        assert np.all(found >= np.sort(scores, axis=1)[:, -place])
 
 
 def test_a_searcher_may_keep_the_index_in_its_form(product: Product) -> None:
