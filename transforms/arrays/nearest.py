@@ -7,9 +7,9 @@ The order of neighbours is defined by one number per pair, the exact score
 
 of the true sum, which no order of adding up can change, and by the index image's id where two are equal. So
 duplicate images tie exactly. The fast pass (`transforms.arrays.dot_products`) only decides for which pairs
-that number is computed: with its error it gives a lower and an upper bound of each pair's exact score. A pair
-whose upper bound is below k lower bounds of the same query cannot be among its k best. So the answer is the
-same whatever computes the fast pass, and however queries and index are cut into blocks.
+that number is computed: with its error it gives an upper bound of each pair's exact score. A pair whose upper
+bound is below k exact scores of the same query cannot be among its k best. So the answer is the same whatever
+computes the fast pass, and however queries and index are cut into blocks.
 """
 
 import dataclasses
