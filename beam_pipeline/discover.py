@@ -7,6 +7,7 @@ which gives the labels that `landmarks index --append` takes beside <output>/gro
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,10 +60,12 @@ def run(config: DiscoverConfig, options: PipelineOptions, engine: PipelineRunner
             return 0
         index = read_index(config.run, source)
         integrity.check_sizes(config.run, source)
-        wanted = _without_landmark(config)
+        units = tuple((shard.unit, shard.images) for shard in source.shards if shard.images)
+        if not units or not len(images := _without_landmark(config, source, [unit for unit, _ in units])):
+            raise ConfigError(f"no query of {config.run} without a landmark has features to search with")
+        wanted = images["image_id"].combine_chunks()
         uri = files.join(config.output, _WANTED)
         files.write_parquet(uri, pa.table({"image_id": wanted}))
-        units = tuple((shard.unit, shard.images) for shard in source.shards if shard.images)
         search = SelfSearch(
             source.query_store,
             units,
@@ -73,9 +76,7 @@ def run(config: DiscoverConfig, options: PipelineOptions, engine: PipelineRunner
             asked=len(wanted),
         )
         metrics, late = self_search.run(search, config.budget, options, engine)
-        images = self_search.read_images(FeatureStore(source.query_store), [unit for unit, _ in units])
-        images = images.filter(pc.is_in(images["image_id"], value_set=wanted)).combine_chunks()
-        pairs = self_search.read_pairs(search, images["image_id"].combine_chunks())
+        pairs = self_search.read_pairs(search, wanted)
         photographs, linked = grouped(images, pairs, _learned(source.index, index))
         photographs = photographs.add_column(2, "id", _ids(photographs, index, config.output))
         files.delete(files.join(config.output, "index.html"))  # of fewer groups, before time ran out
@@ -106,9 +107,9 @@ def run(config: DiscoverConfig, options: PipelineOptions, engine: PipelineRunner
     return 0
 
 
-def _without_landmark(config: DiscoverConfig) -> pa.Array:
-    """The queries of a run that have no landmark, or one below the probability or the score asked for; string
-    [N], ascending.
+def _without_landmark(config: DiscoverConfig, source: RunManifest, units: Sequence[str]) -> pa.Table:
+    """The images of these units of a run that have no landmark, or one below the probability or the score
+    asked for; see `self_search.read_images`.
     """
     found = []
     for table in run_store.read_predictions(config.run, ["image_id", "landmark_id", "score", "probability"]):
@@ -123,7 +124,8 @@ def _without_landmark(config: DiscoverConfig) -> pa.Array:
             f"every query of {config.run} has a landmark; --min_probability or --min_score says below what "
             "one has none"
         )
-    return ids.sort()
+    images = self_search.read_images(FeatureStore(source.query_store), units)
+    return images.filter(pc.is_in(images["image_id"], value_set=ids))  # broken photographs are not there
 
 
 def _ids(photographs: pa.Table, index: IndexManifest, output: str) -> pa.Array:

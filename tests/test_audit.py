@@ -291,6 +291,26 @@ def test_a_search_that_ran_out_of_time_goes_on_and_its_page_is_made_anew(with_ru
     assert "in time" not in page and "Group 1<" in page
 
 
+def test_a_query_that_gave_no_features_is_not_searched_for(with_run, tmp_path, capsys):
+    for name in ("p", "labels.csv", "index"):
+        (tmp_path / name).symlink_to(with_run / name)
+    (tmp_path / "q").mkdir()
+    for path in (with_run / "q").glob("q3*.png"):
+        (tmp_path / "q" / path.name).symlink_to(path)
+    (tmp_path / "q" / "broken.png").write_text("no picture")
+    assert run(tmp_path, *RECOGNIZE, "run", "--max_failure_rate", "1") == 0 and run(tmp_path, *DISCOVER) == 0
+    assert "of 5 queries without a landmark" in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "run" / "predictions").num_rows == 6
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "index").symlink_to(with_run / "index")
+    save(alone, "q/q.png", view(0, 20))
+    (alone / "q" / "broken.png").write_text("no picture")
+    assert run(alone, *RECOGNIZE, "run", "--max_failure_rate", "1") == 0
+    assert run(alone, "discover", "--run", "run", "--output", "found") == 2
+    assert "no query of run without a landmark has features to search with" in capsys.readouterr().err
+
+
 def test_without_groups_there_is_nothing_to_name(with_run, tmp_path, monkeypatch, capsys):
     scores = pq.read_table(with_run / "run" / "predictions").column("score").to_pylist()
     median = sorted(scores)[len(scores) // 2]
