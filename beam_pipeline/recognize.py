@@ -25,7 +25,7 @@ from transforms.database_augmentation import AugmentCandidates, augmented_shards
 from transforms.models import catalog
 from transforms.retrieval import UNIT_QUERIES, GroupIntoBlocks, RetrieveNearest, plan_blocks, plan_groups
 from transforms.storage import files, run_store, spelling, tables
-from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission, write_submission
+from transforms.submission import SUBMISSION, WANTED, WritePredictions, write_submission
 from transforms.types import ImageRef
 from transforms.verification import VerifyCandidates
 
@@ -81,8 +81,8 @@ class Prepared:
         }
 
 
-def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam.PCollection[int]:
-    """The graph of the recognize job; gives the number of rows of the submission."""
+def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam.PCollection[str]:
+    """The graph of the recognize job; gives the names of the prediction shards."""
     config, index, queries = prepared.config, prepared.index, prepared.task.store.root
     output = config.output
     groups = plan_groups((shard.unit, shard.images) for shard in index.shards)
@@ -97,15 +97,15 @@ def build(pipeline: beam.Pipeline, prepared: Prepared, until: Deadlines) -> beam
         | "Extract" >> extract.with_resource_hints(**hints(features.MIN_RAM))
         | "Blocks" >> GroupIntoBlocks(plan_blocks((unit.name, unit.images) for unit in prepared.task.listed))
     )
-    units = (
+    return (
         blocks
         | "Retrieve" >> retrieve.with_resource_hints(**hints(retrieval.MIN_RAM))
         | "Pending" >> beam.Filter(lambda unit: not run_store.has_predictions(output, unit.name))
         | "Verify" >> verify.with_resource_hints(**hints(verification.MIN_RAM))
         | "Augmented" >> AugmentCandidates(config.index, queries, prepared.augmented)
         | "Aggregate" >> prepared.rule.step
+        | "WritePredictions" >> WritePredictions(output)
     )
-    return units | "WritePredictions" >> WritePredictions(output) | "Submission" >> WriteSubmission(output)
 
 
 def prepare(config: RecognizeConfig) -> Prepared:
@@ -333,6 +333,7 @@ def _recognize(
     metrics = runner.run_pipeline(
         lambda pipeline: build(pipeline, prepared, schedule.deadlines), options, phases, engine, few
     )
+    write_submission(config.output)  # here: an earlier one would hide that an engine lost a step that does it
     return schedule, metrics
 
 

@@ -18,7 +18,7 @@ from beam_pipeline.ensemble import JoinRuns
 from beam_pipeline.manifest import RunManifest, versions
 from beam_pipeline.prediction_rule import PredictionRule, read_tuned_settings
 from transforms.storage import files, run_store
-from transforms.submission import SUBMISSION, WANTED, WritePredictions, WriteSubmission
+from transforms.submission import SUBMISSION, WANTED, WritePredictions, write_submission
 from transforms.types import CandidateUnit
 
 
@@ -29,9 +29,9 @@ def build(
     rule: PredictionRule,
     num_to_rerank: int,
     output: str,
-) -> beam.PCollection[int]:
+) -> beam.PCollection[str]:
     """The graph: prediction shards of each run are scored anew, joined with these weights where there are
-    several runs; gives the number of rows of the submission.
+    several runs; gives the names of the shards written.
     """
     read = functools.partial(run_store.read_prediction_unit, num_to_rerank=num_to_rerank)
     if len(shards) > 1:
@@ -43,12 +43,7 @@ def build(
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.Map(read).with_input_types(str).with_output_types(CandidateUnit)
         )
-    return (
-        units
-        | "Aggregate" >> rule.step
-        | "WritePredictions" >> WritePredictions(output)
-        | "Submission" >> WriteSubmission(output)
-    )
+    return units | "Aggregate" >> rule.step | "WritePredictions" >> WritePredictions(output)
 
 
 def _weights(config: RescoreConfig, runs: Sequence[RunManifest]) -> tuple[float, ...]:
@@ -151,6 +146,7 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
                 [runner.Phase("rescore", source.counts.queries, rows)],
                 engine,
             )
+            write_submission(config.output)
             _copy(config.run, config.output, "failures")
             manifest = dataclasses.replace(
                 source,

@@ -434,11 +434,12 @@ class LosesSome(beam.DoFn):
     def __init__(self, fn, name):
         self._fn, self._name = fn, name
 
-    def process(self, element):
+    def process(self, element, *side_inputs):
         named = element
         while type(named) is tuple:
             named = named[0]
-        return [] if str(getattr(named, "name", named)).startswith(self._name) else self._fn.process(element)
+        lost = str(getattr(named, "name", named)).startswith(self._name)
+        return [] if lost else self._fn.process(element, *side_inputs)
 
 
 OPTIONS = PipelineOptions(["--direct_num_workers=1"])
@@ -523,6 +524,15 @@ def test_an_engine_that_loses_queries(data, step, name, message):
     with pytest.raises(config.PipelineError, match=message):
         recognize.run(made, OPTIONS, Loses(step, name))
     check_that_it_goes_on(data, step)
+
+
+def test_an_early_submission_is_not_taken_for_the_last_one(data):
+    made = config.RecognizeConfig((str(data / "queries"),), str(data / "index"), str(data / "early"))
+    with pytest.raises(config.PipelineError, match="12 of 12 queries were not predicted"):
+        recognize.run(made, OPTIONS, Loses("WriteShard", ""))
+    assert ",L" not in (data / "early" / "submission.csv").read_text()
+    assert recognize.run(made, OPTIONS, Loses("Write", "")) == 0
+    assert results(data / "early") == results(data / "undisturbed")
 
 
 @pytest.mark.parametrize("step, lost", [("Nearest", "1 of 1 groups"), ("Queries", "the queries")])

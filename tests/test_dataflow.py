@@ -58,7 +58,6 @@ STEPS = {
         "Augmented",
         "Aggregate",
         "WritePredictions",
-        "Submission",
     },
     "evaluate": {"Shards", "Score", "Write"},
 }

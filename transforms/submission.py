@@ -20,16 +20,13 @@ SUBMISSION = "submission.csv"
 WANTED = "wanted.parquet"  # ids of the submission's rows, in their order
 
 
-def write_submission(run: str) -> int:
+def write_submission(run: str) -> None:
     """Writes RUN/submission.csv from the prediction shards and the plan of a run, for the images that it says
     are wanted, or all.
 
     Predictions are ranked by their probability where they have one. Images without a prediction get null
     predictions, in a shard of their own, and an empty row. May be called again when there are more
     predictions.
-
-    Returns:
-      Number of rows.
     """
     unpredicted = files.join(run, "predictions", UNPREDICTED + ".parquet")
     files.delete(unpredicted)
@@ -46,7 +43,6 @@ def write_submission(run: str) -> int:
     if files.exists(files.join(run, WANTED)):
         ids = files.read_parquet(files.join(run, WANTED))["image_id"].combine_chunks()
     tables.write_submission_csv(files.join(run, SUBMISSION), tables.ranked_by_probability(predicted), ids)
-    return len(predicted if ids is None else ids)
 
 
 @dataclasses.dataclass
@@ -67,20 +63,3 @@ class WritePredictions(beam.PTransform):
             return unit.name
 
         return units | "WriteShard" >> beam.Map(write).with_input_types(PredictionUnit).with_output_types(str)
-
-
-@dataclasses.dataclass
-class WriteSubmission(beam.PTransform):
-    """Names of prediction shards (str) -> number of rows (int) of the submission, written once all of them
-    are there.
-
-    Attributes:
-      run: folder of the run.
-    """
-
-    run: str
-
-    def expand(self, names: beam.PCollection[str]) -> beam.PCollection[int]:
-        run, all_names = self.run, beam.pvalue.AsIter(names)  # waited for, and not looked at
-        write = beam.Map(lambda _, names: write_submission(run), all_names).with_output_types(int)
-        return names.pipeline | "Once" >> beam.Impulse() | "Write" >> write
