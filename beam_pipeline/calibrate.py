@@ -38,7 +38,6 @@ from beam_pipeline import (
 )
 from beam_pipeline.budget import OutOfTimeError
 from beam_pipeline.config import PRESETS, CalibrateConfig, ConfigError
-from beam_pipeline.extraction import lost_work
 from beam_pipeline.manifest import CohortManifest, IndexManifest, Manifest, RunManifest, digest
 from beam_pipeline.prediction_rule import CALIBRATION
 from beam_pipeline.tuning import MIN_QUERIES, TRIED, Queries, tune
@@ -401,7 +400,7 @@ def _search(
                 file=sys.stderr,
             )
     if late and time.time() < deadline:
-        raise lost_work(f"{late:,} photographs were not searched for")
+        raise runner.lost_work(f"{late:,} photographs were not searched for")
     return metrics, late
 
 

@@ -10,7 +10,7 @@ import apache_beam as beam
 import numpy as np
 
 from transforms.storage import run_store
-from transforms.types import Candidate, CandidateUnit, QueryCandidates
+from transforms.types import Candidate, CandidateUnit, LostError, QueryCandidates
 
 _STEPS = 4  # weights that are tried are multiples of 1 / _STEPS
 
@@ -82,14 +82,16 @@ class JoinRuns(beam.PTransform):
       shards: the prediction shards of each run.
       weights: of the runs.
       num_to_rerank: candidates of each run that count.
+      lacking: ids of the first run's queries that each run lacks.
     """
 
     shards: Sequence[Sequence[str]]
     weights: Sequence[float]
     num_to_rerank: int
+    lacking: Sequence[frozenset[str]]
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[CandidateUnit]:
-        count, weights = self.num_to_rerank, tuple(self.weights)
+        count, weights, lacking = self.num_to_rerank, tuple(self.weights), tuple(self.lacking)
         pair, named = tuple[str, tuple[str, QueryCandidates]], tuple[str, QueryCandidates]
 
         def read(uri: str) -> Iterator[tuple[str, tuple[str, QueryCandidates]]]:
@@ -101,6 +103,9 @@ class JoinRuns(beam.PTransform):
         ) -> Iterator[tuple[str, QueryCandidates]]:
             found = [next(iter(sides[run]), None) for run in range(len(weights))]
             if found[0] is not None:
+                for number, side in enumerate(found):
+                    if side is None and image_id not in lacking[number]:
+                        raise LostError(f"query {image_id} of run {number + 1} was lost by the engine")
                 yield found[0][0], joined([side and side[1] for side in found], weights)
 
         def unit(name: str, queries: Iterable[QueryCandidates]) -> CandidateUnit:

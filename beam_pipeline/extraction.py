@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import apache_beam as beam
 
 from beam_pipeline import integrity, runner
-from beam_pipeline.config import ConfigError, PipelineError
+from beam_pipeline.config import ConfigError
 from beam_pipeline.manifest import digest
 from beam_pipeline.recipe import Recipe
 from transforms import features
@@ -166,7 +166,9 @@ class ExtractionTask:
         """
         late = self.missing()
         if late and time.time() < deadline:
-            raise lost_work(f"{len(late):,} of {len(self.units):,} units of photographs were not extracted")
+            raise runner.lost_work(
+                f"{len(late):,} of {len(self.units):,} units of photographs were not extracted"
+            )
         rows = [
             Failure(
                 "extract",
@@ -186,14 +188,6 @@ class ExtractionTask:
         missing = {unit.name for unit in late}
         shards = self.store.summaries([name for name in self.names if name not in missing])
         return Extracted(tuple(shards), len(rows))
-
-
-def lost_work(what: str) -> PipelineError:
-    """The error of an engine whose pipeline succeeded without doing all of its work."""
-    return PipelineError(
-        f"the pipeline ended well, but {what}, and no deadline had passed: the engine lost them; the same "
-        "command goes on from here"
-    )
 
 
 @dataclasses.dataclass

@@ -14,10 +14,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipeline import integrity, layout, outputs
+from beam_pipeline import integrity, layout, outputs, runner
 from beam_pipeline.changes import Changes, failed, let_in
 from beam_pipeline.config import ConfigError
-from beam_pipeline.extraction import ExtractionTask, lost_work
+from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexCounts, IndexManifest
 from transforms.database_augmentation import augmented_shards
 from transforms.storage import files, worklist
@@ -143,7 +143,7 @@ def check_derived(index: str, manifest: IndexManifest, deadline: float = math.in
     """
     units = sum(shard.images > 0 for shard in manifest.shards)
     if units and time.time() < deadline and not augmented_shards(index).complete(manifest.derived_list):
-        raise lost_work(f"the augmented descriptors of {units:,} units were not all made")
+        raise runner.lost_work(f"the augmented descriptors of {units:,} units were not all made")
 
 
 def prune_derived(index: str, manifest: IndexManifest) -> None:

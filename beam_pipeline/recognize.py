@@ -17,7 +17,7 @@ from beam_pipeline import budget, costs, evaluate, integrity, left_out, lock, ou
 from beam_pipeline.budget import Deadlines
 from beam_pipeline.changes import let_in
 from beam_pipeline.config import ConfigError, FullSize, RecognizeConfig
-from beam_pipeline.extraction import ExtractionTask, input_files, lost_work, match, naming
+from beam_pipeline.extraction import ExtractionTask, input_files, match, naming
 from beam_pipeline.manifest import FORMAT, MANIFEST, IndexManifest, RunCounts, RunManifest, digest, versions
 from beam_pipeline.prediction_rule import PredictionRule, tuned_settings_of
 from transforms import features, retrieval, verification
@@ -348,7 +348,7 @@ def conclude(prepared: Prepared, schedule: budget.Schedule, metrics: dict[str, i
     searched, final = sum(s.images for s in extracted.shards), run_store.final_predictions(config.output)
     complete = not extracted.out_of_time and final == searched
     if not extracted.out_of_time and final < searched and time.time() < schedule.deadlines.verify:
-        raise lost_work(f"{searched - final:,} of {searched:,} queries were not predicted")
+        raise runner.lost_work(f"{searched - final:,} of {searched:,} queries were not predicted")
     if not config.query_store:
         task.store.prune({*task.names})
     failures, uri = task.store.failures(task.names), files.join(config.output, "failures", "extract.parquet")

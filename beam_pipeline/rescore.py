@@ -28,14 +28,15 @@ def build(
     weights: Sequence[float],
     rule: PredictionRule,
     num_to_rerank: int,
+    lacking: Sequence[frozenset[str]],
     output: str,
 ) -> beam.PCollection[str]:
     """The graph: prediction shards of each run are scored anew, joined with these weights where there are
-    several runs; gives the names of the shards written.
+    several runs, see JoinRuns; gives the names of the shards written.
     """
     read = functools.partial(run_store.read_prediction_unit, num_to_rerank=num_to_rerank)
     if len(shards) > 1:
-        units = pipeline | "Join" >> JoinRuns(shards, weights, num_to_rerank)
+        units = pipeline | "Join" >> JoinRuns(shards, weights, num_to_rerank, lacking)
     else:
         units = (
             pipeline
@@ -105,7 +106,7 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
 
     Raises:
       ConfigError, TableError, OSError: something is wrong before the pipeline starts.
-      PipelineError: the pipeline failed.
+      PipelineError: the pipeline failed, or the engine lost queries.
     """
     started = time.monotonic()
     uris = (config.run, *config.more_runs)
@@ -139,13 +140,19 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
             if files.exists(wanted):
                 files.write_bytes(files.join(config.output, WANTED), files.read_bytes(wanted))
             shards = [run_store.final_shards(uri) for uri in uris]
+            lacking = _lacking(shards)
+            for uri in files.list_files(files.join(config.output, "predictions"), ".parquet"):
+                files.delete(uri)  # of a start whose engine lost something
             rows = runner.row_counter(files.join(config.output, "predictions"))
             metrics = runner.run_pipeline(
-                lambda pipeline: build(pipeline, shards, weights, rule, count, config.output),
+                lambda pipeline: build(pipeline, shards, weights, rule, count, lacking, config.output),
                 options,
                 [runner.Phase("rescore", source.counts.queries, rows)],
                 engine,
             )
+            queries = sum(map(files.parquet_rows, shards[0]))
+            if lost := queries - run_store.final_predictions(config.output):
+                raise runner.lost_work(f"{lost:,} of {queries:,} queries were not scored")
             write_submission(config.output)
             _copy(config.run, config.output, "failures")
             manifest = dataclasses.replace(
@@ -165,6 +172,15 @@ def run(config: RescoreConfig, options: PipelineOptions, engine: PipelineRunner 
     if config.truth:
         print(evaluate.format_metrics(evaluate.evaluate_run(config.output, config.truth)))
     return 0
+
+
+def _lacking(shards: Sequence[Sequence[str]]) -> list[frozenset[str]]:
+    """The queries of the first run that each run lacks."""
+    ids = [
+        {i for uri in of for i in files.read_parquet(uri, ["image_id"])["image_id"].to_pylist()}
+        for of in shards
+    ]
+    return [frozenset(ids[0] - own) for own in ids]
 
 
 def _copy(source: str, output: str, folder: str) -> None:

@@ -192,6 +192,14 @@ def run_pipeline(
     return _metrics(result)
 
 
+def lost_work(what: str) -> PipelineError:
+    """The error of an engine whose pipeline succeeded without doing all of its work."""
+    return PipelineError(
+        f"the pipeline ended well, but {what}, and no deadline had passed: the engine lost them; the same "
+        "command goes on from here"
+    )
+
+
 @contextlib.contextmanager
 def _signatures_read_once() -> Iterator[None]:
     """Keeps Beam from reading the signatures of all methods of every DoFn, inherited ones too, again and

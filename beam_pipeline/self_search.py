@@ -20,7 +20,6 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import recipe, runner
 from beam_pipeline.config import PRESETS, TimeBudget
-from beam_pipeline.extraction import lost_work
 from beam_pipeline.manifest import MANIFEST, versions
 from beam_pipeline.recipe import Recipe
 from transforms import retrieval, verification
@@ -190,7 +189,7 @@ def run(
     metrics = runner.run_pipeline(lambda pipeline: build(pipeline, search, deadline), options, phases, engine)
     late = search.images - run_store.final_predictions(search.folder)
     if late and time.time() < deadline:
-        raise lost_work(f"{late:,} of {search.images:,} images were not searched for")
+        raise runner.lost_work(f"{late:,} of {search.images:,} images were not searched for")
     return metrics, late
 
 

@@ -14,7 +14,7 @@ from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import index_parts, integrity, layout, lock, outputs, recipe, runner
 from beam_pipeline.config import ConfigError, ExtractionOverrides, WhitenConfig
-from beam_pipeline.extraction import ExtractionTask, lost_work
+from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest, digest
 from beam_pipeline.recipe import Recipe
 from transforms import features, whitening
@@ -114,7 +114,7 @@ def _whiten(
     phase = runner.Phase("whiten", len(pairs), lambda: len(wanted & set(store.units())), " units")
     runner.run_pipeline(build, options, [phase], engine)
     if missing := wanted - set(store.units()):
-        raise lost_work(f"{len(missing):,} of {len(wanted):,} units were not whitened")
+        raise runner.lost_work(f"{len(missing):,} of {len(wanted):,} units were not whitened")
     shards = tuple(store.summaries([new for _, new in pairs]))
     columns = store.read_images(next(s.unit for s in shards if s.images), ["global_descriptor"])
     manifest = dataclasses.replace(

@@ -32,6 +32,7 @@ from beam_pipeline import (
     outputs,
     pilot,
     recognize,
+    rescore,
     whiten,
 )
 from beam_pipeline.main import main
@@ -544,6 +545,40 @@ def test_an_engine_that_loses_what_is_searched(data, step, lost):
     assert not (data / step / "submission.csv").exists()
     assert start(data, "recognize", step, "--index", str(data / "index")) == 0
     assert results(data / step) == results(data / "undisturbed")
+
+
+NOT_SCORED = "12 of 12 queries were not scored"
+
+
+@pytest.mark.parametrize(
+    "runs, step, name, message",
+    [
+        (1, "Read", "", NOT_SCORED),
+        (1, "WriteShard", "", NOT_SCORED),
+        (2, "Read 0", "", NOT_SCORED),
+        (2, "Read 1", "", "query q[0-9]+ of run 2 was lost by the engine"),
+        (2, "Join", "q03", "1 of 12 queries were not scored"),
+        (2, "Unit", "", NOT_SCORED),
+    ],
+)
+def test_an_engine_that_loses_what_is_scored_anew(data, tmp_path, runs, step, name, message):
+    run = str(data / "undisturbed")
+    made = config.RescoreConfig(run, str(tmp_path / "out"), more_runs=(run,) * (runs - 1))
+    with pytest.raises(config.PipelineError, match=f"{message}.*; the same command goes on from here"):
+        rescore.run(made, OPTIONS, Loses(step, name))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert rescore.run(made, OPTIONS) == 0
+    assert results(tmp_path / "out") == results(data / "undisturbed")
+
+
+def test_a_run_may_lack_queries_of_another(data, tmp_path):
+    few = config.RecognizeConfig(
+        (str(data / "queries" / "q1*"),), str(data / "index"), str(tmp_path / "few"), num_to_rerank=3
+    )
+    assert recognize.run(few, OPTIONS) == 0
+    made = config.RescoreConfig(str(data / "undisturbed"), str(tmp_path / "out"), more_runs=(few.output,))
+    assert rescore.run(made, OPTIONS) == 0
+    assert len(pd.read_csv(tmp_path / "out" / "submission.csv")) == 12
 
 
 def test_no_time_for_an_index(data, capsys):
