@@ -7,6 +7,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import left_out, outputs, runner, terminal
 from beam_pipeline.config import ConfigError, EvaluateConfig
@@ -30,7 +31,9 @@ def build(
     )
 
 
-def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.Metrics:
+def run(
+    config: EvaluateConfig, options: PipelineOptions | None = None, engine: PipelineRunner | None = None
+) -> gap.Metrics:
     """Scores predictions, prints the metrics, writes them where there is a place, and returns them.
 
     The place is config.output, or metrics.json in the run's folder; a CSV alone has none.
@@ -39,6 +42,7 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
       ConfigError: the run is not finished, or there is no place for what a remote runner finds.
       TableError, ValueError: the predictions or the truth are wrong; found before the pipeline starts.
       OSError: a file cannot be read or written.
+      PipelineError: the pipeline failed, or the engine lost predictions.
     """
     options = PipelineOptions([]) if options is None else options
     output, top_k = config.output, None
@@ -60,13 +64,27 @@ def run(config: EvaluateConfig, options: PipelineOptions | None = None) -> gap.M
             metrics = build(pipeline, config, top_k)
             metrics | "Write" >> beam.Map(_write, written).with_input_types(dict, str).with_output_types(str)
 
-        runner.run_pipeline(build_and_write, options, [])
-        metrics = files.read_json(written)
+        files.delete(written)  # of an earlier time
+        runner.run_pipeline(build_and_write, options, [], engine)
+        metrics = _read(written, len(answers))
     print(format_metrics(metrics))
     if output:
         print(f"metrics: {output}")
     if not tables.is_csv(config.predictions):
         print(report_hint(config.predictions, config.truth))
+    return metrics
+
+
+def _read(uri: str, predictions: int) -> gap.Metrics:
+    """The metrics that a pipeline wrote, of so many predictions."""
+    if not files.exists(uri):
+        raise runner.lost_work("the metrics were not written")
+    metrics: gap.Metrics = files.read_json(uri)
+    counts = metrics["all"]["counts"]
+    lost = predictions - sum(counts[name] for name in ("predicted", "empty", "ignored", "unknown"))
+    if lost:
+        files.delete(uri)
+        raise runner.lost_work(f"{lost:,} of {predictions:,} predictions were not counted")
     return metrics
 
 

@@ -25,6 +25,7 @@ from beam_pipeline import (
     calibrate,
     cleaning,
     config,
+    evaluate,
     extraction,
     flags,
     index,
@@ -422,7 +423,7 @@ class Loses(FnApiRunner):
         return super().run_pipeline(pipeline, options)
 
     def visit_transform(self, node):
-        if node.full_label.rpartition("/")[2] == self._step:
+        if f"/{node.full_label}".endswith(f"/{self._step}"):
             node.transform.fn = LosesSome(node.transform.fn, self._name)
 
     def visit_value(self, *arguments):
@@ -569,6 +570,21 @@ def test_an_engine_that_loses_what_is_scored_anew(data, tmp_path, runs, step, na
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert rescore.run(made, OPTIONS) == 0
     assert results(tmp_path / "out") == results(data / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    "step, message",
+    [("Evaluate", "the metrics"), ("Write", "the metrics"), ("Shards/Map(decode)", "12 of 12")],
+)
+def test_an_engine_that_loses_what_is_evaluated(data, tmp_path, step, message):
+    truth = tmp_path / "truth.csv"
+    truth.write_text("id,landmark_id\n" + "".join(f"q{i:02d},L{i // 2}\n" for i in range(12)))
+    made = config.EvaluateConfig(str(data / "undisturbed"), str(truth), str(tmp_path / "metrics.json"))
+    metrics = evaluate.run(made, OPTIONS)
+    with pytest.raises(config.PipelineError, match=f"{message}.* were not .*the engine lost them"):
+        evaluate.run(made, OPTIONS, Loses(step, ""))
+    assert not (tmp_path / "metrics.json").exists()
+    assert evaluate.run(made, OPTIONS) == metrics
 
 
 def test_a_run_may_lack_queries_of_another(data, tmp_path):
