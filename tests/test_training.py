@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.pictures import textured
-from training import judge, split
+from training import judge, rounding, split
 from training.batches import Batches
 from training.correspondences import Correspondences
 from transforms.arrays.whitening import Whitening
+from transforms.processes.onnx_runtime import one_thread_session
 
 ROWS = [
     ("0a", "in_qutub_minar", "landmark"),
@@ -215,6 +216,92 @@ class TestJudge:
         again.seconds.pop("embedded/calibration.json")
         again.index("embedded")
         assert not found.exists() and len(commands) == 4
+
+
+class TestRounding:
+    def test_inputs_without_correlation_leave_nothing_to_make_up_for(self):
+        rng = np.random.default_rng(0)
+        weights, scales = rng.normal(size=(3, 4, 9)), rng.uniform(0.01, 0.02, (3, 4))
+        spread = np.stack([np.diag(rng.uniform(0, 3, 9)) for _ in range(3)])
+        expected = np.clip(np.round(weights / scales[:, :, None]), -64, 64)
+        assert (rounding.rounded(weights, scales, spread) == expected).all() and (expected == 64).any()
+
+    def test_sums_of_inputs_that_go_together_are_kept_better_than_by_the_nearest(self):
+        rng = np.random.default_rng(0)
+        weights, seen = (
+            rng.normal(size=(2, 5, 30)),
+            rng.normal(size=(2, 500, 6)) @ rng.normal(size=(2, 6, 30)),
+        )
+        seen += 0.1 * rng.normal(size=seen.shape)
+        scales = np.abs(weights).max(2) / 64
+        codes = rounding.rounded(weights, scales, seen.swapaxes(1, 2) @ seen / 500)
+        nearest = np.round(weights / scales[:, :, None])
+        assert np.abs(codes - weights / scales[:, :, None]).max() < 9  # no weight is another one
+        lost, before = (
+            np.square(seen @ (weights - made * scales[:, :, None]).swapaxes(1, 2)).mean()
+            for made in (codes, nearest)
+        )
+        assert lost < before / 4
+
+    @pytest.mark.parametrize("groups, stride", [(1, 2), (6, 1)], ids=["dense", "depthwise"])
+    def test_a_convolution_gives_less_else_and_nothing_on_average(self, tmp_path, groups, stride):
+        onnx = pytest.importorskip("onnx")
+        from onnx import TensorProto, helper, numpy_helper
+        from onnxruntime import quantization
+
+        rng = np.random.default_rng(0)
+        kernel = rng.normal(size=(6, 6 // groups, 3, 3)).astype(np.float32)
+        node = helper.make_node(
+            "Conv", ["x", "kernel", "bias"], ["y"], group=groups, pads=[0, 0, 1, 1], strides=[stride, stride]
+        )
+        constants = {"kernel": kernel, "bias": np.ones(6, np.float32)}
+        x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 6, None, None]) for n in "xy")
+        tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        opset = [helper.make_opsetid("", 17)]
+        model = helper.make_model(
+            helper.make_graph([node], "one", [x], [y], tensors), opset_imports=opset, ir_version=9
+        )
+        mixed = rng.normal(size=(6, 2))
+        fed = [
+            {"x": np.float32(np.einsum("ck,kyx->cyx", mixed, textured_planes(rng)))[None]} for _ in range(4)
+        ]
+
+        class Reader(quantization.CalibrationDataReader):
+            rest = iter(fed)
+
+            def get_next(self):
+                return next(self.rest, None)
+
+        paths = str(tmp_path / "whole.onnx"), str(tmp_path / "small.onnx")
+        onnx.save(model, paths[0])
+        quantization.quantize_static(*paths, Reader(), per_channel=True, reduce_range=True)
+        small = onnx.load(paths[1])
+
+        def outputs(made):
+            """Of the graph in float32, with what the weights of `made` stand for."""
+            values = {i.name: numpy_helper.to_array(i).astype(np.float64) for i in made.graph.initializer}
+            weights = values["kernel_quantized"] * values["kernel_scale"].reshape(6, 1, 1, 1)
+            biases = values["bias_quantized"] * values["bias_quantized_scale"]
+            return run(np.float32(weights), np.float32(biases))
+
+        def run(weights, biases):
+            given = onnx.ModelProto()
+            given.CopyFrom(model)
+            for constant, value in zip(given.graph.initializer, (weights, biases)):
+                constant.CopyFrom(numpy_helper.from_array(value, constant.name))
+            session = one_thread_session(given.SerializeToString())
+            return np.concatenate([session.run(None, one)[0][0].reshape(6, -1) for one in fed], axis=1)
+
+        wanted, before = run(*constants.values()), outputs(small)
+        rounding.round_weights(small, model, fed)
+        after = outputs(small)
+        assert np.square(after - wanted).mean() < 0.3 * np.square(before - wanted).mean()
+        assert np.abs((after - wanted).mean(1)).max() < 0.2 * np.abs((before - wanted).mean(1)).max()
+
+
+def textured_planes(rng):
+    """float64 [2, 24, 20], neighbours much alike, and not around zero."""
+    return 3 + np.cumsum(np.cumsum(rng.normal(size=(2, 24, 20)), axis=1), axis=2) / 10
 
 
 @pytest.fixture

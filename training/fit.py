@@ -17,12 +17,13 @@ from onnxruntime import quantization
 
 from training import graph, photographs, split
 from training.network import Network, folded, pretrained
+from training.rounding import round_weights
 from transforms.arrays.whitening import Whitening
 from transforms.models.embedded import EmbeddedModel, feeds, fitted, strongest_corners
 from transforms.processes.onnx_runtime import one_thread_session
 
 TUNED = 0.5  # share of the tuned weights in the average
-CALIBRATION = 40  # photographs that ranges of values are taken from
+CALIBRATION = 40  # photographs that ranges and roundings are chosen on
 GLOBAL, GLOBAL_SHRINKAGE = 512, 0.03  # dimensions, and what is added to their variances
 LOCAL, LOCAL_POWER = 64, 0.25
 WHITENING = 2000  # photographs that the whitening is learned on
@@ -48,15 +49,15 @@ def inputs(folder: str, chosen: list[split.Photograph]) -> Iterator[dict[str, np
 
 
 class _Calibration(quantization.CalibrationDataReader):
-    def __init__(self, folder: str, chosen: list[split.Photograph]):
-        self._inputs = inputs(folder, chosen)
+    def __init__(self, fed: list[dict[str, np.ndarray]]):
+        self._inputs = iter(fed)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._inputs, None)
 
 
-def quantised(model: onnx.ModelProto, folder: str, chosen: list[split.Photograph]) -> onnx.ModelProto:
-    """The graph with convolutions in 8 bits, ranges as on these photographs.
+def quantised(model: onnx.ModelProto, fed: list[dict[str, np.ndarray]]) -> onnx.ModelProto:
+    """The graph with convolutions in 8 bits, ranges and roundings as is best for these inputs.
 
     Weights have 7 bits: sums of two products of 8 bits overflow 16 on processors without VNNI.
     """
@@ -66,7 +67,7 @@ def quantised(model: onnx.ModelProto, folder: str, chosen: list[split.Photograph
         quantization.quantize_static(
             whole,
             small,
-            _Calibration(folder, chosen),
+            _Calibration(fed),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Clip", "Add"],
             per_channel=True,
@@ -74,7 +75,9 @@ def quantised(model: onnx.ModelProto, folder: str, chosen: list[split.Photograph
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        return onnx.load(small)
+        made = onnx.load(small)
+    round_weights(made, model, fed)
+    return made
 
 
 def learned(
@@ -106,11 +109,11 @@ def main() -> None:
     chosen = [p for p in split.read_photographs(args.photographs) if p.part == "train"]
     chosen.sort(key=lambda photograph: split.order("fit", photograph.id))
     arrays = folded(averaged(os.path.join(args.output, "checkpoint.pt"), args.tuned))
-    calibration = (args.photographs, chosen[:CALIBRATION])
-    raw = quantised(graph.build(arrays), *calibration)
+    calibration = list(inputs(args.photographs, chosen[:CALIBRATION]))
+    raw = quantised(graph.build(arrays), calibration)
     model = graph.build(arrays, *learned(raw, args.photographs, chosen[:WHITENING]))
     onnx.save(model, os.path.join(args.output, "float32.onnx"))
-    onnx.save(quantised(model, *calibration), EmbeddedModel.CONSTANTS)
+    onnx.save(quantised(model, calibration), EmbeddedModel.CONSTANTS)
     print(f"{EmbeddedModel.CONSTANTS}: {os.path.getsize(EmbeddedModel.CONSTANTS) / 1e6:.1f} MB")
 
 
