@@ -9,6 +9,7 @@ import argparse
 import collections
 import dataclasses
 import os
+import shutil
 import time
 
 from beam_pipeline import outputs, recipe
@@ -46,7 +47,7 @@ def main() -> None:
     """Writes the folder that ships."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photographs", required=True, help="folder with photos.csv")
-    parser.add_argument("--output", default=EmbeddedModel.COHORT, help="folder to make")
+    parser.add_argument("--output", default=EmbeddedModel.COHORT, help="folder to make anew")
     args = parser.parse_args()
     started = time.monotonic()
     made = recipe.choose(catalog.EMBEDDED, ExtractionOverrides(), ReadingConfig())
@@ -59,6 +60,7 @@ def main() -> None:
     found = extract_unit(ImageUnit(name, tuple(refs)), model, made.reader)
     assert found is not None and not found.failures, found
     features = [dataclasses.replace(one, ref=ImageRef(one.ref.image_id, "", 0)) for one in found.features]
+    shutil.rmtree(args.output, ignore_errors=True)
     store = FeatureStore(args.output)
     store.write_unit(name, features, (), found.dimensions)
     manifest = CohortManifest(

@@ -1,8 +1,8 @@
 """Makes the product's model of a checkpoint: `python -m training.fit --photographs FOLDER --output FOLDER`.
 
-Averages the tuned weights with the original ones (Wortsman et al. 2022), learns the whitening on the
-photographs that the network was trained on, and writes the graph in 8 bits; in float32 too, beside the
-checkpoint, to compare with.
+Averages the tuned weights with the original ones, and with those of an earlier model where one is given
+(Wortsman et al. 2022, both of them), learns the whitening on the photographs that the network was trained on,
+and writes the graph in 8 bits; in float32 too, beside the checkpoint, to compare with.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from onnxruntime import quantization
 
 from training import graph, photographs, split
@@ -24,10 +25,9 @@ from transforms.processes.onnx_runtime import one_thread_session
 
 TUNED = 0.5  # share of the tuned weights in the average
 CALIBRATION = 40  # photographs that ranges and roundings are chosen on
-GLOBAL, GLOBAL_SHRINKAGE = 512, 0.03  # dimensions, and what is added to their variances
+GLOBAL, GLOBAL_SHRINKAGE = 512, 0.01  # dimensions, and what is added to their variances
 LOCAL, LOCAL_POWER = 64, 0.25
-WHITENING = 2000  # photographs that the whitening is learned on
-LOCAL_PHOTOGRAPHS = 600  # those of them for the local one,
+LOCAL_PHOTOGRAPHS = 600  # that the local whitening is learned on,
 LOCAL_SAMPLE = 60  # with so many corners of each
 
 
@@ -38,6 +38,17 @@ def averaged(checkpoint: str, share: float) -> Network:
     own = network.state_dict()
     network.load_state_dict({name: value + share * (tuned[name] - value) for name, value in own.items()})
     return network
+
+
+def unpacked(path: str) -> dict[str, np.ndarray]:
+    """The folded weights of a model that `quantised` has made, by their names in its graph."""
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+    found = {}
+    for node in (name.removesuffix("/bias_quantized") for name in stored if name.endswith("/bias_quantized")):
+        kernel, bias = (stored[f"{name}_quantized"].astype(np.float32) for name in (node, f"{node}/bias"))
+        found[node] = kernel * stored[f"{node}_scale"].reshape(-1, 1, 1, 1)
+        found[f"{node}/bias"] = bias * stored[f"{node}/bias_quantized_scale"]
+    return found
 
 
 def inputs(folder: str, chosen: list[split.Photograph]) -> Iterator[dict[str, np.ndarray]]:
@@ -105,13 +116,17 @@ def main() -> None:
     parser.add_argument(
         "--tuned", type=float, default=TUNED, help="share of the tuned weights in the average"
     )
+    parser.add_argument("--previous", help="an earlier embedded.onnx, averaged with half and half")
     args = parser.parse_args()
     chosen = [p for p in split.read_photographs(args.photographs) if p.part == "train"]
     chosen.sort(key=lambda photograph: split.order("fit", photograph.id))
     arrays = folded(averaged(os.path.join(args.output, "checkpoint.pt"), args.tuned))
+    if args.previous:
+        previous = unpacked(args.previous)
+        arrays = {name: (value + previous[name]) / 2 for name, value in arrays.items()}
     calibration = list(inputs(args.photographs, chosen[:CALIBRATION]))
     raw = quantised(graph.build(arrays), calibration)
-    model = graph.build(arrays, *learned(raw, args.photographs, chosen[:WHITENING]))
+    model = graph.build(arrays, *learned(raw, args.photographs, chosen))
     onnx.save(model, os.path.join(args.output, "float32.onnx"))
     onnx.save(quantised(model, calibration), EmbeddedModel.CONSTANTS)
     print(f"{EmbeddedModel.CONSTANTS}: {os.path.getsize(EmbeddedModel.CONSTANTS) / 1e6:.1f} MB")
