@@ -28,7 +28,8 @@ MIN_QUERIES = 20
 FOLDS = 5
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)
 
-# What is tried. Of equal ones the first is taken: what is learned by few is to be what is good in general.
+# What is tried. Of those that are less than one query worse than the best the first is taken: what is learned
+# by few is to be what is good in general.
 WEIGHTS = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 2.0), (0.0, 4.0))
 TRIED = tuple(
     ScoringSettings(top_k, limit, plain, augmented)
@@ -81,8 +82,8 @@ def tune(queries: Queries, share: float) -> dict[str, Any]:
     if enough:
         votes = [vote(queries.table, one) for one in TRIED]
         gaps = [_gap(queries, v.landmark, v.score, weights) for v in votes]
-        best = max(range(len(TRIED)), key=lambda at: (round(gaps[at], 4), -at))
-        scoring = TRIED[best]
+        lost = [round((max(gaps) - gap) * counts["known"], 6) for gap in gaps]  # queries
+        scoring = next(one for one, queries_lost in zip(TRIED, lost) if queries_lost < 1)
         tried = [{**dataclasses.asdict(one), "gap": round(gap, 4)} for one, gap in zip(TRIED, gaps)]
     found: dict[str, Any] = {
         "settings": dataclasses.asdict(scoring),

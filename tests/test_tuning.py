@@ -60,6 +60,15 @@ def test_the_order_of_queries_and_their_number_of_copies_make_no_difference():
         assert other["coefficients"][name] == pytest.approx(value, rel=1e-4)
 
 
+def test_of_settings_less_than_a_query_apart_the_first_is_taken(monkeypatch):
+    gaps = [0.5, 0.97, 0.971, *[0.9] * (len(tuning.TRIED) - 4), 0.98]
+    answers = iter([*gaps, 0.9])  # and the cross-validated one
+    monkeypatch.setattr(tuning, "_gap", lambda *given: next(answers))
+    found = tuning.tune(queries(100, 100), 0.5)
+    assert tuning.ScoringSettings(**found["settings"]) == tuning.TRIED[2]
+    assert [one["gap"] for one in found["tried"]] == gaps
+
+
 @pytest.mark.parametrize("known, others", [(0, 0), (19, 100), (100, 19), (0, 40)])
 def test_too_few_queries_are_said_and_teach_nothing(known, others):
     found = tuning.tune(queries(known, others), 0.5)
