@@ -281,8 +281,9 @@ def test_a_calibration_says_what_it_is_made_of(calibrated):
     assert found["coefficients"]["augmented"] > 0 and found["coefficients"]["geometry"] > 0
     assert set(found["cross_validated"]) == {"gap", "calibration_error", "precision", "recall"}
     chosen = {name: found["settings"][name] for name in found["tried"][0] if name != "gap"}
-    best = max(tried["gap"] for tried in found["tried"])
-    assert next(tried for tried in found["tried"] if tried["gap"] == best) == {**chosen, "gap": best}
+    enough = max(tried["gap"] for tried in found["tried"]) - 1 / images
+    first = next(tried for tried in found["tried"] if tried["gap"] > enough)
+    assert first == {**chosen, "gap": first["gap"]}
 
 
 def test_the_five_best_landmarks_of_a_run(data, calibrated, tmp_path):
