@@ -204,4 +204,5 @@ def test_the_error_that_ends_a_pipeline_is_said_once(number, workers, capsys, ca
         )
     is_bug = isinstance(error, KeyError)
     assert str(raised.value).startswith(said) and ("while running" in str(raised.value)) is is_bug
-    assert ("in _raise\n" in capsys.readouterr().err) is is_bug and not caplog.records
+    # What else is logged is of a channel that an earlier pipeline has closed.
+    assert ("in _raise\n" in capsys.readouterr().err) is is_bug and "in _raise\n" not in caplog.text
