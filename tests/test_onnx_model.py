@@ -147,10 +147,12 @@ class TestLocalFeatures:
         assert found.keypoints.max(0).tolist() == [128 / 64 * (8 * 7 + 0.5), 160 / 64 * (8 * 7 + 0.5)]
 
     def test_order_of_coordinates(self, tmp_path):
-        xy = load(build(tmp_path / "xy", "both")).extract(IMAGE).keypoints
-        yx = load(build(tmp_path / "yx", "both", {"onnx": {"keypoint_order": "yx"}})).extract(IMAGE).keypoints
+        image, square = textured(64, 64), {"image": "[1,3,64,64]"}
+        card = {"onnx": {"keypoint_order": "yx"}}
+        xy = load(build(tmp_path / "xy", "both", **square)).extract(image).keypoints
+        yx = load(build(tmp_path / "yx", "both", card, **square)).extract(image).keypoints
         np.testing.assert_array_equal(xy, yx[:, ::-1])
-        assert xy[:, 1].max() > xy[:, 0].max()
+        assert (xy != yx).any()
 
     def test_scales_are_pooled_and_limits_hold(self, tmp_path):
         scales = dict(image_scales=(1.0, 0.5), global_scales=(1.0,))
@@ -162,6 +164,28 @@ class TestLocalFeatures:
         threshold = float(np.median(every.scores))
         kept = load(path, **scales, score_threshold=threshold).extract(IMAGE).scores
         assert 0 < len(kept) < len(every.scores) and kept.min() >= threshold
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"step": 1 / 128}, "from 0 to .* in y and from 0 to .* in x, as if divided by the sides"),
+            ({"step": 80}, "from 0 to 1200 in y and from 0 to 880 in x"),
+            ({"step": -8}, "from -120 to -?0 in y and from -88 to -?0 in x"),
+            ({"card": {"onnx": {"keypoint_order": "yx"}}}, "yx .*; is its keypoint_order another"),
+        ],
+    )
+    def test_keypoints_are_in_pixels(self, tmp_path, options, message):
+        path = build(tmp_path, "both", **options)
+        with pytest.raises(
+            ModelError, match=r"fails on a test image of 128 x 96 px: keypoints must be .*" + message
+        ):
+            load(path)
+
+    def test_a_photograph_with_keypoints_outside(self, tmp_path):
+        model = load(build(tmp_path, "both", step=8.1))  # within a pixel on small images alone
+        with pytest.raises(ExtractionError, match="of 128 x 1600 px; .* to 1611.9 in x") as error:
+            model.extract(textured(128, 1600))
+        assert error.value.kind == "keypoints_outside"
 
 
 class TestGuess:

@@ -46,8 +46,8 @@ _CELLS = """
     one_side = Slice (dims, last_start, last_end) across = Squeeze (one_side)
     cells = Range (zero, count, one)
     y = Div (cells, across) x = Mod (cells, across)
-    y1 = Unsqueeze (y, last) x1 = Unsqueeze (x, last) xy = Concat <axis = 1> (x1, y1)
-    scaled = Mul (xy, stride) {keypoints}
+    y1 = Unsqueeze (y, last) x1 = Unsqueeze (x, last) whole = Concat <axis = 1> (x1, y1)
+    xy = Cast <to = {number}> (whole) scaled = Mul (xy, stride) {keypoints}
     powers = Mul (rows, rows) strong = ReduceSum <keepdims = 0> (powers, last) {scores}
 """
 
@@ -59,6 +59,8 @@ def build(
     image: str = "[B,3,H,W]",
     scale: float = 1.0,
     external: bool = False,
+    step: float = STRIDE,
+    map_axes: tuple[int, ...] = (0, 1, 2, 3),
 ) -> None:
     """Writes one of KINDS to `path`.
 
@@ -67,9 +69,14 @@ def build(
       image: shape of the input "image"; NHWC where its last axis is 3.
       scale: of the map, to make it overflow.
       external: put the weights in a file beside it.
+      step: of keypoints from cell to cell; STRIDE for px of the image fed, floats for another one.
+      map_axes: order of the axes of what "map" gives.
     """
     inner = "float" if float_type == "uint8" else float_type
     outputs, head = _HEADS[kind]
+    head = head.replace("Relu (map)", f"Transpose <perm = {list(map_axes)}> (map)")
+    if step != STRIDE:
+        outputs = outputs.replace("int64", "float")
     body = "pixels = Cast <to = 1> (image)" if float_type == "uint8" else "pixels = Identity (image)"
     body += " planes = " + (
         "Transpose <perm = [0, 3, 1, 2]> (pixels)" if image.endswith(",3]") else "Identity (pixels)"
@@ -79,6 +86,7 @@ def build(
     if "keypoints" in outputs:
         batch = kind == "local_columns"
         body += _CELLS.format(
+            number=7 if step == STRIDE else 1,
             keypoints="keypoints = Unsqueeze (scaled, first)" if batch else "keypoints = Identity (scaled)",
             scores="scores = Identity (strong)" if batch else "scores = Squeeze (strong, first)",
         )
@@ -104,7 +112,7 @@ def build(
         "last_end": np.array([4]),
         "zero": np.array(0),
         "one": np.array(1),
-        "stride": np.array(STRIDE),
+        "stride": np.array(STRIDE) if step == STRIDE else np.array(step, np.float32),
     }
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(

@@ -27,7 +27,8 @@ class ExtractionError(RuntimeError):
 
     Attributes:
       kind: "too_small" (no scale is left that the model can work on), "non_finite" (a descriptor is NaN,
-        infinite or of no length) or "model_error" (the model raised).
+        infinite or of no length), "keypoints_outside" (keypoints are not in pixels of the image) or
+        "model_error" (the model raised).
     """
 
     def __init__(self, kind: str, message: str):

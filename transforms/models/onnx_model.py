@@ -37,6 +37,7 @@ from transforms.models.onnx_interface import PIXELS, POOLINGS, Interface, Tensor
 from transforms.processes.onnx_runtime import one_thread_session
 
 MIN_SIDE = 5  # px of a photograph at a scale
+_MARGIN = 1.0  # px that a keypoint may lie outside of the image fed
 GEM_FLOOR = 1e-6  # Radenovic, Tolias and Chum, TPAMI 2019
 _IN_FLIGHT = 4  # images at a time on a device of its own
 _TEST_SIDES = ((128, 96), (224, 288))  # px, of the images that a model is checked with when it is loaded
@@ -114,7 +115,8 @@ class OnnxModel(Model):
             try:
                 extracted = model.extract(probe_image(height, width))
             except (ExtractionError, ModelError) as error:
-                hint = "" if interface.image_sides else _OPEN_SIDES
+                raised = isinstance(error, ExtractionError) and error.kind == "model_error"
+                hint = _OPEN_SIDES if raised and not interface.image_sides else ""
                 raise ModelError(
                     f"{place} fails on a test image of {height} x {width} px: {error}{hint}"
                 ) from error
@@ -173,9 +175,8 @@ class OnnxModel(Model):
             if interface.global_output and scale in settings.global_scales:
                 rows.append(self._row(outputs[interface.global_output]))
             if interface.keypoints:
-                local.append(
-                    self._local(outputs, np.array(self._fed_sides(pixels, scale)) / pixels.shape[:2])
-                )
+                fed = np.array(self._fed_sides(pixels, scale))
+                local.append(self._local(outputs, fed, fed / pixels.shape[:2]))
         descriptor = summed(np.stack(rows)) if rows else np.zeros(0, np.float32)
         if not local:
             nothing = np.zeros((0, 2), np.float32), np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
@@ -246,10 +247,10 @@ class OnnxModel(Model):
         return values
 
     def _local(
-        self, outputs: dict[str, np.ndarray], zoom: np.ndarray
+        self, outputs: dict[str, np.ndarray], fed: np.ndarray, zoom: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keypoints (y, x) in px of the image, descriptors and scores of the outputs on an image that was
-        fed `zoom` [2] times as large.
+        fed with the sides `fed` [2], `zoom` [2] times as large.
         """
         interface = self.interface
         keypoints, features, scores = (
@@ -268,8 +269,24 @@ class OnnxModel(Model):
                 "do not fit together: expected [N, 2], [N, D] and [N]"
             )
         ordered = keypoints[:, ::-1] if interface.keypoint_order == "xy" else keypoints
+        self._check_keypoints(ordered[scores >= self.settings.score_threshold], fed)
         # Whole numbers are the middles of pixels.
         return (ordered.astype(np.float64) + 0.5) / zoom, features, scores.astype(np.float32)
+
+    def _check_keypoints(self, keypoints: np.ndarray, fed: np.ndarray) -> None:
+        """Raises ExtractionError where keypoints (y, x) [N, 2] are not in px of an image of the sides `fed`:
+        all within a pixel of each other would agree with any others.
+        """
+        normalised = len(keypoints) > 1 and bool((np.abs(keypoints) <= 1).all()) and fed.min() > 2
+        if normalised or ((keypoints < -_MARGIN) | (keypoints > fed + _MARGIN)).any():
+            low, high = keypoints.min(axis=0), keypoints.max(axis=0)
+            raise ExtractionError(
+                "keypoints_outside",
+                f"{self.interface.keypoints} must be {self.interface.keypoint_order} in pixels of the image "
+                f"fed, of {fed[0]} x {fed[1]} px; they are from {low[0]:g} to {high[0]:g} in y and from "
+                f"{low[1]:g} to {high[1]:g} in x"
+                + (", as if divided by the sides" if normalised else "; is its keypoint_order another?"),
+            )
 
 
 # ONNX Runtime's execution providers by device.
