@@ -17,7 +17,7 @@ from tests.pictures import textured
 from tests.tiny_onnx import load
 from transforms.models import catalog, model_files
 from transforms.models.model import ExtractionError, ModelError
-from transforms.models.onnx_interface import IMAGENET_MEAN, IMAGENET_STD, Tensor, guess
+from transforms.models.onnx_interface import IMAGENET_MEAN, IMAGENET_STD, Tensor, guess, told_layout
 from transforms.models.onnx_model import OnnxModel
 
 IMAGE = textured(128, 160)
@@ -54,6 +54,37 @@ class TestGlobalDescriptor:
         found = load(build(tmp_path, "map")).extract(IMAGE)
         expected = (np.maximum(cells(IMAGE), 1e-6) ** 3).mean((1, 2)) ** (1 / 3)
         np.testing.assert_allclose(found.global_descriptor, unit(expected), atol=1e-5)
+
+    @pytest.mark.parametrize("image", ["[B,3,H,W]", "[1,3,128,160]", "[B,H,W,3]", "[1,128,160,3]"])
+    @pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)])
+    def test_the_layout_of_a_map_is_told_by_its_shapes(self, tmp_path, image, axes):
+        found = load(build(tmp_path, "map", image=image, map_axes=axes)).extract(IMAGE)
+        expected = load(build(tmp_path / "plain", "map")).extract(IMAGE).global_descriptor
+        np.testing.assert_allclose(found.global_descriptor, expected, atol=1e-5)
+
+    def test_a_map_whose_layout_cannot_be_told(self, tmp_path):
+        options = {"image": "[1,3,128,128]", "map_axes": (0, 2, 3, 1)}  # [1, 16, 16, 16]
+        with pytest.raises(ModelError, match=r'features, \[1, 16, 16, 16\] on .* told: state "map_layout"'):
+            load(build(tmp_path, "map", **options))
+        path = build(tmp_path, "map", {"onnx": {"map_layout": "NHWC"}}, **options)
+        image = textured(128, 128)
+        expected = load(build(tmp_path / "plain", "map")).extract(image).global_descriptor
+        np.testing.assert_allclose(load(path).extract(image).global_descriptor, expected, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("maps", "layout"),
+        [
+            ([((1, 64, 7, 7), (224, 224))], "NCHW"),
+            ([((1, 7, 7, 64), (224, 224))], "NHWC"),
+            ([((1, 8, 7, 7), (224, 224))], "NCHW"),
+            ([((1, 7, 7, 7), (224, 224))], None),
+            ([((1, 16, 6, 8), (112, 128)), ((1, 16, 6, 9), (112, 144))], "NCHW"),
+            ([((1, 512, 1, 1), (32, 32))], "NCHW"),
+            ([((1, 5, 50, 3), (224, 224))], None),
+        ],
+    )
+    def test_told_layout(self, maps, layout):
+        assert told_layout(maps) == layout
 
     def test_first_token_is_the_class_token(self, tmp_path):
         found = load(build(tmp_path, "tokens")).extract(IMAGE)
@@ -245,7 +276,10 @@ class TestGuess:
             ({"global_output": "x"}, "there is no output 'x', which the card names as global_output"),
             ({"global_output": None}, "neither a global descriptor nor keypoints"),
             ({"side_multiple": 0}, "side_multiple must be a whole number of at least 1"),
-            ({"image_sides": 224}, r"image_sides must be \[height, width\] in px, not 224"),
+            ({"side_multiple": 100000}, "side_multiple must be .* at most 1024, not 100000"),
+            ({"image_sides": [224, 9000]}, "image_sides must be .* at most 8192"),
+            ({"map_layout": "CHW"}, r"map_layout must be one of \['NCHW', 'NHWC'\], not 'CHW'"),
+            ({"image_sides": 224}, r"image_sides must be \[height, width\] in px, .*, not 224"),
             ({"value_range": "1"}, "value_range must be a number above 0"),
             (
                 {"keypoints": "features"},
@@ -304,6 +338,7 @@ class TestInspect:
     def test_prints_a_card_that_is_taken(self, tmp_path, kind):
         path = build(tmp_path, kind)
         text = catalog.inspect(path)
+        assert ("map          NCHW, told by its shapes" in text) == (kind == "map")
         assert "guessed is" in text and catalog.fingerprint(path) in text and "CPUExecutionProvider" in text
         (tmp_path / "landmarks_card.json").write_text(text[text.index("{") :])
         again = catalog.inspect(path)

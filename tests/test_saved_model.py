@@ -453,6 +453,8 @@ def test_card_states_what_it_states(tmp_path):
         (b"[1]", "expected a JSON object, found list"),
         (b'{"scales": [1]}', r"unknown keys \['scales'\]; known are"),
         (b'{"name": 1}', "name must be a text, not 1"),
+        (b'{"name": "a\\u001b[31mb"}', r"name must be a line without control characters, not 'a\\x1b"),
+        (b'{"name": "a\\nb"}', "name must be a line without control characters"),
         (b'{"max_distance": 0}', "max_distance must be in \\(0, 2\\], not 0"),
         (b'{"image_scales": [1, 2]}', "must be given together"),
         (
@@ -478,6 +480,7 @@ def test_malformed_card_is_refused(tmp_path, content, message):
             r"image_scales must be positive and different from each other, not \(1.0, -1.0\)",
         ),
         ({"image_scales": (1.0, 1.0)}, "different from each other"),
+        ({"image_scales": (1.0, 1000.0)}, r"image_scales must be at most 8, not \(1.0, 1000.0\)"),
         ({"image_scales": ("1",)}, "image_scales must be a finite number, not '1'"),
         ({"global_scales": (3.0,)}, r"global_scales \[3.0\] are not among image_scales"),
         ({"max_local_features": 0}, "max_local_features must be a whole number of at least 1, not 0"),

@@ -16,6 +16,7 @@ from typing import Any
 from transforms.storage.uris import is_local
 
 CARD_NAME = "landmarks_card.json"
+MAX_SCALE = 8.0
 PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda", "tensorrt", "coreml", "openvino")
 
@@ -26,6 +27,8 @@ def _check_scales(name: str, scales: Any) -> tuple[float, ...]:
     checked = tuple(_check_number(name, scale) for scale in scales)
     if min(checked) <= 0 or len(set(checked)) < len(checked):
         raise ValueError(f"{name} must be positive and different from each other, not {scales!r}")
+    if max(checked) > MAX_SCALE:
+        raise ValueError(f"{name} must be at most {MAX_SCALE:g}, not {scales!r}")
     return checked
 
 
@@ -204,6 +207,8 @@ def _check_card(card: dict[str, Any]) -> dict[str, Any]:
     for key in ("name", "description"):
         if not isinstance(card.get(key, ""), str):
             raise ValueError(f"{key} must be a text, not {card[key]!r}")
+    if not card.get("name", "").isprintable():
+        raise ValueError(f"name must be a line without control characters, not {card['name']!r}")
     if not isinstance(card.get("ordered_axes", False), bool):
         raise ValueError(f"ordered_axes must be true or false, not {card['ordered_axes']!r}")
     if not isinstance(card.get("onnx", {}), dict):

@@ -13,6 +13,7 @@ LAYOUTS = ("NCHW", "NHWC")
 CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 POOLINGS = {"none": 2, "class_token": 3, "gem": 4}  # ranks of the outputs that they take
 KEYPOINT_ORDERS = ("xy", "yx")
+MAX_SIDE, MAX_MULTIPLE = 8192, 1024  # px fed
 
 # Of the photographs that most public networks were trained on: ImageNet, in RGB from 0 to 1.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,8 +56,10 @@ class Interface:
       side_multiple: both sides fed are multiples of this, in px.
       global_output: name of the output with the global descriptor; None for none.
       pooling: what makes a descriptor of it: "none" [1, D]; "class_token" [1, T, D], the first of T tokens;
-        "gem" [1, C, H, W], or [1, H, W, C] where the input is NHWC, generalised mean pooling.
+        "gem" a map, generalised mean pooling.
       gem_power: p of "gem".
+      map_layout: order of the map's axes, "NCHW" or "NHWC"; None for the one that its shapes tell, see
+        `told_layout`.
       keypoints: name of the output [N, 2] or [1, N, 2], in px of the image fed; None for no local features.
       keypoint_order: of its coordinates, "xy" or "yx".
       descriptors: name of the output [N, D], [1, N, D] or [1, D, N].
@@ -78,10 +81,11 @@ class Interface:
     keypoint_order: str
     descriptors: str | None
     scores: str | None
+    map_layout: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As the card states it."""
-        return dataclasses.asdict(self)
+        """As the card states it; without map_layout where shapes tell it."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if (k, v) != ("map_layout", None)}
 
     def __str__(self) -> str:
         size = "{} x {} px".format(*self.image_sides) if self.image_sides else "as photographs are"
@@ -113,6 +117,30 @@ def guess(
       ModelError: what is stated does not fit, or something cannot be told; the text lists what there is.
     """
     return _Guess(inputs, outputs, stated, name).interface()
+
+
+def told_layout(maps: Sequence[tuple[tuple[int, ...], tuple[int, int]]]) -> str | None:
+    """The order of a map's axes, one of LAYOUTS, by its shapes; None where they do not tell it.
+
+    Args:
+      maps: for images, the shape of the map, four axes, and the sides (H, W) fed. Its depth is the same for
+        all of them, and its sides are to each other as those fed are, to a cell.
+    """
+    depths = {layout: {shape[layout.index("C")] for shape, _ in maps} for layout in LAYOUTS}
+    possible = [layout for layout in LAYOUTS if len(depths[layout]) == 1]
+    if len(possible) == 1:
+        return possible[0]
+    misfits = {layout: max(_misfit(shape, layout, fed) for shape, fed in maps) for layout in possible}
+    least = min(misfits.values(), default=2)
+    fitting = [layout for layout in possible if misfits[layout] == least < 2]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _misfit(shape: tuple[int, ...], layout: str, fed: tuple[int, int]) -> int:
+    """0 where sides are to each other as those fed, 1 where to a cell, else 2."""
+    height, width = shape[layout.index("H")], shape[layout.index("W")]
+    away = abs(height * fed[1] - width * fed[0])
+    return 2 if height > fed[0] or width > fed[1] or away > max(fed) else int(away > 0)
 
 
 class _Guess:
@@ -164,6 +192,7 @@ class _Guess:
             self._one_of("keypoint_order", KEYPOINT_ORDERS, "xy"),
             descriptors,
             scores,
+            self._one_of("map_layout", LAYOUTS, "") if self._stated.get("map_layout") is not None else None,
         )
 
     def _image(self) -> Tensor:
@@ -201,9 +230,11 @@ class _Guess:
             if (
                 not isinstance(stated, list)
                 or len(stated) != 2
-                or not all(_is_count(side) for side in stated)
+                or not all(_is_count(side, MAX_SIDE) for side in stated)
             ):
-                raise self._error(f"image_sides must be [height, width] in px, not {stated!r}")
+                raise self._error(
+                    f"image_sides must be [height, width] in px, at most {MAX_SIDE}, not {stated!r}"
+                )
             if any(side not in (-1, given) for side, given in zip(fixed, stated)):
                 raise self._error(f"image_sides {stated} are not those of {image}")
             return stated[0], stated[1]
@@ -216,8 +247,11 @@ class _Guess:
         size = re.search(r"(?:patch|vit\D{0,4}|dino\S*?)(14|16|32)(?!\d)", self._name.lower())
         dino = 14 if "dinov2" in self._name.lower() else 16
         multiple = self._stated.get("side_multiple", int(size[1]) if size else dino if tokens else 32)
-        if not _is_count(multiple):
-            raise self._error(f"side_multiple must be a whole number of at least 1, not {multiple!r}")
+        if not _is_count(multiple, MAX_MULTIPLE):
+            raise self._error(
+                f"side_multiple must be a whole number of at least 1 and at most {MAX_MULTIPLE}, not "
+                f"{multiple!r}"
+            )
         return multiple
 
     def _local(self) -> tuple[str | None, str | None, str | None]:
@@ -295,5 +329,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most

@@ -33,7 +33,7 @@ from transforms.models.model import (
     table,
 )
 from transforms.models.model_files import ONNX, onnx_files, onnx_fingerprint
-from transforms.models.onnx_interface import PIXELS, POOLINGS, Interface, Tensor, guess
+from transforms.models.onnx_interface import PIXELS, POOLINGS, Interface, Tensor, guess, told_layout
 from transforms.processes.onnx_runtime import one_thread_session
 
 MIN_SIDE = 5  # px of a photograph at a scale
@@ -111,7 +111,7 @@ class OnnxModel(Model):
         model = cls(_session(place, settings.device), interface, settings)
         if settings.device != "cpu":
             model.images_in_flight = _IN_FLIGHT  # others copy and postprocess meanwhile
-        for height, width in _TEST_SIDES[: 1 if interface.image_sides else 2]:
+        for height, width in model._test_sides:
             try:
                 extracted = model.extract(probe_image(height, width))
             except (ExtractionError, ModelError) as error:
@@ -139,11 +139,14 @@ class OnnxModel(Model):
         size = sum(path.stat().st_size for path in onnx_files(place).values())
         gives = [f"global descriptor [{model.global_width}]"] if model.global_width else []
         gives += [f"local [N, {model.local_width}]"] if interface.keypoints else ["no local features"]
+        told = "stated" if interface.map_layout else "told by its shapes"
+        pooled = [f"map          {model._map_layout}, {told}"] if interface.pooling == "gem" else []
         extra = {key: value for key, value in cls.card(place).items() if key not in vars(settings)}
         return "\n".join(
             [
                 f"model        {place}",
                 f"gives        {', '.join(gives)}",
+                *pooled,
                 f"run by       ONNX Runtime {onnxruntime.__version__}, {model._session.get_providers()[0]}",
                 *table("inputs", [(t.name, t.type[7:-1], shape_text(t.shape)) for t in inputs]),
                 *table("outputs", [(t.name, t.type[7:-1], shape_text(t.shape)) for t in outputs]),
@@ -239,12 +242,35 @@ class OnnxModel(Model):
         if interface.pooling == "gem":
             cells = (
                 values.reshape(len(values), -1)
-                if interface.layout == "NCHW"
+                if self._map_layout == "NCHW"
                 else values.reshape(-1, values.shape[-1]).T
             )
             powers = np.maximum(cells, GEM_FLOOR) ** interface.gem_power
             return powers.mean(axis=1) ** (1 / interface.gem_power)
         return values
+
+    @functools.cached_property
+    def _map_layout(self) -> str:
+        """The order of the axes of the map that is pooled; raises as `extract` does."""
+        interface = self.interface
+        if interface.map_layout:
+            return interface.map_layout
+        images = [probe_image(*test) for test in self._test_sides]
+        maps = [self.outputs(image, 1.0)[interface.global_output or ""].shape for image in images]
+        fed = [self._fed_sides(image, 1.0) for image in images]
+        layout = told_layout(list(zip(maps, fed)))
+        if not layout:
+            raise ModelError(
+                f"which axis of {interface.global_output}, {list(maps[0])} on an image fed of {fed[0][0]} x "
+                f'{fed[0][1]} px, has the channels cannot be told: state "map_layout", "NCHW" or "NHWC", '
+                'under "onnx" in the card'
+            )
+        return layout
+
+    @property
+    def _test_sides(self) -> Sequence[tuple[int, int]]:
+        """The sides of the images that it is checked with."""
+        return _TEST_SIDES[:1] if self.interface.image_sides else _TEST_SIDES
 
     def _local(
         self, outputs: dict[str, np.ndarray], fed: np.ndarray, zoom: np.ndarray
