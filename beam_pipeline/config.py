@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transforms.storage.uris import is_local
 from transforms.types import ReadingConfig, ScoringSettings, VerificationSettings
@@ -406,11 +406,18 @@ class FullSize:
 
 @dataclasses.dataclass(frozen=True)
 class WhitenConfig:
-    """Arguments of `landmarks model whiten`; see its --help."""
+    """Arguments of `landmarks model whiten`; see its --help.
+
+    Attributes:
+      dimensions, shrinkage: None for DIMENSIONS and SHRINKAGE, or those that a whitened index has.
+    """
+
+    DIMENSIONS: ClassVar[int] = 512
+    SHRINKAGE: ClassVar[float] = 0.03
 
     index: str
-    dimensions: int = 512
-    shrinkage: float = 0.03
+    dimensions: int | None = None
+    shrinkage: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -310,16 +310,16 @@ def _add_model(top: Any) -> None:
     whiten.add_argument(
         "--dimensions",
         type=flags.number(int, 1),
-        default=config.WhitenConfig.dimensions,
         metavar="N",
-        help="leading axes kept (default: %(default)s, at most half as many as there are photographs)",
+        help=f"leading axes kept (default: {config.WhitenConfig.DIMENSIONS}, at most half as many as there "
+        "are photographs)",
     )
     whiten.add_argument(
         "--shrinkage",
         type=flags.number(float, 0),
-        default=config.WhitenConfig.shrinkage,
         metavar="S",
-        help="this part of the largest variance is added to that of each axis (default: %(default)s)",
+        help="this part of the largest variance is added to that of each axis (default: "
+        f"{config.WhitenConfig.SHRINKAGE})",
     )
 
 

@@ -18,6 +18,7 @@ from beam_pipeline.extraction import ExtractionTask
 from beam_pipeline.manifest import IndexManifest, digest
 from beam_pipeline.recipe import Recipe
 from transforms import features, whitening
+from transforms.arrays.whitening import Whitening
 from transforms.database_augmentation import AugmentIndex, augmented_shards
 from transforms.models import catalog
 from transforms.storage import files, worklist
@@ -29,7 +30,8 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
     """Whitens an index, or goes on where it was stopped; returns the exit code.
 
     Raises:
-      ConfigError: there is no such index, it has too few photographs, or its model is another now.
+      ConfigError: there is no such index, it has too few photographs or another whitening than asked for, or
+        its model is another now.
       DamagedError: files of the index are damaged.
       PipelineError: the pipeline failed.
     """
@@ -37,7 +39,8 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
     outputs.read_manifest(root, IndexManifest)  # before a lock makes a folder of what is none
     with lock.held(root):
         base = outputs.read_manifest(root, IndexManifest)
-        if catalog.components(base.recipe.model).whitening:
+        if uri := catalog.components(base.recipe.model).whitening:
+            _check_asked(config, base, Whitening.from_bytes(files.read_bytes(uri)))
             print(f"{root} is whitened already, to {base.global_dimensions} dimensions; nothing to do")
             return 0
         if not base.complete:
@@ -57,22 +60,39 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
     return 0
 
 
+def _check_asked(config: WhitenConfig, base: IndexManifest, has: Whitening) -> None:
+    """Raises ConfigError where an index's whitening is not the one that is asked for."""
+    width = base.global_dimensions
+    if config.dimensions in (None, width, has.dimensions) and (
+        has.shrinkage is None or config.shrinkage in (None, has.shrinkage)
+    ):
+        return
+    shrinkage = "" if has.shrinkage is None else f" with a shrinkage of {has.shrinkage:g}"
+    raise ConfigError(
+        f"{config.index} is whitened already, to {width} dimensions{shrinkage}, and cannot be whitened in "
+        "another way: that needs an index made anew"
+    )
+
+
 def _learned(config: WhitenConfig, base: IndexManifest) -> str:
     """The file of the whitening, learned where it is not there yet."""
-    root, wanted = config.index, [config.dimensions, config.shrinkage]
-    uri = files.join(root, "whitening", f"{digest([base.digest(root), *wanted])}.npz")
+    root = config.index
+    most = config.DIMENSIONS if config.dimensions is None else config.dimensions
+    shrinkage = config.SHRINKAGE if config.shrinkage is None else config.shrinkage
+    uri = files.join(root, "whitening", f"{digest([base.digest(root), most, shrinkage])}.npz")
     if not files.exists(uri):
         units = [(shard.unit, shard.images) for shard in base.shards]
         images = sum(count for _, count in units)
-        dimensions = min(config.dimensions, images // 2)
+        dimensions = min(most, images // 2)
         if not dimensions:
             raise ConfigError(f"{root} has {images} photographs: too few to learn a whitening on")
-        if images < 2 * min(config.dimensions, base.global_dimensions):
+        if images < 2 * min(most, base.global_dimensions):
             print(
                 f"{images:,} photographs are few to learn a whitening on: {dimensions} dimensions are kept, "
                 "half as many"
             )
-        learned = whitening.learn(FeatureStore(root), units, dimensions, config.shrinkage)
+        learned = whitening.learn(FeatureStore(root), units, dimensions, shrinkage)
+        learned = dataclasses.replace(learned, dimensions=most)  # so that the same command finds it
         files.write_bytes(uri, learned.to_bytes())
     return uri
 

@@ -165,7 +165,11 @@ class TestIndex:
         np.testing.assert_array_equal(descriptors_of(table)[:1], expected)
 
         assert whiten(photographs) == 0
-        assert "is whitened already, to 6 dimensions" in capsys.readouterr().out
+        assert whiten(photographs, "--dimensions", "6", "--shrinkage", "0.05") == 0
+        assert capsys.readouterr().out.count("is whitened already, to 6 dimensions; nothing to do") == 2
+        for other in (["--dimensions", "4"], ["--shrinkage", "0.1"]):
+            assert whiten(photographs, *other) == 2
+            assert "to 6 dimensions with a shrinkage of 0.05, and cannot be" in capsys.readouterr().err
 
     def test_moves_with_its_whitening(self, photographs):
         assert index(photographs, str(photographs / "*.png")) == 0 and whiten(photographs) == 0

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,13 @@ class Whitening:
     Attributes:
       mean: float32 [D].
       projection: float32 [D, D'], the leading principal axes, each divided by a power of its variance.
+      dimensions, shrinkage: asked for when it was learned, see `of_blocks`; None where it is not known.
     """
 
     mean: np.ndarray
     projection: np.ndarray
+    dimensions: int | None = None
+    shrinkage: float | None = None
 
     @classmethod
     def learn(cls, rows: np.ndarray, dimensions: int, shrinkage: float, power: float = 0.5) -> "Whitening":
@@ -59,18 +63,21 @@ class Whitening:
         # An axis has two directions; the one of the larger coordinates is as good as the other.
         signs = np.sign(axes[np.abs(axes[:, :kept]).argmax(0), np.arange(kept)])
         projection = axes[:, :kept] * (signs * scale)
-        return cls((mean + origin).astype(np.float32), projection.astype(np.float32))
+        return cls((mean + origin).astype(np.float32), projection.astype(np.float32), dimensions, shrinkage)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Whitening":
         """Reads what `to_bytes` made; raises ValueError or KeyError where it is something else."""
         with np.load(io.BytesIO(content)) as arrays:
-            return cls(arrays["mean"], arrays["projection"])
+            asked = {key: arrays[key].item() for key in ("dimensions", "shrinkage") if key in arrays}
+            return cls(arrays["mean"], arrays["projection"], **asked)
 
     def to_bytes(self) -> bytes:
         """An .npz file."""
         buffer = io.BytesIO()
-        np.savez(buffer, mean=self.mean, projection=self.projection)
+        asked = {"dimensions": self.dimensions, "shrinkage": self.shrinkage}
+        known: dict[str, Any] = {key: np.array(value) for key, value in asked.items() if value is not None}
+        np.savez(buffer, mean=self.mean, projection=self.projection, **known)
         return buffer.getvalue()
 
     @functools.cached_property
