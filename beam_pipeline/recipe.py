@@ -12,6 +12,7 @@ from transforms import extraction
 from transforms.features import ReadImages
 from transforms.models import catalog
 from transforms.models.card import OFFICIAL_DELG, ExtractionSettings
+from transforms.models.model import ModelError
 from transforms.storage import files
 from transforms.types import ReadingConfig
 
@@ -135,6 +136,7 @@ def choose_as_indexed(
 
     Raises:
       ConfigError: the model's content or a given setting is another than the index's.
+      ModelError: a model is no longer where it lay.
     """
     its = {**vars(indexed.settings), "global_dimensions": dimensions}
     for name, value in overrides.given().items():
@@ -154,6 +156,9 @@ def choose_as_indexed(
         raise ConfigError(
             f"--local_model {local_model}: the index has {first} alone, and both sides need the same features"
         )
+    for given, lay, flag in ((model, first, "--model"), (local_model, second, "--local_model")):
+        if lay and not given:
+            _check_there(lay, flag)
     uri = catalog.combined(model or first, local_model or second, whitening)
     fingerprint = catalog.fingerprint(uri)
     if fingerprint != indexed.fingerprint:
@@ -166,6 +171,17 @@ def choose_as_indexed(
     return dataclasses.replace(
         indexed, model=uri, settings=settings, reading=dataclasses.replace(reading, exif_orientation=turned)
     )
+
+
+def _check_there(lay: str, flag: str) -> None:
+    """Raises ModelError where the model that lay at a place does so no more."""
+    try:
+        catalog.find(lay)
+    except ModelError as error:
+        raise ModelError(
+            f"the index was made by the model at {lay}, which is gone or no longer one ({error}): put it "
+            f"back, or name its new place by {flag}"
+        ) from error
 
 
 def _say_device(model: str, overrides: ExtractionOverrides) -> None:

@@ -514,3 +514,9 @@ def test_index_and_recognize(tmp_path, capsys):
     (tmp_path / "m" / "landmarks_card.json").write_text('{"onnx": {"channels": "BGR"}}')
     assert main.main([*command[:-1], str(tmp_path / "other")]) == 2
     assert "is not the one the index was made with" in capsys.readouterr().err
+    (tmp_path / "m" / "landmarks_card.json").unlink()
+    (tmp_path / "m").rename(tmp_path / "n")
+    assert main.main([*command[:-1], str(tmp_path / "other")]) == 1
+    error = capsys.readouterr().err
+    assert f"made by the model at {path}, which is gone" in error and "name its new place by --model" in error
+    assert main.main([*command[:-1], str(tmp_path / "other"), "--model", str(tmp_path / "n")]) == 0
