@@ -212,6 +212,9 @@ class TestLocalFeatures:
         ):
             load(path)
 
+    def test_keypoints_that_fill_up_a_fixed_number(self, tmp_path):
+        assert not (load(build(tmp_path, "both", step=0)).extract(IMAGE).keypoints > 2).any()
+
     def test_a_photograph_with_keypoints_outside(self, tmp_path):
         model = load(build(tmp_path, "both", step=8.1))  # within a pixel on small images alone
         with pytest.raises(ExtractionError, match="of 128 x 1600 px; .* to 1611.9 in x") as error:
