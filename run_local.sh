@@ -42,7 +42,9 @@ case "${1:-}" in
     shift
     install test
     cd "$here"
-    exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" # -n 0: one process, to look at output
+    # A process that dies ends the run and is told of: xdist 3.8 waits for its replacement for ever. With -n 0 there
+    # is one process, to look at output.
+    exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
     ;;
 esac
 

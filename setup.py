@@ -30,7 +30,7 @@ setup(
             "mypy>=2.4,<3",
             "onnx>=1.17,<2",
             "pillow-heif>=1,<2",
-            "pytest>=8,<10",
+            "pytest>=9,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.17.6,<0.18",  # another version formats in another way
             "scipy>=1.13,<2",

@@ -180,7 +180,7 @@ def run_pipeline(
         if few and workers is not None and not {"direct_num_workers", "direct_running_mode"} & given.keys():
             direct = pipeline.options.view_as(DirectOptions)
             direct.direct_num_workers, direct.direct_running_mode = 1, "in_memory"
-        with _whole_elements(), _errors_told_once(), progress([] if not_awaited else phases):
+        with whole_elements(), _errors_told_once(), progress([] if not_awaited else phases):
             try:
                 result = pipeline.run()
                 if not not_awaited:
@@ -222,8 +222,8 @@ def _signatures_read_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _whole_elements() -> Iterator[None]:
-    """Keeps the local runner's worker threads from sending half an element.
+def whole_elements() -> Iterator[None]:
+    """Keeps the local runner's worker threads from sending half an element, during the block.
 
     They send what they have written once a second, from another thread and without a lock, in Beam 2.77 also
     while an element is being written: its reader then takes bytes for what they are not, fails, or asks for

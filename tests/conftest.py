@@ -28,6 +28,15 @@ def beam_remembers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def elements_are_whole() -> Iterator[None]:
+    """Also in pipelines that a test runs without `run_pipeline`; see there what happens otherwise."""
+    from beam_pipeline import runner
+
+    with runner.whole_elements():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def flags_are_remembered() -> Iterator[None]:
     """The parser of the command line is built once, not with each command."""
     from beam_pipeline import main
@@ -79,6 +88,8 @@ def demo_set(tmp_path_factory: pytest.TempPathFactory) -> "tuple[pathlib.Path, D
         return root, demo.make_demo(str(root))
 
 
-# A crowded machine makes no test fail: what is slow is seen in the benchmarks.
-settings.register_profile("landmarks", deadline=None)
+# A crowded machine makes no test fail (what is slow is seen in the benchmarks), nor does luck: examples are
+# the same each time. `--hypothesis-profile=search` draws others, and more.
+settings.register_profile("landmarks", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1_000)
 settings.load_profile("landmarks")
