@@ -151,7 +151,8 @@ def add_extraction_flags(parser: argparse.ArgumentParser, of_index: bool) -> Non
     group.add_argument(
         "--device",
         choices=DEVICES,
-        help="what runs an ONNX model, where the installed ONNX Runtime has it (default: cpu)",
+        help="what runs an ONNX model of your own, where the installed ONNX Runtime has it (default: cpu); "
+        "an error for other models",
     )
     group.add_argument(
         "--exif_orientation",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 
 import cv2
@@ -442,8 +443,24 @@ class TestDevice:
         assert main.main([*command, "--model", path]) == 1
         assert "--device cuda needs ONNX" in capsys.readouterr().err
         assert main.main([*command, "--model", "rootsift-vlad"]) == 1
-        assert "--device cuda is for ONNX models; rootsift-vlad runs on" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "is for ONNX models of one's own; rootsift-vlad is run by the processor" in error
         assert not (tmp_path / "index").exists()
+
+    def test_is_said_for_each_part_of_a_model(self, tmp_path, monkeypatch):
+        there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+        (tmp_path / "saved").mkdir()
+        (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+        path, saved = build(tmp_path / "m"), str(tmp_path / "saved")
+        alone = "embedded is run by ONNX Runtime on the processor alone"
+        by_itself = f"{saved} is run by TensorFlow, on a GPU where it sees one"
+        assert catalog.runs_on(f"{path} + embedded", "cuda") == (
+            f"{path} is run by ONNX Runtime's CUDAExecutionProvider; {alone}"
+        )
+        assert catalog.runs_on(saved, "cpu") == by_itself
+        with pytest.raises(ModelError, match=re.escape(f"ONNX models of one's own; {alone}; {by_itself}")):
+            catalog.runs_on(f"embedded + {saved}", "cuda")
 
     def test_one_that_does_not_start(self, tmp_path, monkeypatch):
         there = ["OpenVINOExecutionProvider", "CPUExecutionProvider"]

@@ -54,7 +54,7 @@ class ExtractionSettings:
       score_threshold: least attention of a local feature.
       max_image_side: longest side of the image fed, in pixels.
       precision: "float32", or "bfloat16" for mixed precision on processors that have it.
-      device: what runs a model of ONNX Runtime, one of DEVICES; no part of what identifies features.
+      device: what runs an ONNX model of one's own, one of DEVICES; no part of what identifies features.
       local: scales and side of the second model of a pair, which gives the local features; its
         max_local_features and score_threshold are those above. None where one model gives all.
       global_dimensions: so many leading axes of the global descriptor are kept, before a whitening of the

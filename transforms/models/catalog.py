@@ -110,16 +110,20 @@ def remarks(model: str) -> list[str]:
 
 
 def runs_on(model: str, device: str) -> str:
-    """What runs a model on a device, for people.
+    """What runs each part of a model on a device, for people.
 
     Raises:
-      ModelError: nothing does: no part of it is an ONNX model, or ONNX Runtime lacks the device.
+      ModelError: the device runs no part of it: none is an ONNX model of one's own, or ONNX Runtime lacks it.
     """
-    if device == "cpu":
-        return f"{model} runs on the processor"
-    if not any(find(part)[0] is OnnxModel for part in components(model)[:2] if part):
-        raise ModelError(f"--device {device} is for ONNX models; {model} runs on the processor")
-    return f"{model} is run by ONNX Runtime's {provider(device)}"
+    adapters = {part: find(part)[0] for part in components(model)[:2] if part}
+    run_by = {
+        part: f"ONNX Runtime's {provider(device)}" if adapter is OnnxModel else adapter.RUN_BY
+        for part, adapter in adapters.items()
+    }
+    told = "; ".join(f"{part} is run by {what}" for part, what in run_by.items())
+    if device != "cpu" and OnnxModel not in adapters.values():
+        raise ModelError(f"--device {device} is for ONNX models of one's own; {told}")
+    return told
 
 
 def inspect(model: str) -> str:
@@ -134,7 +138,8 @@ def load(model: str, settings: ExtractionSettings) -> Model:
     Raises:
       ModelError: it cannot be loaded or breaks its contract.
     """
-    runs_on(model, settings.device)
+    if settings.device != "cpu":
+        runs_on(model, settings.device)
     adapter, place = (CombinedModel, model) if settings.global_dimensions else find(model)
     found: list[str] = []
     for part in filter(None, components(model)[:2]):

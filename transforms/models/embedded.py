@@ -34,6 +34,7 @@ MIN_SIDE = 5  # px of a photograph
 class EmbeddedModel(BuiltInModel):
     """The network and its corners."""
 
+    RUN_BY = "ONNX Runtime on the processor alone"
     NAME = "landmarks-lite0"
     VERSION = 1
     SETTINGS = ExtractionSettings(

@@ -57,11 +57,14 @@ class Model(abc.ABC):
     """A loaded model with the settings it is used with. Threads may share one.
 
     Attributes:
+      RUN_BY: what runs it, for people; of an ONNX model of one's own a device decides.
       settings: how it is used.
       global_width: D of the global descriptor; 0 for a local-only model.
       local_width: D' of the local descriptors; 0 for a global-only model.
       images_in_flight: how many images it wants to work on at a time; None where that is up to the caller.
     """
+
+    RUN_BY: ClassVar[str] = "the processor"
 
     settings: ExtractionSettings
     global_width: int

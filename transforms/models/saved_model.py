@@ -47,6 +47,8 @@ class DelgModel(Model):
       contract: what it offers.
     """
 
+    RUN_BY = "TensorFlow, on a GPU where it sees one"
+
     def __init__(self, contract: Contract, call: Call, settings: ExtractionSettings):
         """Use `load`."""
         self.contract = contract
