@@ -203,7 +203,10 @@ class TestLocalFeatures:
             ({"step": 1 / 128}, "from 0 to .* in y and from 0 to .* in x, as if divided by the sides"),
             ({"step": 80}, "from 0 to 1200 in y and from 0 to 880 in x"),
             ({"step": -8}, "from -120 to -?0 in y and from -88 to -?0 in x"),
-            ({"card": {"onnx": {"keypoint_order": "yx"}}}, "yx .*; is its keypoint_order another"),
+            (
+                {"card": {"onnx": {"keypoint_order": "yx"}}},
+                r"yx \(keypoint_order\) .*; is their order another",
+            ),
         ],
     )
     def test_keypoints_are_in_pixels(self, tmp_path, options, message):

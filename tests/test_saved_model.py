@@ -220,6 +220,13 @@ def test_another_width_is_a_fault_of_the_model(models):
         model.extract(tiny_models.textured(210, 60))
 
 
+def test_cells_at_the_border_may_have_their_middle_outside(models):
+    keypoints = (
+        load(models, "delg_tf2", max_local_features=1000).extract(tiny_models.textured(121, 97)).keypoints
+    )
+    assert (keypoints > np.array([121, 97]) + 1).any()
+
+
 @pytest.mark.parametrize(
     ("kind", "messages"),
     [
@@ -233,7 +240,12 @@ def test_another_width_is_a_fault_of_the_model(models):
             ],
         ),
         ("five_corners", [", 5], features [", "expected [N, 4], [N, D] and N"]),
-        ("nan", ["fails on a test image: global_descriptors of an image of 128 x 96 px holds NaN"]),
+        ("nan", ["fails on a test image: global_descriptors of an image of 192 x 64 px holds NaN"]),
+        (
+            "boxes_from_0_to_1",
+            ["boxes must be (y_min, x_min,", "of 192 x 64 px", "as if divided by the sides"],
+        ),
+        ("boxes_x_first", [" in x; is their order another?"]),
     ],
 )
 def test_models_that_break_the_contract_are_refused_at_load(models, kind, messages):

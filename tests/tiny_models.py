@@ -16,7 +16,10 @@ from transforms.processes.tensorflow_runtime import import_tensorflow
 
 KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "local_only", "global_only")
 RETRIEVAL_KINDS = ("delg_tf1", "kaggle_tf1", "delg_tf2", "global_only")
-FAULTS = ("nan", "nan_on_white", "raises_when_tiny", "unstable_width", "five_corners", "foreign")
+FAULTS = (
+    *("nan", "nan_on_white", "raises_when_tiny", "unstable_width", "five_corners", "foreign"),
+    *("boxes_from_0_to_1", "boxes_x_first"),
+)
 
 GLOBAL_WIDTH = 2048
 STRIDE = 8  # pixels between keypoints at scale 1
@@ -220,4 +223,9 @@ def _spoil(outputs: dict, image, fault: str | None) -> dict:
         rows = rows[:, : tf.where(tf.shape(image)[0] > 200, GLOBAL_WIDTH // 2, GLOBAL_WIDTH)]
     elif fault == "five_corners":
         outputs = {**outputs, "boxes": tf.pad(outputs["boxes"], [[0, 0], [0, 1]])}
+    elif fault == "boxes_from_0_to_1":
+        sides = tf.cast(tf.shape(image)[:2], tf.float32)
+        outputs = {**outputs, "boxes": outputs["boxes"] / tf.concat([sides, sides], 0)}
+    elif fault == "boxes_x_first":
+        outputs = {**outputs, "boxes": tf.gather(outputs["boxes"], [1, 0, 3, 2], axis=1)}
     return {**outputs, "global_descriptors": rows}

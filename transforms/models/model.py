@@ -219,6 +219,31 @@ def strongest(
     return chosen[0].astype(np.float32), chosen[1].astype(np.float32), chosen[2].astype(np.float32)
 
 
+def check_keypoints(keypoints: np.ndarray, image_sides: np.ndarray, margin: float, must_be: str) -> None:
+    """Checks that keypoints are in pixels of an image: all within a pixel of each other would agree with any
+    others.
+
+    Args:
+      keypoints: (y, x) [N, 2].
+      image_sides: of the image fed, [2].
+      margin: px that they may lie outside of it.
+      must_be: what they are and in which order, for the message.
+
+    Raises:
+      ExtractionError: they are not.
+    """
+    # Those that are all the same are no keypoints, but what fills a graph's fixed number of them.
+    normalised = bool((np.abs(keypoints) <= 1).all() and (keypoints != keypoints[:1]).any())
+    if normalised or ((keypoints < -margin) | (keypoints > image_sides + margin)).any():
+        low, high = keypoints.min(axis=0), keypoints.max(axis=0)
+        raise ExtractionError(
+            "keypoints_outside",
+            f"{must_be} in pixels of the image fed, of {image_sides[0]} x {image_sides[1]} px; they are from "
+            f"{low[0]:g} to {high[0]:g} in y and from {low[1]:g} to {high[1]:g} in x"
+            + (", as if divided by the sides" if normalised else "; is their order another?"),
+        )
+
+
 def probe_image(height: int, width: int) -> np.ndarray:
     """A seeded image of blocks of 8 px, uint8 [height, width, 3]; corners enough for local features."""
     blocks = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)

@@ -24,6 +24,7 @@ from transforms.models.model import (
     Model,
     ModelError,
     check_image,
+    check_keypoints,
     probe_image,
     resized,
     shape_text,
@@ -295,25 +296,10 @@ class OnnxModel(Model):
                 "do not fit together: expected [N, 2], [N, D] and [N]"
             )
         ordered = keypoints[:, ::-1] if interface.keypoint_order == "xy" else keypoints
-        self._check_keypoints(ordered[scores >= self.settings.score_threshold], fed)
+        must_be = f"{interface.keypoints} must be {interface.keypoint_order} (keypoint_order)"
+        check_keypoints(ordered[scores >= self.settings.score_threshold], fed, _MARGIN, must_be)
         # Whole numbers are the middles of pixels.
         return (ordered.astype(np.float64) + 0.5) / zoom, features, scores.astype(np.float32)
-
-    def _check_keypoints(self, keypoints: np.ndarray, fed: np.ndarray) -> None:
-        """Raises ExtractionError where keypoints (y, x) [N, 2] are not in px of an image of the sides `fed`:
-        all within a pixel of each other would agree with any others.
-        """
-        # Those that are all the same are no keypoints, but what fills a graph's fixed number of them.
-        normalised = bool((np.abs(keypoints) <= 1).all() and (keypoints != keypoints[:1]).any())
-        if normalised or ((keypoints < -_MARGIN) | (keypoints > fed + _MARGIN)).any():
-            low, high = keypoints.min(axis=0), keypoints.max(axis=0)
-            raise ExtractionError(
-                "keypoints_outside",
-                f"{self.interface.keypoints} must be {self.interface.keypoint_order} in pixels of the image "
-                f"fed, of {fed[0]} x {fed[1]} px; they are from {low[0]:g} to {high[0]:g} in y and from "
-                f"{low[1]:g} to {high[1]:g} in x"
-                + (", as if divided by the sides" if normalised else "; is its keypoint_order another?"),
-            )
 
 
 # ONNX Runtime's execution providers by device.

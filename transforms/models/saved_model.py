@@ -20,6 +20,7 @@ from transforms.models.model import (
     Model,
     ModelError,
     check_image,
+    check_keypoints,
     probe_image,
     shape_text,
     sides,
@@ -37,7 +38,10 @@ _MIN_SCALED_SIDE = (
     5  # pixels; below, the in-graph resize and the backbone abort, or take the process down with SIGFPE
 )
 _NOT_KNOWN = -1  # a width before the model has run
-_TEST_SIDES = (128, 96)  # of the image that a model is checked with when it is loaded, pixels
+_HALF_CELL = 16.0  # px at a scale, that the middle of a cell at the border may lie outside of the image
+# Of the image that a model is checked with when it is loaded, pixels: long enough that coordinates in another
+# order lie outside of it by more than half a cell.
+_TEST_SIDES = (192, 64)
 
 
 class DelgModel(Model):
@@ -119,6 +123,12 @@ class DelgModel(Model):
         if self.contract.has_local:
             keypoints, descriptors, scores = self._local(
                 outputs["boxes"], outputs["features"], outputs["scores"]
+            )
+            check_keypoints(
+                keypoints,
+                np.array(pixels.shape[:2]),
+                _HALF_CELL / min(scales),
+                "boxes must be (y_min, x_min, y_max, x_max)",
             )
         return Extracted(descriptor, keypoints, descriptors, scores)
 
