@@ -409,6 +409,7 @@ class WhitenConfig:
     """Arguments of `landmarks model whiten`; see its --help.
 
     Attributes:
+      model, local_model: where the models lie now; None for where they lay.
       dimensions, shrinkage: None for DIMENSIONS and SHRINKAGE, or those that a whitened index has.
     """
 
@@ -416,6 +417,8 @@ class WhitenConfig:
     SHRINKAGE: ClassVar[float] = 0.03
 
     index: str
+    model: str | None = None
+    local_model: str | None = None
     dimensions: int | None = None
     shrinkage: float | None = None
 

@@ -123,6 +123,13 @@ def _add_model_flags(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_place_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)"
+    )
+    parser.add_argument("--local_model", metavar="MODEL", help="likewise, of the index's --local_model")
+
+
 def _add_recognize(group: Any, run: commands.Command, text: str) -> argparse.ArgumentParser:
     recognize = _add(group, "recognize", run, text)
     recognize.add_argument("--images", nargs="+", required=True, metavar="PATTERN", help=_PATTERNS)
@@ -136,10 +143,7 @@ def _add_recognize(group: Any, run: commands.Command, text: str) -> argparse.Arg
         help="submission.csv has its ids in its order (default: a row for each image, by id; a folder of the "
         "Kaggle competition has its own)",
     )
-    recognize.add_argument(
-        "--model", metavar="MODEL", help="where the index's model lies now (default: where it lay)"
-    )
-    recognize.add_argument("--local_model", metavar="MODEL", help="likewise, of the index's --local_model")
+    _add_place_flags(recognize)
     recognize.add_argument(
         "--query_store",
         metavar="DIR",
@@ -307,6 +311,7 @@ def _add_model(top: Any) -> None:
         "whiten an index's global descriptors by what they have in common, and its queries' from then on",
     )
     whiten.add_argument("--index", required=True, metavar="INDEX", help=_OF_INDEX)
+    _add_place_flags(whiten)
     whiten.add_argument(
         "--dimensions",
         type=flags.number(int, 1),

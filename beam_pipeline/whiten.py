@@ -47,9 +47,11 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
             raise ConfigError(f"{root} was not finished in time: run the same `landmarks index` again first")
         integrity.check_sizes(root, base)
         overrides, reading = ExtractionOverrides(), base.recipe.reading
-        recipe.choose_as_indexed(None, None, overrides, reading, base.recipe, base.global_dimensions)
+        found = recipe.choose_as_indexed(
+            config.model, config.local_model, overrides, reading, base.recipe, base.global_dimensions
+        )
         uri = _learned(config, base)
-        model = catalog.combined(*catalog.components(base.recipe.model)[:2], uri)
+        model = catalog.combined(*catalog.components(found.model)[:2], uri)
         made = dataclasses.replace(base.recipe, model=model, fingerprint=catalog.fingerprint(model))
         manifest = _whiten(root, base, made, options, engine)
         print(

@@ -179,6 +179,15 @@ class TestIndex:
         (photographs / "index").symlink_to(photographs / "elsewhere" / "index")
         assert recognize(photographs, "again") == first
 
+    def test_where_its_model_was_moved(self, photographs, capsys):
+        assert index(photographs, str(photographs / "*.png")) == 0
+        (photographs / "m").rename(photographs / "n")
+        assert whiten(photographs) == 1
+        assert "name its new place by --model" in capsys.readouterr().err
+        assert whiten(photographs, "--model", photographs / "n" / "tiny.onnx") == 0
+        assert manifest(photographs).recipe.model.startswith(f"{photographs}/n/tiny.onnx + ")
+        assert "p23,l11 " in recognize(photographs, "run")
+
     def test_goes_on_after_a_stop(self, photographs, monkeypatch):
         assert index(photographs, str(photographs / "*.png")) == 0
         raw, write, done = (photographs / "index" / "manifest.json").read_bytes(), FeatureStore._write, []
