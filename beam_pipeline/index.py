@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -36,7 +36,7 @@ from transforms import features
 from transforms.database_augmentation import AugmentIndex
 from transforms.models import catalog
 from transforms.storage import files, spelling, tables, worklist
-from transforms.storage.feature_store import ShardSummary, failure_table
+from transforms.storage.feature_store import FeatureStore, ShardSummary, failure_table
 from transforms.types import Failure, ImageRef
 
 _SLICE = 1 << 16  # landmarks as Python's text at a time
@@ -231,12 +231,12 @@ def run(config: IndexConfig, options: PipelineOptions, engine: PipelineRunner | 
     prepared.task.try_suspects()
     extract = functools.partial(_extract, options=options, engine=engine)
     augment = functools.partial(cleaning.augment, options=options, engine=engine)
-    counts = _make(prepared, extract) if prepared.base is None else _append(prepared, extract, augment)
-    if counts is None:
-        return 0
-    return outputs.exit_code(
-        config.output, counts.failed, counts.indexed + counts.failed, config.max_failure_rate
-    )
+    if prepared.base is None:
+        counts = _make(prepared, extract)
+        lost, tried = counts.failed, counts.indexed + counts.failed
+    else:
+        lost, tried = _append(prepared, extract, augment)
+    return outputs.exit_code(config.output, lost, tried, config.max_failure_rate)
 
 
 def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> IndexCounts:
@@ -294,11 +294,12 @@ def _append(
     prepared: Prepared,
     extract: Callable[[Prepared], IndexManifest],
     augment: Callable[[str, IndexManifest], None],
-) -> IndexCounts | None:
+) -> tuple[int, int]:
     """Adds units to a finished index: its manifest is replaced at the end, and until then readers see the
     index as it was. Photographs that the index has as failures are tried again, in their places; with
-    --update those that were changed since replace those of their ids. Returns the counts of what was added,
-    or of all where nothing was; None where time was too short.
+    --update those that were changed since replace those of their ids. Returns how many failed of the
+    photographs that this start took up, and how many these are: those that failed in an earlier one were told
+    of then.
 
     <index>/appended/<digest> holds the settings and the plan; shards lie among the others, under names of
     their own.
@@ -316,12 +317,14 @@ def _append(
         if not found.new and not again and not found.changes:
             index_parts.prune_labelled(root, base, labelled)  # of a start that was killed at its end
             index_parts.prune_store(root, base)
-            print(f"{root} has these images and labels already; nothing to do")
-            return base.appended.get(task.digest, base.counts)
+            earlier, _ = _failed_of(root, base, labelled)
+            before = f"; {earlier:,} of them failed earlier, see {root}/failures" if earlier else ""
+            print(f"{root} has these images and labels already; nothing to do{before}")
+            return 0, 0
         for part in again:
             retried = _retry(prepared, extract, part, found.mended)
             if retried is None:
-                return None
+                return 0, 0
             base = retried
         if prepared.config.update:
             base = index_parts.without_empty(root, base)
@@ -334,7 +337,7 @@ def _append(
                 cleaning.finish(root, base, augment)
             else:
                 _print_summary(root, base)
-            return base.counts
+            return _failed_of(root, base, found.mended)
         if found.known:
             print(
                 f"{found.known:,} of {len(task.refs):,} images are in {root} already; "
@@ -346,14 +349,20 @@ def _append(
         index_parts.check_names(root, base, task)
         added = _extract_part(_beside(prepared, base.shards), extract, task)
         if added is None:
-            return None
+            return 0, 0
         base = index_parts.count_labelled(base, told, {*labelled})
         manifest = base.with_more(added, task.digest).with_labels_lacking(prepared.labels_without_image)
         outputs.finish(root, manifest)
         index_parts.prune_labelled(root, manifest, labelled)
         index_parts.prune_store(root, manifest)
         _print_summary(root, added)
-        return added.counts
+        return _failed_of(root, manifest, {*found.mended, *(ref.image_id for ref in found.new)})
+
+
+def _failed_of(root: str, manifest: IndexManifest, tried: Collection[str]) -> tuple[int, int]:
+    """How many of an index's photographs with the ids `tried` failed, and how many these are."""
+    failures = FeatureStore(root).failures([shard.unit for shard in manifest.shards])
+    return len({*failures["image_id"].to_pylist()}.intersection(tried)), len(tried)
 
 
 def _not_known(

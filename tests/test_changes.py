@@ -206,6 +206,26 @@ def test_what_failed_and_was_mended_is_taken_up_by_adding_it(broken, of_added, c
     assert run(broken, *RECOGNIZE, *LENIENT) == 0
 
 
+def test_an_addition_is_judged_by_what_it_takes_up_and_tells_of_what_failed_before(broken, capsys):
+    path = broken / "p" / "p2.png"
+    path.write_bytes(path.read_bytes()[:-5000])
+    (broken / "p" / "p8.png").rename(broken / "p8.png")
+    assert run(broken, *INDEX) == run(broken, *INDEX) == 1  # an index stays judged by all of its photographs
+    capsys.readouterr()
+    append = (*INDEX, "--append")
+    assert run(broken, *append) == 0
+    said = "index has these images and labels already; nothing to do; 2 of them failed earlier, see "
+    assert f"{said}index/failures\n" in capsys.readouterr().out
+    photograph(broken, "p1", 1)
+    assert run(broken, *append) == 0 and failure_rows(broken / "index") == ["p2"]
+    path.write_bytes(path.read_bytes()[:-100])  # another, which is no better
+    (broken / "p8.png").rename(broken / "p" / "p8.png")
+    capsys.readouterr()
+    assert run(broken, *append) == 1
+    assert "1 of 2 images failed (50.0%)" in capsys.readouterr().err
+    assert run(broken, *append) == 0 and manifest(broken / "index")["counts"]["indexed"] == 8
+
+
 # Limits
 
 FEW = ("--max_image_pixels", "10000")
