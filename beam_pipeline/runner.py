@@ -60,12 +60,14 @@ class Phase:
       total: how many there are to do.
       done: how many are done.
       unit: follows the numbers, such as " MB".
+      at_least: whether there may be more than `total`.
     """
 
     label: str
     total: int
     done: Callable[[], int]
     unit: str = ""
+    at_least: bool = False
 
 
 def row_counter(folder: str) -> Callable[[], int]:
@@ -338,7 +340,8 @@ class Stages:
         while self._at < len(self._phases):
             at = self._at
             later = any(d > f for d, f in zip(done[at + 1 :], self._first[at + 1 :]))
-            over = later or done[at] >= self._phases[at].total
+            phase = self._phases[at]
+            over = later or (done[at] >= phase.total and not phase.at_least)
             yield self._line(done[at], now - self._begun, over or ended), over or ended
             if not over:
                 break
@@ -348,10 +351,11 @@ class Stages:
         phase = self._phases[self._at]
         rate = (done - self._first[self._at]) / seconds if seconds > 0 else 0.0
         time_ = f" in {time_text(seconds)}" if last else ""
-        if rate and not last:
-            time_ = f", {time_text((phase.total - done) / rate)} left"
+        least, total = ("at least ", max(done, phase.total)) if phase.at_least else ("", phase.total)
+        if rate and not last and done < total:
+            time_ = f", {least}{time_text((total - done) / rate)} left"
         number = f"{self._at + 1}/{len(self._phases)} " if len(self._phases) > 1 else ""
-        amount = f"{done:>9,} of {phase.total:,}{phase.unit}"
+        amount = f"{done:>9,} of {least}{total:,}{phase.unit}"
         rate_ = f"  {rate:,.1f}{phase.unit}/s{time_}" if rate or not last else ""  # done between two looks
         return f"{number}{phase.label:<{self._width}} {amount}{rate_}"
 
@@ -360,7 +364,8 @@ def progress(phases: Sequence[Phase]) -> contextlib.AbstractContextManager[None]
     """Prints done, rate and time left of the phase at work, until the block ends: on a terminal in one live
     line for each, elsewhere a line now and then.
     """
-    return beside(functools.partial(_print_progress, [p for p in phases if p.total]), "progress")
+    shown = [phase for phase in phases if phase.total or phase.at_least]
+    return beside(functools.partial(_print_progress, shown), "progress")
 
 
 def _print_progress(phases: Sequence[Phase], stop: threading.Event) -> None:

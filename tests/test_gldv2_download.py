@@ -145,6 +145,15 @@ def test_a_changed_archive_behind_a_server_without_if_range_is_started_anew(serv
     assert archive(tmp_path) == OTHER
 
 
+def test_of_an_archive_without_a_size_what_arrives_is_counted(server, tmp_path, capsys):
+    large = gldv2_layout.tar_of([(gldv2_layout.member_name(LISTED[0]), bytes(3_000_000))])
+    server.files.update(gldv2_layout.archive("train", 1, large))
+    server.always[ONE] = Fault(unsized=True)
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == large
+    assert " 3 of at least 3 MB" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("path", "fault", "said"),
     [
@@ -341,7 +350,7 @@ def test_a_disk_without_room_is_found_before_the_first_byte(server, tmp_path, mo
     full = type("Usage", (), {"free": 1_000_000_000 + 50_000})()
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: full)
     with pytest.raises(
-        ConfigError, match=r"3 archives need 0\.\d GB more, and 1\.0 GB are free, of which 1 GB is left"
+        ConfigError, match=r"3 archives need about 0\.\d GB more, and 1\.0 GB are free, of which 1 GB is left"
     ):
         fetched(server, tmp_path)
     assert all(server.gets(path) == [] for path in SITE if path.startswith("/train/"))

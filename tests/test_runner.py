@@ -126,6 +126,17 @@ def test_a_stage_says_how_fast_it_is_and_how_long_it_takes():
     assert [*seen_done.lines([3600], 100.5)] == [("download     3,600 of 3,600 MB", True)]
 
 
+def test_a_stage_of_which_not_all_is_known_says_so_and_is_over_at_the_end():
+    stages = runner.Stages([runner.Phase("download", 100, lambda: 0, " MB", at_least=True)], [0], 0.0)
+    assert [*stages.lines([50], 10.0)] == [
+        ("download        50 of at least 100 MB  5.0 MB/s, at least 10s left", False)
+    ]
+    assert [*stages.lines([200], 20.0)] == [("download       200 of at least 200 MB  10.0 MB/s", False)]
+    assert [*stages.lines([300], 30.0, ended=True)] == [
+        ("download       300 of at least 300 MB  10.0 MB/s in 30s", True)
+    ]
+
+
 def test_progress_is_a_live_line_on_a_terminal_and_whole_lines_elsewhere(monkeypatch, capsys):
     for terminal in (False, True):
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)

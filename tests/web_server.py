@@ -20,6 +20,7 @@ class Fault:
       cut: bytes of the body after which the connection is closed; None for all.
       content: in place of the file's.
       ignores_range: all of the file whatever is asked for.
+      unsized: without a Content-Length, of HEAD too where it stands for ever.
       pause: seconds before each 100 bytes of the body.
       waits: for this, before the answer.
       becomes: the file becomes this one from now on.
@@ -30,6 +31,7 @@ class Fault:
     cut: int | None = None
     content: bytes | None = None
     ignores_range: bool = False
+    unsized: bool = False
     pause: float = 0.0
     waits: threading.Event | None = None
     becomes: bytes | None = None
@@ -75,7 +77,7 @@ def serving(files: dict[str, bytes]) -> Iterator[WebServer]:
 
         def do_HEAD(self) -> None:
             fault = server.always.get(self.path, Fault())
-            self._answer(fault if fault.status else Fault())
+            self._answer(fault if fault.status or fault.unsized else Fault())
 
         def do_GET(self) -> None:
             self._answer(server.next_fault(self.path))
@@ -101,7 +103,10 @@ def serving(files: dict[str, bytes]) -> Iterator[WebServer]:
                     return
             self.send_response(206 if start else 200)
             self.send_header("ETag", etag)
-            self.send_header("Content-Length", str(len(content) - start))
+            if fault.unsized:
+                self.send_header("Connection", "close")  # which also ends the answer
+            else:
+                self.send_header("Content-Length", str(len(content) - start))
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()

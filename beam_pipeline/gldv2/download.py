@@ -97,8 +97,10 @@ class _Download:
         sizes = self._sizes(missing)
         self._check_room(sizes)
         problems, stopped = [], False
-        done = functools.partial(self._megabytes, sizes)
-        phase = runner.Phase("download", sum(sizes.values()) // 1_000_000, done, " MB")
+        done = functools.partial(self._megabytes, missing)
+        known = [size for size in sizes.values() if size is not None]
+        total, at_least = sum(known) // 1_000_000, len(known) < len(sizes)
+        phase = runner.Phase("download", total, done, " MB", at_least)
         with runner.progress([phase]), ThreadPoolExecutor(self._config.parallel, "download") as pool:
             waiting = {pool.submit(self._take, number): number for number in missing}
             try:
@@ -238,35 +240,36 @@ class _Download:
             f"{url}: is no table of the data set, {_ATTEMPTS} times in a row: it begins {start!r}"
         )
 
-    def _sizes(self, missing: Sequence[int]) -> dict[int, int]:
-        """Bytes of archives, as the server says, or about."""
+    def _sizes(self, missing: Sequence[int]) -> dict[int, int | None]:
+        """Bytes of archives, as the server says; None where it does not."""
 
-        def ask(number: int) -> int:
-            size = self._fetcher.size(published.archive_url(self._config.base_url, self._part.split, number))
-            return self._part.archive_bytes if size is None else size
+        def ask(number: int) -> int | None:
+            return self._fetcher.size(published.archive_url(self._config.base_url, self._part.split, number))
 
         with ThreadPoolExecutor(self._config.parallel, "sizes") as pool:
             return dict(zip(missing, pool.map(ask, missing)))
 
-    def _check_room(self, sizes: dict[int, int]) -> None:
-        needed = sum(sizes.values())
+    def _check_room(self, sizes: dict[int, int | None]) -> None:
+        about = sorted(self._part.archive_bytes if size is None else size for size in sizes.values())
+        needed = sum(about)
         if self._config.keep == "files":  # what is used of them, and those under way
-            under_way = sum(sorted(sizes.values())[-self._config.parallel :])
+            under_way = sum(about[-self._config.parallel :])
             needed = min(needed, needed * self._part.kept // self._part.images) + under_way
         needed -= sum(map(self._arrived, sizes))
         free = shutil.disk_usage(self._config.output).free
         if needed + _SPARE > free:
             hint = "--keep files keeps only what train_clean.csv lists; " if self._listed is not None else ""
             raise ConfigError(
-                f"{self._config.output}: {len(sizes):,} archives need {needed / 1e9:,.1f} GB more, and "
+                f"{self._config.output}: {len(sizes):,} archives need about {needed / 1e9:,.1f} GB more, and "
                 f"{free / 1e9:,.1f} GB are free, of which {_SPARE / 1e9:,.0f} GB is left so: {hint}"
                 "--archives 0-9 takes some of them"
             )
 
-    def _megabytes(self, sizes: dict[int, int]) -> int:
+    def _megabytes(self, numbers: Sequence[int]) -> int:
         """What has arrived of archives."""
         arrived = (
-            size if self._is_finished(number) else self._arrived(number) for number, size in sizes.items()
+            self._read_word(number)["bytes"] if self._is_finished(number) else self._arrived(number)
+            for number in numbers
         )
         return sum(arrived) // 1_000_000
 
