@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipeline.budget import OutOfTimeError
 from beam_pipeline.config import ConfigError, TimeBudget
 from beam_pipeline.gldv2 import download, fetch, published
 from beam_pipeline.gldv2.config import DownloadConfig
@@ -262,6 +263,16 @@ def test_out_of_time_it_stops_and_a_later_start_goes_on(server, tmp_path, capsys
     del server.always[ONE]
     assert fetched(server, tmp_path) == 0
     assert archive(tmp_path) == SITE[ONE] and server.gets(ONE)[-1] == f"bytes={had}-"
+
+
+def test_a_budget_that_ends_before_there_is_anything_is_an_error(server, tmp_path):
+    with pytest.raises(OutOfTimeError, match="the tables are not all there in time: the same command"):
+        fetched(server, tmp_path, budget=TimeBudget(1.0, time.time() - 1.0))
+    assert fetched(server, tmp_path, archives=(0,)) == 0
+    server.always[ONE] = Fault(429, (("Retry-After", "86400"),))
+    with pytest.raises(OutOfTimeError, match="none of 1 archives is there in time"):
+        fetched(server, tmp_path, archives=(1,), budget=TimeBudget(1.0, time.time()))
+    assert fetched(server, tmp_path, archives=(0, 1), budget=TimeBudget(1.0, time.time())) == 0
 
 
 def test_photographs_as_files_and_only_those_listed(server, tmp_path, capsys):

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline import lock, runner
+from beam_pipeline.budget import OutOfTimeError
 from beam_pipeline.config import ConfigError
 from beam_pipeline.gldv2 import fetch, published
 from beam_pipeline.gldv2.config import DownloadConfig
@@ -47,6 +48,7 @@ def run(config: DownloadConfig, patience: Patience | None = None) -> int:
 
     Raises:
       ConfigError: another download is at work on it, or the disk has no room.
+      OutOfTimeError: the time budget ended before a single archive, or the tables, were there.
       FetchError, TableError, OSError: a table cannot be had or read, or the disk cannot be written to.
     """
     with lock.held(os.path.join(config.output, ".gldv2", config.part)):
@@ -80,9 +82,8 @@ class _Download:
                     "image_id"
                 ].combine_chunks()
             return self._fetch_archives()
-        except StoppedError:
-            print(f"{self._config.output}: out of time; the same command goes on from here")
-            return 0
+        except StoppedError as e:
+            raise self._out_of_time("the tables are not all") from e
 
     def _fetch_archives(self) -> int:
         numbers = self._config.numbers
@@ -118,6 +119,12 @@ class _Download:
                 raise
         return self._conclude(numbers, problems, stopped)
 
+    def _out_of_time(self, what: str) -> OutOfTimeError:
+        return OutOfTimeError(
+            f"{self._config.output}: {what} there in time: the same command goes on from here, given more of "
+            "it"
+        )
+
     def _conclude(self, numbers: Sequence[int], problems: Sequence[str], stopped: bool) -> int:
         there = sum(map(self._is_finished, numbers))
         why = "out of time; " if stopped else ""
@@ -132,7 +139,10 @@ class _Download:
                 f"{', '.join(sorted(problems))}",
                 file=sys.stderr,
             )
-        return 1 if problems else 0
+            return 1
+        if stopped and not there:
+            raise self._out_of_time(f"none of {len(numbers):,} archives is")
+        return 0
 
     def _take(self, number: int) -> None:
         """Fetches an archive, checks it, and puts it in its place."""
