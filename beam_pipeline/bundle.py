@@ -14,7 +14,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 
+from beam_pipeline import outputs
 from beam_pipeline.config import ConfigError
+from transforms.storage import files
 
 _SOURCE = pathlib.Path(__file__).parents[1]
 _FILES = ("setup.py", "pyproject.toml", "README.md", "MANIFEST.in", "LICENSE", "NOTICE")
@@ -37,11 +39,19 @@ def run(output: str, without: Sequence[str] = (), pip: Callable[[Sequence[str]],
       pip: runs pip with arguments.
 
     Raises:
-      ConfigError: the package's source is not there, or there is no such requirement.
+      ConfigError: the package's source is not there, there is no such requirement, or `output` holds anything
+        but wheels.
       OSError: pip failed.
     """
     if not all((_SOURCE / name).exists() for name in _FILES):
         raise ConfigError(f"{_SOURCE} is no source of landmarks: make the bundle from a checkout of it")
+    if not outputs.is_empty(output):
+        others = [os.path.basename(uri) for uri in files.list_files(output, "") if not uri.endswith(".whl")]
+        if others:
+            raise ConfigError(
+                f"{output} is not empty and was not made by `landmarks bundle` (it holds {others[0]}); name "
+                "another folder"
+            )
     with tempfile.TemporaryDirectory(prefix="landmarks-") as scratch:  # pip leaves a build/ behind
         for name in _FILES:
             shutil.copy(_SOURCE / name, scratch)

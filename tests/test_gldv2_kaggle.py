@@ -146,3 +146,11 @@ def test_a_bundle_has_the_package_and_what_it_needs(tmp_path, capsys):
     assert f"pip install --no-index --no-deps {tmp_path}/*.whl" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--without torch: the package needs numpy, tensorflow"):
         bundle.run(str(tmp_path), ["torch"], pip)
+    (tmp_path / ".DS_Store").write_text("")  # hidden files are nobody's
+    assert bundle.run(str(tmp_path), ["tensorflow"], pip) == 0
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"not made by `landmarks bundle` \(it holds notes.txt\)"):
+        bundle.run(str(tmp_path), [], pip)
+    with pytest.raises(ConfigError, match="notes.txt is a file; name a folder"):
+        bundle.run(str(tmp_path / "notes.txt"), [], pip)
+    assert len(asked) == 5
