@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import commands, goals, run
+from benchmarks import audit, commands, goals, run
 
 
 @pytest.mark.parametrize("name", sorted(run.NEEDS))
@@ -60,3 +60,19 @@ def test_a_goal_of_some_instruction_sets_fails_nowhere_else(sets, line, monkeypa
     found = goals.Goals()
     found.at_least("speed", 3, {"AMX": 4, "VNNI": 2})
     assert capsys.readouterr().out == line + "\n" and found.exit_code == line.endswith("FAILED")
+
+
+def test_wrong_labels_are_judged_by_the_mean_of_draws_and_on_the_last_two_parts(capsys):
+    part_of = {f"{part}{n}": part for part in audit.PARTS for n in range(4)}
+    wrong = dict.fromkeys(("train0", "choose0", "choose1", "report0"), "another")
+    found = goals.Goals()
+    draws = [{*wrong}, {*wrong, "choose2"}, {*wrong} - {"choose1", "train0"}]
+    audit.check_labels([(named, wrong) for named in draws], part_of, found)
+    assert [line.split(" of mislabelled, ") for line in capsys.readouterr().out.splitlines()] == [
+        ["precision", "train, mean of 3 draws (0.000 to 1.000): 0.667 (goal 0) ok"],
+        ["recall", "train, mean of 3 draws (0.000 to 1.000): 0.667 (goal 0) ok"],
+        ["precision", "choose, mean of 3 draws (0.667 to 1.000): 0.889 (goal 0.9) FAILED"],
+        ["recall", "choose, mean of 3 draws (0.500 to 1.000): 0.833 (goal 0.8) ok"],
+        ["precision", "report, mean of 3 draws (1.000 to 1.000): 1 (goal 0.9) ok"],
+        ["recall", "report, mean of 3 draws (1.000 to 1.000): 1 (goal 0.8) ok"],
+    ]

@@ -43,6 +43,20 @@ def test_votes_are_those_of_the_best_neighbours_alone_and_ties_go_to_the_lower_l
     assert equal.label[0] == 1
 
 
+@pytest.mark.parametrize("next_, named", [(0.4, [0]), (0.8, [])])
+def test_a_third_of_the_next_label_speaks_against_the_best(next_, named):
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    known = (0, 1, 0.2), (0, 2, 0.9), (0, 3, 0.9), (2, 3, 0.9), (4, 5, 0.9)
+    found = label_votes(*pairs(*known, (0, 4, next_), (0, 5, next_)), labels)
+    assert (found.own[0], found.best[0], found.second[0]) == pytest.approx((0.2, 1.8, 2 * next_))
+    assert found.label[0] == 1 and found.mislabelled.tolist() == named
+    assert found.second[1:].tolist() == [0] * 5 and found.label[1] == -1
+
+
+def test_of_two_that_show_the_same_under_two_labels_neither_is_called_mislabelled():
+    assert label_votes(*pairs((0, 1, 0.999)), np.array([0, 1, 0, 1])).mislabelled.tolist() == []
+
+
 def test_confirmations_are_of_the_own_label_and_needed_by_its_size():
     labels = np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3])
     found = pairs((0, 1, 0.9), (0, 2, label_audit.CONFIRMED), (1, 2, 0.4), (0, 3, 0.9))

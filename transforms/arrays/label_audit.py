@@ -13,9 +13,11 @@ from transforms.arrays.calibration import Calibration, fit, probabilities
 TOP = 3
 """So many of an image's neighbours of a label vote for it."""
 
-MARGIN = 1.4
-"""An image is probably mislabelled where another label has so many votes more than its own. Chosen on the
-first part of the photographs (benchmarks/audit.py).
+MARGIN = 1.1
+"""An image is probably mislabelled where another label has so many votes more than its own and a third of
+those of the next label together: what resembles many places has votes from each. One neighbour alone never
+makes that, as its own label may be the wrong one. Both were chosen on the first two parts of the photographs
+(benchmarks/audit.py).
 """
 
 CONFIRMED = 0.5
@@ -64,24 +66,26 @@ def _evidence(similarity: np.ndarray, inliers: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class LabelVotes:
-    """How much the neighbours of each image speak for its own label, and for the best other one.
+    """How much the neighbours of each image speak for its own label, and for the best two others.
 
     Attributes:
       own: float64 [N], sum of the TOP highest probabilities.
       best: float64 [N], that of the other label with most.
+      second: float64 [N], that of the next one.
       label: int64 [N], which that is; -1 where no neighbour bears another.
       neighbor: int64 [N], the neighbour that speaks most for that label; -1 likewise.
     """
 
     own: np.ndarray
     best: np.ndarray
+    second: np.ndarray
     label: np.ndarray
     neighbor: np.ndarray
 
     @property
     def mislabelled(self) -> np.ndarray:
         """int64 [M], the images that are probably mislabelled, the most probable first."""
-        margin = self.best - self.own
+        margin = self.best - self.own - self.second / 3
         found = np.flatnonzero(margin >= MARGIN)
         return found[np.argsort(-margin[found], kind="stable")]
 
@@ -107,13 +111,16 @@ def label_votes(
     total = np.bincount(group, np.where(rank < TOP, votes, 0.0))
     image, other, label = image[begins], other[begins], label[begins]
     mine = label == labels[image]
-    count = len(labels)
-    own, best, which, neighbor = np.zeros(count), np.zeros(count), *np.full((2, count), -1, np.int64)
+    own, best, second = np.zeros((3, len(labels)))
+    which, neighbor = np.full((2, len(labels)), -1, np.int64)
     own[image[mine]] = total[mine]
     rows = np.flatnonzero(~mine)
-    rows = rows[np.lexsort((-label[rows], total[rows]))]  # the last written stays
-    best[image[rows]], which[image[rows]], neighbor[image[rows]] = total[rows], label[rows], other[rows]
-    return LabelVotes(own, best, which, neighbor)
+    rows = rows[np.lexsort((label[rows], -total[rows], image[rows]))]
+    place = np.arange(len(rows)) - np.searchsorted(image[rows], image[rows])
+    top, next_ = rows[place == 0], rows[place == 1]
+    best[image[top]], which[image[top]], neighbor[image[top]] = total[top], label[top], other[top]
+    second[image[next_]] = total[next_]
+    return LabelVotes(own, best, second, which, neighbor)
 
 
 def confirmations(
