@@ -225,6 +225,7 @@ def _mislabelled_table(audited: Audited) -> pa.Table:
             "suggested_landmark_id": pa.array([audited.names[n] for n in votes.label[rows]], pa.string()),
             "votes": votes.own[rows],
             "suggested_votes": votes.best[rows],
+            "next_votes": votes.second[rows],
             "like_image_id": audited.column("image_id", votes.neighbor[rows]),
             "uri": audited.column("uri", rows),
         }
