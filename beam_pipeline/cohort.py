@@ -45,12 +45,15 @@ def run(config: CohortConfig, options: PipelineOptions, engine: PipelineRunner |
         "images": task.digest,
     }
     photographs = outputs.Photographs("images", task.refs, config.output, made.reading, lambda before: None)
-    with outputs.opened(config.output, settings, config.overwrite, photographs) as unfinished:
+
+    def check() -> None:
+        catalog.load_for_retrieval(made.model, made.settings)
+
+    with outputs.opened(config.output, settings, config.overwrite, photographs, check) as unfinished:
         if unfinished:
             task.write_worklist()
             task.discard_damaged()
             task.discard_let_in()
-            catalog.load_for_retrieval(made.model, made.settings)
             metrics = runner.run_pipeline(
                 lambda pipeline: build(pipeline, task), options, [task.phase()], engine
             )

@@ -251,7 +251,12 @@ def _make(prepared: Prepared, extract: Callable[[Prepared], IndexManifest]) -> I
         functools.partial(_check_as_made, root),
         functools.partial(index_parts.known_of, root, task.refs),
     )
-    with outputs.opened(root, prepared.settings, prepared.config.overwrite, photographs) as unfinished:
+
+    def check() -> None:
+        if not prepared.config.budget:  # else the pilot loads it, which can be stopped
+            catalog.load_for_retrieval(task.recipe.model, task.recipe.settings)
+
+    with outputs.opened(root, prepared.settings, prepared.config.overwrite, photographs, check) as unfinished:
         if not unfinished:
             print(f"{root} is finished; nothing to do")
             return outputs.read_manifest(root, IndexManifest).counts

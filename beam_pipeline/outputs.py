@@ -29,6 +29,15 @@ M = TypeVar("M", bound=Manifest)
 _CLEARING = "overwrite"
 
 
+# What an output is to people, and which of its counts says how large it is.
+_CALLED = {
+    "index": ("index", "indexed"),
+    "recognize": ("run", "queries"),
+    "audit": ("audit", "images"),
+    "discover": ("groups", "photographs"),
+    "cohort": ("cohort", "photographs"),
+}
+
 # Settings that are digests, which tell nobody anything.
 _DIGESTS = {"index": "the index is another, or was changed since", "model": "the model is another"}
 
@@ -59,14 +68,19 @@ class Photographs:
 
 @contextlib.contextmanager
 def opened(
-    root: str, settings: dict[str, Any], overwrite: bool = False, photographs: Photographs | None = None
+    root: str,
+    settings: dict[str, Any],
+    overwrite: bool = False,
+    photographs: Photographs | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[bool]:
     """Readies `root` for a job with `settings` and holds its lock during the block; gives whether there is
     anything to do.
 
     A finished output is neither locked nor written to. `overwrite` deletes what an earlier job of the same
     command wrote, by its names (layout.py), and nothing else. Where all that is different are photographs
-    that failed, or a higher limit lets some of them in, the output is unfinished again.
+    that failed, or a higher limit lets some of them in, the output is unfinished again. `check` is called
+    before anything is written or deleted.
 
     Raises:
       ConfigError: the folder holds something else, the output of another command, or of other settings (each
@@ -80,6 +94,7 @@ def opened(
         if _is_finished(root, settings, overwrite, photographs):  # by the run that held the lock before
             yield False
             return
+        check()
         if overwrite or not _take_up(root, settings, photographs):
             _clear(root, settings)
         yield True
@@ -261,10 +276,10 @@ def _clear(root: str, settings: dict[str, Any]) -> None:
 
 def _described(root: str, command: str) -> str:
     """What an output is for a person, such as "the index of 12 photographs"."""
-    what = {"index": "index", "recognize": "run"}[command]
+    what, counted = _CALLED[command]
     try:
         counts = files.read_json(files.join(root, MANIFEST))["counts"]
-        return f"the {what} of {counts['indexed' if command == 'index' else 'queries']:,} photographs there"
+        return f"the {what} of {counts[counted]:,} photographs there"
     except (OSError, ValueError, KeyError, TypeError):
         return f"the unfinished {what} there"
 

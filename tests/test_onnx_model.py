@@ -515,6 +515,20 @@ class TestFaults:
         (tmp_path / "landmarks_card.json").write_text('{"onnx": {"image_sides": [64, 64]}}')
         assert load(path).global_width == 16
 
+    def test_one_that_cannot_be_used_leaves_what_there_is(self, tmp_path, capsys):
+        (tmp_path / "labels.csv").write_text("id,landmark_id\np,a\n")
+        cv2.imwrite(str(tmp_path / "p.png"), IMAGE)
+        index, path = tmp_path / "index", build(tmp_path / "m", "local")
+        command = ["index", "--images", str(tmp_path / "p.png"), "--labels", str(tmp_path / "labels.csv")]
+        command += ["--output", str(index)]
+        refused = [*command, "--model", path]
+        assert main.main(refused) == 1 and "offers no global descriptor" in capsys.readouterr().err
+        assert main.main(command) == 0  # no --overwrite is needed
+        manifest = (index / "manifest.json").read_bytes()
+        assert main.main([*refused, "--overwrite"]) == 1
+        assert "--overwrite deletes" not in capsys.readouterr().err
+        assert (index / "manifest.json").read_bytes() == manifest
+
     def test_another_precision_is_refused(self, tmp_path):
         with pytest.raises(ModelError, match="precision that it was exported in, not bfloat16"):
             load(build(tmp_path), precision="bfloat16")

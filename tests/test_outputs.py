@@ -46,6 +46,14 @@ def test_other_settings_are_named_and_only_overwritten_on_demand(tmp_path):
     assert unfinished(root, other, True) and not shard.parent.exists()
 
 
+@pytest.mark.parametrize("command", layout.COMMANDS)
+def test_every_command_says_what_it_overwrites(tmp_path, command, capsys):
+    settings = {"command": command, "side": 640}
+    unfinished(str(tmp_path), settings)
+    assert unfinished(str(tmp_path), {**settings, "side": 800}, True)
+    assert f"{tmp_path}: --overwrite deletes the unfinished " in capsys.readouterr().err
+
+
 def test_overwriting_a_finished_output_starts_anew_and_an_unfinished_one_goes_on(tmp_path):
     root, shard = str(tmp_path), tmp_path / "images" / f"{UNIT}.parquet"
     for finished in (False, True):
