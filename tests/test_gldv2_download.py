@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -287,6 +288,81 @@ def test_photographs_as_files_and_only_those_listed(server, tmp_path, capsys):
     assert fetched(server, tmp_path) == 0 and server.asked == before
     assert "what is there was kept as files, and stays so" in capsys.readouterr().err
     assert not list((tmp_path / ".gldv2").rglob("*.part*"))
+
+
+def list_photographs(output, ids):
+    (output / "train_clean.csv").write_text(f"landmark_id,images\n7,{' '.join(ids)}\n")
+
+
+def photograph_files(output):
+    """By id, with the times of their last change."""
+    found = (output / "train_clean").rglob("*.jpg")
+    return {path.stem: path.stat().st_mtime_ns for path in found}
+
+
+def test_a_list_that_was_changed_after_unpacking_is_noticed_and_what_it_adds_is_fetched(
+    server, tmp_path, capsys
+):
+    added = sorted(NAMES)[1]  # of the second archive
+    list_photographs(tmp_path, LISTED[1:])
+    assert fetched(server, tmp_path, keep="files") == 0
+    before, asked = photograph_files(tmp_path), len(server.asked)
+    list_photographs(tmp_path, [*LISTED[3:], *LISTED[1:3]])
+    assert fetched(server, tmp_path, keep="files") == 0 and len(server.asked) == asked
+    list_photographs(tmp_path, LISTED[2:])  # what it lacks stays
+    assert fetched(server, tmp_path, keep="files") == 0 and len(server.asked) == asked
+    assert photograph_files(tmp_path) == before
+    list_photographs(tmp_path, [added, *LISTED[2:]])
+    capsys.readouterr()
+    assert fetched(server, tmp_path) == 0
+    captured = capsys.readouterr()
+    assert "train_clean.csv lists other photographs than it did: 1 archives are taken in" in captured.err
+    assert f"3 of 3 archives are there, {len(LISTED)} photographs" in captured.out
+    after = photograph_files(tmp_path)
+    assert after.keys() - before.keys() == {added} and after.items() >= before.items()
+    assert {path for _, path, _ in server.asked[asked:]} == {ONE, MD5}
+    assert not list((tmp_path / "train_clean").rglob("*.tar"))
+    list_photographs(tmp_path, NAMES)
+    assert fetched(server, tmp_path, keep="files") == 0
+    assert sorted(photograph_files(tmp_path)) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("step", ["_unpack", "_write_word"])
+def test_what_a_changed_list_adds_is_there_though_the_first_try_was_killed(
+    step, server, tmp_path, monkeypatch
+):
+    list_photographs(tmp_path, LISTED[:9])
+    assert fetched(server, tmp_path, keep="files") == 0
+    list_photographs(tmp_path, LISTED)
+    with monkeypatch.context() as killed:
+        killed.setattr(download._Download, step, lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fetched(server, tmp_path, keep="files")
+    assert fetched(server, tmp_path, keep="files") == 0
+    assert sorted(photograph_files(tmp_path)) == LISTED
+    under_way = tmp_path / ".gldv2" / "train_clean"
+    words = [json.loads(path.read_text()) for path in under_way.glob("images_*.tar.json")]
+    assert sum(word["photographs"] for word in words) == len(LISTED)
+    assert not list(under_way.glob("*.part*"))
+
+
+def test_a_list_that_was_changed_is_noticed_where_archives_stay_as_they_are(server, tmp_path, capsys):
+    assert fetched(server, tmp_path) == 0
+    asked = len(server.asked)
+    list_photographs(tmp_path, sorted(NAMES)[:5])
+    assert fetched(server, tmp_path, keep="files") == 0 and len(server.asked) == asked
+    used = [row["name"][-20:-4] for number in range(3) for row in members(tmp_path, number)]
+    assert sorted(used) == sorted(NAMES)[:5]
+    assert "3 of 3 archives are there, 5 photographs" in capsys.readouterr().out
+
+
+def test_an_archive_that_came_by_other_means_is_not_unpacked_beside_itself(server, tmp_path, capsys):
+    (tmp_path / "train_clean").mkdir()
+    (tmp_path / "train_clean" / "images_001.tar").write_bytes(SITE[ONE])
+    assert fetched(server, tmp_path, keep="files") == 0
+    assert len(members(tmp_path, 1)) == 6 and archive(tmp_path) == SITE[ONE]
+    assert len(photograph_files(tmp_path)) == len(LISTED) - 6
+    assert "images_001.tar: is there, and stays as it is" in capsys.readouterr().err
 
 
 def test_queries_come_with_their_truth(server, tmp_path):

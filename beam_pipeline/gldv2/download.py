@@ -3,7 +3,8 @@
     DATA/<part>/images_000.tar               as published; with --keep files a/b/c/<id>.jpg in its place
     DATA/<part>/images_000.tar.members.parquet   which of its photographs are used, and where they lie
     DATA/*.csv                               tables
-    DATA/.gldv2/<part>/                      what is under way, and a word of each finished archive
+    DATA/.gldv2/<part>/                      what is under way, and a word of each finished archive: how it
+                                             was kept, and by which list; of unpacked ones what was left out
 
 What stands under its own name is whole: archives arrive in .gldv2 and are renamed.
 """
@@ -70,6 +71,7 @@ class _Download:
         self._folder = os.path.join(config.output, config.part)
         self._under_way = os.path.join(config.output, ".gldv2", config.part)
         self._listed: pa.Array | None = None  # ids of what is used; None for all
+        self._list = ""  # a digest of these
 
     def run(self) -> int:
         try:
@@ -81,17 +83,23 @@ class _Download:
                 self._listed = tables.read_labels(self._table(published.CLEAN_LABELS))[
                     "image_id"
                 ].combine_chunks()
+                self._list = _digest(self._listed)
             return self._fetch_archives()
         except StoppedError as e:
             raise self._out_of_time("the tables are not all") from e
 
     def _fetch_archives(self) -> int:
         numbers = self._config.numbers
+        there = [number for number in numbers if self._is_there(number)]
+        self._renew(there)
         missing = [number for number in numbers if not self._is_finished(number)]
         print(f"{self._folder}: {len(numbers) - len(missing):,} of {len(numbers):,} archives are there")
-        kept = {self._read_word(number)["keep"] for number in {*numbers} - {*missing}}
+        kept = {self._read_word(number)["keep"] for number in there}
         if other := sorted(kept - {self._config.keep}):
             _say(f"{self._folder}: what is there was kept as {other[0]}, and stays so")
+        if again := len({*missing}.intersection(there)):
+            table = self._table(published.CLEAN_LABELS)
+            _say(f"{table} lists other photographs than it did: {again:,} archives are taken in again")
         if not missing:
             return 0
         os.makedirs(self._folder, exist_ok=True)
@@ -148,14 +156,17 @@ class _Download:
         """Fetches an archive, checks it, and puts it in its place."""
         url = published.archive_url(self._config.base_url, self._part.split, number)
         path = self._path(number)
-        if os.path.exists(path):  # by other means; it is never deleted
-            if self._checksum(number) != _md5(path):
-                raise FetchError(
-                    f"{path} is not the published archive, its MD5 says: move it away, or delete it"
-                )
+        if os.path.exists(path):  # it is never deleted
+            if not self._is_there(number):  # by other means
+                if self._checksum(number) != _md5(path):
+                    raise FetchError(
+                        f"{path} is not the published archive, its MD5 says: move it away, or delete it"
+                    )
+                if self._config.keep == "files":
+                    _say(f"{path}: is there, and stays as it is")
             self._finish(number, path)
             return
-        part = os.path.join(self._under_way, f"{published.archive_name(number)}.part")
+        part = self._arriving(number)
         for attempt in self._attempts(url, part):
             found, wanted = _md5(part), self._checksum(number)
             if found == wanted:
@@ -177,56 +188,60 @@ class _Download:
         return self._fetcher.read(url, published.checksum)
 
     def _finish(self, number: int, path: str) -> None:
-        """Puts a checked archive, or its photographs, in their place."""
-        size = os.path.getsize(path)
-        found = self._used(tar_files.scan(path, size), path, self._path(number))
+        """Puts a checked archive, or its photographs, in their place; of one that was unpacked by another
+        list, what was left out.
+        """
+        size, place = os.path.getsize(path), self._path(number)
+        found = _usable(tar_files.scan(path, size), path, place)
         for line in found.refused:
             _say(line)
-        if self._config.keep == "tar":
-            tar_files.write_list(self._path(number), size, found)  # before anybody sees the archive
-            if path != self._path(number):
-                fetch.put(path, self._path(number))
+        used, left_out = self._used(found.members)
+        unpacked = self._is_there(number) and self._read_word(number)["keep"] == "files"
+        keep = "tar" if path == place else "files" if unpacked else self._config.keep
+        if keep == "tar":  # the list before anybody sees the archive
+            tar_files.write_list(place, size, Contents(used, found.refused))
+            if path != place:
+                fetch.put(path, place)
         else:
-            self._unpack(path, found)
+            before = self._left_out(number) if unpacked else None
+            if before is not None:
+                used = used.filter(pc.is_in(_ids(used), value_set=before))
+                left_out = left_out.filter(pc.is_in(left_out, value_set=before))
+            self._unpack(path, used)
             os.sync()
-        word = {"bytes": size, "photographs": len(found.members), "refused": len(found.refused)}
-        files.write_json(self._word(number), {"keep": self._config.keep, **word})
-        if self._config.keep == "files" and path != self._path(number):
+            if self._listed is not None:
+                files.write_parquet(self._left_out_path(number), pa.table({"image_id": left_out}))
+        word = {"keep": keep, "list": self._list, "bytes": size, "members": len(found.members)}
+        self._write_word(number, {**word, "refused": len(found.refused)}, len(left_out))
+        if keep == "files":
             fetch.forget(path)
 
-    def _used(self, found: Contents, path: str, name: str) -> Contents:
-        """Of an archive's members the photographs that are used, and a line for each that is odd."""
-        refused = [line.replace(path, name, 1) for line in found.refused]
-        names = found.members["name"].to_pylist()
-        keep, known = [], set()
-        listed = self._is_listed(names)
-        for row, (member, size) in enumerate(zip(names, found.members["size"].to_pylist())):
-            image_id = image_id_of(member)
-            problem = ""
-            if not published.IMAGE_ID.fullmatch(image_id) or not member.endswith(".jpg"):
-                problem = "is no <16 hex digits>.jpg"
-            elif image_id in known:
-                problem = "has an id that another member has; the first is used"
-            elif size > _MAX_PHOTOGRAPH:
-                problem = f"has {size:,} bytes, more than any photograph"
-            if problem:
-                refused.append(f"{name}: {member!r} {problem}")
-            elif listed[row]:
-                keep.append(row)
-            known.add(image_id)
-        return Contents(found.members.take(pa.array(keep, pa.int64())), tuple(refused))
-
-    def _is_listed(self, names: Sequence[str]) -> list[bool]:
+    def _used(self, photographs: pa.Table) -> tuple[pa.Table, pa.Array]:
+        """Those of an archive's photographs that are used, and the ids of the others."""
+        ids = _ids(photographs)
         if self._listed is None:
-            return [True] * len(names)
-        ids = pa.array([image_id_of(name) for name in names], pa.string())
-        return pc.is_in(ids, value_set=self._listed).to_pylist()
+            return photographs, ids.slice(0, 0)
+        listed = pc.is_in(ids, value_set=self._listed)
+        return photographs.filter(listed), ids.filter(pc.invert(listed))
 
-    def _unpack(self, archive: str, found: Contents) -> None:
+    def _renew(self, numbers: Sequence[int]) -> None:
+        """Takes archives that were unpacked by another list for taken in by this one, where all that it lists
+        of them is there.
+        """
+        for number in numbers:
+            word = self._read_word(number)
+            if not self._is_finished(number) and word["keep"] == "files":
+                left_out = self._left_out(number)
+                if left_out is not None and not pc.any(pc.is_in(self._listed, value_set=left_out)).as_py():
+                    self._write_word(number, {**word, "list": self._list}, len(left_out))
+            if self._is_finished(number):  # by a start that was killed at its end
+                fetch.forget(self._arriving(number))
+
+    def _unpack(self, archive: str, photographs: pa.Table) -> None:
         """Writes photographs, each whole, to a/b/c/<id>.jpg, places that are made of their ids alone."""
         scratch = archive + ".photograph"
         with open(archive, "rb") as f:
-            for row in found.members.to_pylist():
+            for row in photographs.to_pylist():
                 image_id = image_id_of(row["name"])
                 folder = os.path.join(self._folder, *image_id[:3])
                 os.makedirs(folder, exist_ok=True)
@@ -254,6 +269,8 @@ class _Download:
         """Bytes of archives, as the server says; None where it does not."""
 
         def ask(number: int) -> int | None:
+            if os.path.exists(path := self._path(number)):
+                return os.path.getsize(path)
             return self._fetcher.size(published.archive_url(self._config.base_url, self._part.split, number))
 
         with ThreadPoolExecutor(self._config.parallel, "sizes") as pool:
@@ -284,14 +301,25 @@ class _Download:
         return sum(arrived) // 1_000_000
 
     def _arrived(self, number: int) -> int:
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.getsize(os.path.join(self._under_way, f"{published.archive_name(number)}.part"))
+        for path in (self._path(number), self._arriving(number)):
+            with contextlib.suppress(FileNotFoundError):
+                return os.path.getsize(path)
         return 0
 
     def _is_finished(self, number: int) -> bool:
+        """Whether an archive is there, taken in by the list as it is now."""
+        return self._is_there(number) and self._read_word(number).get("list", self._list) == self._list
+
+    def _is_there(self, number: int) -> bool:
+        """Whether an archive is there, or was unpacked, by whatever list."""
         return os.path.exists(self._word(number)) and (
             self._read_word(number)["keep"] == "files" or os.path.exists(self._path(number))
         )
+
+    def _left_out(self, number: int) -> pa.Array | None:
+        """The ids of an archive's photographs that were not unpacked; None where that is not known."""
+        path = self._left_out_path(number)
+        return files.read_parquet(path)["image_id"].combine_chunks() if os.path.exists(path) else None
 
     def _photographs(self, numbers: Sequence[int]) -> int:
         return sum(self._read_word(number)["photographs"] for number in numbers if self._is_finished(number))
@@ -300,11 +328,20 @@ class _Download:
         with open(self._word(number), encoding="utf-8") as f:
             return json.load(f)
 
+    def _write_word(self, number: int, word: dict[str, Any], left_out: int) -> None:
+        files.write_json(self._word(number), {**word, "photographs": word["members"] - left_out})
+
     def _path(self, number: int) -> str:
         return os.path.join(self._folder, published.archive_name(number))
 
+    def _arriving(self, number: int) -> str:
+        return os.path.join(self._under_way, f"{published.archive_name(number)}.part")
+
     def _word(self, number: int) -> str:
         return os.path.join(self._under_way, f"{published.archive_name(number)}.json")
+
+    def _left_out_path(self, number: int) -> str:
+        return os.path.join(self._under_way, f"{published.archive_name(number)}.left_out.parquet")
 
     def _table(self, name: str) -> str:
         return os.path.join(self._config.output, os.path.basename(name))
@@ -316,6 +353,40 @@ _SAID = threading.Lock()
 def _say(line: str) -> None:
     with _SAID:
         print(line, file=sys.stderr, flush=True)
+
+
+def _usable(found: Contents, path: str, name: str) -> Contents:
+    """Of an archive's members the photographs, and a line for each that is odd."""
+    refused = [line.replace(path, name, 1) for line in found.refused]
+    keep, known = [], set()
+    columns = (found.members[column].to_pylist() for column in ("name", "size"))
+    for row, (member, size) in enumerate(zip(*columns)):
+        image_id = image_id_of(member)
+        problem = ""
+        if not published.IMAGE_ID.fullmatch(image_id) or not member.endswith(".jpg"):
+            problem = "is no <16 hex digits>.jpg"
+        elif image_id in known:
+            problem = "has an id that another member has; the first is used"
+        elif size > _MAX_PHOTOGRAPH:
+            problem = f"has {size:,} bytes, more than any photograph"
+        if problem:
+            refused.append(f"{name}: {member!r} {problem}")
+        else:
+            keep.append(row)
+        known.add(image_id)
+    return Contents(found.members.take(pa.array(keep, pa.int64())), tuple(refused))
+
+
+def _ids(members: pa.Table) -> pa.Array:
+    """The ids of members, string [N]."""
+    return pa.array([image_id_of(name) for name in members["name"].to_pylist()], pa.string())
+
+
+def _digest(ids: pa.Array) -> str:
+    """Of a set of ids, a million and more."""
+    each = pc.unique(ids).sort()
+    lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(each)], pa.int32()), each), "\n")
+    return hashlib.sha256(lines[0].as_buffer()).hexdigest()
 
 
 def _start(path: str) -> bytes:
