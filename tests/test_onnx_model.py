@@ -373,7 +373,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("place", "message"),
         [
-            ("nothing.onnx", "there is no such file"),
+            ("nothing.onnx", "nothing.onnx is no model: there is no such file or folder$"),
             (".", "neither a SavedModel's saved_model.pb nor an .onnx file among"),
         ],
     )
@@ -381,6 +381,12 @@ class TestFiles:
         (tmp_path / "a.jpg").write_bytes(b"")
         with pytest.raises(ModelError, match=message):
             catalog.find(str(tmp_path / place))
+
+    def test_a_name_that_is_none(self):
+        with pytest.raises(
+            ModelError, match="rootsift is no model: .* come with the package are embedded, roo"
+        ):
+            catalog.find("rootsift")
 
     def test_the_fingerprint_covers_file_card_and_weights_beside(self, tmp_path):
         path = build(tmp_path / "a", external=True)
@@ -510,7 +516,9 @@ class TestFaults:
         model.graph.output.pop()
         model.graph.output.append(onnx.helper.make_tensor_value_info(rows, 1, [1, 64, 16]))
         onnx.save(model, path)
-        with pytest.raises(ModelError, match='one size alone needs "image_sides" in its card'):
+        with pytest.raises(
+            ModelError, match='one size alone needs "image_sides", .* "onnx" in landmarks_card.json'
+        ):
             load(path)
         (tmp_path / "landmarks_card.json").write_text('{"onnx": {"image_sides": [64, 64]}}')
         assert load(path).global_width == 16

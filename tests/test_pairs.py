@@ -113,7 +113,7 @@ def test_index_and_recognize(tmp_path, model, capsys):
 
     shutil.move(tmp_path / "m", tmp_path / "moved")
     assert main.main([*run, "--output", str(tmp_path / "gone")]) == 1
-    assert f"{model} is no ONNX model: there is no such file" in capsys.readouterr().err
+    assert f"{model} is no model: there is no such file" in capsys.readouterr().err
     moved = ["--model", str(tmp_path / "moved" / "tiny.onnx")]
     assert main.main([*run, "--output", str(tmp_path / "again"), *moved]) == 0
     again = (tmp_path / "again" / "submission.csv").read_bytes()

@@ -28,6 +28,7 @@ from transforms.models.model_files import ONNX, fetch_model
 from transforms.models.onnx_model import OnnxModel, provider
 from transforms.models.rootsift_vlad import RootSiftVlad
 from transforms.models.saved_model import DelgModel
+from transforms.storage.uris import is_local
 
 EMBEDDED = "embedded"
 ROOTSIFT_VLAD = "rootsift-vlad"
@@ -75,6 +76,9 @@ def find(model: str) -> tuple[type[Model], str]:
         return BUILT_IN[model], BUILT_IN[model].CONSTANTS
     if components(model) != (model, None, None):
         return CombinedModel, model
+    if is_local(model) and not os.path.exists(model):
+        names = "" if "/" in model else f", and those that come with the package are {', '.join(BUILT_IN)}"
+        raise ModelError(f"{model} is no model: there is no such file or folder{names}")
     place = fetch_model(model)
     return OnnxModel if place.endswith(ONNX) else DelgModel, place
 

@@ -154,7 +154,7 @@ class BuiltInModel(Model):
             [
                 f"model        {cls.NAME}, comes with the package",
                 f"gives        global descriptor [{model.global_width}], local [N, {model.local_width}]",
-                *table("settings", [(k, "", str(v)) for k, v in dataclasses.asdict(cls.SETTINGS).items()]),
+                *table("settings", [(k, "", str(v)) for k, v in cls.SETTINGS.to_json().items()]),
                 f"fingerprint  {cls.fingerprint(place)}",
                 f"size         {os.path.getsize(cls.CONSTANTS) / 1e6:.1f} MB",
             ]

@@ -94,8 +94,6 @@ def _model_in(place: str) -> str:
         return place
     if path.is_dir() and not any((path / graph).is_file() for graph in _GRAPHS):
         return str(path / _only_onnx(place, os.listdir(path)))
-    if place.endswith(ONNX):
-        raise ModelError(f"{place} is no ONNX model: there is no such file")
     check_saved_model(place)
     return place
 

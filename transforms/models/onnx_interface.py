@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from transforms.models.card import CARD_NAME
 from transforms.models.model import ModelError, shape_text
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -14,6 +15,7 @@ CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
 POOLINGS = {"none": 2, "class_token": 3, "gem": 4}  # ranks of the outputs that they take
 KEYPOINT_ORDERS = ("xy", "yx")
 MAX_SIDE, MAX_MULTIPLE = 8192, 1024  # px fed
+IN_CARD = f'under "onnx" in {CARD_NAME} beside the file'
 
 # Of the photographs that most public networks were trained on: ImageNet, in RGB from 0 to 1.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -239,7 +241,7 @@ class _Guess:
                 raise self._error(f"image_sides {stated} are not those of {image}")
             return stated[0], stated[1]
         if max(fixed) > 0 and min(fixed) < 0:
-            raise self._error(f"{image} leaves one side open: state both as image_sides in the card")
+            raise self._error(f"{image} leaves one side open: state both as image_sides {IN_CARD}")
         return (fixed[0], fixed[1]) if min(fixed) > 0 else None
 
     def _multiple(self, pooling: str) -> int:
@@ -262,7 +264,7 @@ class _Guess:
             if name is None and names and names[0]:
                 raise self._error(
                     f"there are keypoints, {names[0]}, but which output has their {key} cannot be told: "
-                    f'state it as "{key}" in the card, or "keypoints": null'
+                    f'state it as "{key}" {IN_CARD}, or "keypoints": null'
                 )
             names.append(name if not names or names[0] else None)
         for name, ranks in zip(names, ((2, 3), (2, 3), (1, 2, 3))):
@@ -284,7 +286,7 @@ class _Guess:
             if len(likely) > 1:
                 raise self._error(
                     "which output has the global descriptor cannot be told: state it as "
-                    '"global_output" in the card'
+                    f'"global_output" {IN_CARD}'
                 )
         name = self._output("global_output", next(iter(preferred or likely), None))
         if name is None:

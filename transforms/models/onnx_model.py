@@ -34,7 +34,7 @@ from transforms.models.model import (
     table,
 )
 from transforms.models.model_files import ONNX, onnx_files, onnx_fingerprint
-from transforms.models.onnx_interface import PIXELS, POOLINGS, Interface, Tensor, guess, told_layout
+from transforms.models.onnx_interface import IN_CARD, PIXELS, POOLINGS, Interface, Tensor, guess, told_layout
 from transforms.processes.onnx_runtime import one_thread_session
 
 MIN_SIDE = 5  # px of a photograph at a scale
@@ -83,10 +83,10 @@ class OnnxModel(Model):
     @classmethod
     def remarks(cls, place: str) -> list[str]:
         stated, interface = _described(place)
-        guessed = set(interface.to_json()) - set(stated.get("onnx", {}))
-        if not guessed:
+        if not (guessed := _guessed(stated, interface)):
             return []
-        return [f"{place}: {interface}", f"guessed is {', '.join(sorted(guessed))}: {_EDIT.format(place)}"]
+        edit = f"`landmarks model inspect {place}` prints a card to edit"
+        return [f"{place}: {interface}", f"guessed is {guessed}: {edit}"]
 
     @classmethod
     def load(cls, place: str, settings: ExtractionSettings) -> "OnnxModel":
@@ -133,6 +133,7 @@ class OnnxModel(Model):
     @classmethod
     def inspect(cls, place: str) -> str:
         stated, interface = _described(place)
+        guessed = _guessed(stated, interface)
         settings = settings_from_card(cls.card(place))
         model = cls.load(place, settings)
         inputs, outputs = _signature(place)
@@ -155,7 +156,8 @@ class OnnxModel(Model):
                 *table("", [(name, "", shape_text(values.shape)) for name, values in given.items()]),
                 f"fingerprint  {cls.fingerprint(place)}",
                 f"size         {size / 1e6:.1f} MB",
-                *(cls.remarks(place)[1:] or [f"card         {stated.get('name', 'yes')}, all is stated"]),
+                f"card         {stated.get('name', 'yes' if stated else 'none')}, "
+                + (f"guessed is {guessed}" if guessed else "all is stated"),
                 f"card to edit, as {os.path.join(os.path.dirname(place), CARD_NAME)}:",
                 card_text(settings, **extra),
             ]
@@ -264,7 +266,7 @@ class OnnxModel(Model):
             raise ModelError(
                 f"which axis of {interface.global_output}, {list(maps[0])} on an image fed of {fed[0][0]} x "
                 f'{fed[0][1]} px, has the channels cannot be told: state "map_layout", "NCHW" or "NHWC", '
-                'under "onnx" in the card'
+                f"{IN_CARD}"
             )
         return layout
 
@@ -312,10 +314,9 @@ PROVIDERS = {
 }
 
 _OPEN_SIDES = (
-    '; a model that takes images of one size alone needs "image_sides" in its card, one of patches the right '
-    '"side_multiple"'
+    '; a model that takes images of one size alone needs "image_sides", one of patches the right '
+    f'"side_multiple", {IN_CARD}'
 )
-_EDIT = "`landmarks model inspect {}` prints a card to edit"
 
 
 def _tensors(nodes: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -367,6 +368,11 @@ def _signature(place: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 def _read_signature(place: str, changed: int, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     session = _session(place, optimised=False)
     return _tensors(session.get_inputs()), _tensors(session.get_outputs())
+
+
+def _guessed(stated: dict[str, Any], interface: Interface) -> str:
+    """The keys of an interface that a card does not state."""
+    return ", ".join(sorted(set(interface.to_json()) - set(stated.get("onnx", {}))))
 
 
 def _described(place: str) -> tuple[dict[str, Any], Interface]:

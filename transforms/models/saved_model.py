@@ -256,8 +256,7 @@ class ModelReport:
                 "card         "
                 f"{'none, official DELG settings' if self.card is None else self.card.get('name', 'yes')}",
                 *table(
-                    "settings",
-                    [(name, "", str(value)) for name, value in dataclasses.asdict(self.settings).items()],
+                    "settings", [(name, "", str(value)) for name, value in self.settings.to_json().items()]
                 ),
                 f"fingerprint  {self.fingerprint}",
                 f"size         {self.size_bytes / 1e6:.1f} MB",
