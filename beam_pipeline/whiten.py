@@ -31,7 +31,7 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
 
     Raises:
       ConfigError: there is no such index, it has too few photographs or another whitening than asked for, or
-        its model is another now.
+        its model is another now, or the embedded one, which is whitened already.
       DamagedError: files of the index are damaged.
       PipelineError: the pipeline failed.
     """
@@ -43,6 +43,11 @@ def run(config: WhitenConfig, options: PipelineOptions, engine: PipelineRunner |
             _check_asked(config, base, Whitening.from_bytes(files.read_bytes(uri)))
             print(f"{root} is whitened already, to {base.global_dimensions} dimensions; nothing to do")
             return 0
+        if catalog.components(base.recipe.model).first == catalog.EMBEDDED:
+            raise ConfigError(
+                f"{root} is of the embedded model, whose descriptors are whitened already; a second time it "
+                "would recognize less. `landmarks index --global_dimensions N` keeps fewer dimensions"
+            )
         if not base.complete:
             raise ConfigError(f"{root} was not finished in time: run the same `landmarks index` again first")
         integrity.check_sizes(root, base)

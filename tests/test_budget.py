@@ -5,7 +5,6 @@ afterwards.
 import argparse
 import dataclasses
 import json
-import shutil
 import time
 import types
 
@@ -38,6 +37,7 @@ from beam_pipeline import (
 )
 from beam_pipeline.main import main
 from beam_pipeline.manifest import IndexManifest
+from tests import tiny_onnx
 from tests.clocks import FakeClock
 from tests.manifests import RECIPE
 from transforms import database_augmentation, features, verification
@@ -485,8 +485,10 @@ def test_an_engine_that_loses_what_is_augmented(data, tmp_path, step, name, mess
     "job, made", [(cleaning, config.CleanConfig("", remove=("i9",))), (whiten, config.WhitenConfig(""))]
 )
 def test_an_engine_that_loses_what_is_augmented_of_a_changed_index(data, tmp_path, job, made):
-    root = str(tmp_path / "index")
-    shutil.copytree(data / "index", root)
+    root, model = str(tmp_path / "index"), str(tmp_path / "tiny.onnx")
+    tiny_onnx.build(model, "both")
+    indexed = config.IndexConfig((str(data / "images"),), str(data / "labels.csv"), root, model=model)
+    assert index.run(indexed, OPTIONS) == 0
     before = outputs.read_manifest(root, IndexManifest)
     made = dataclasses.replace(made, **{"output" if job is cleaning else "index": root})
     with pytest.raises(config.PipelineError, match=NOT_AUGMENTED):

@@ -193,10 +193,12 @@ class TestCommands:
         assert index(made, "grown", "--append", images="p10.png") == 0
         assert stored(made / "grown").keys() == stored(made / "cut").keys()
         assert_cut(stored(made / "grown"), stored(made / "whole"))
-        assert run("model", "whiten", "--index", made / "grown", "--dimensions", "3") == 0
-        assert "from 64 to 3 dimensions" in capsys.readouterr().out
-        assert recognize(made, "grown", "of_grown", "--global_dimensions", "3") == 0
-        assert {len(row) for row in stored(made / "of_grown" / "queries").values()} == {3}
+        model = tiny(made / "ordered", ordered_axes=True)
+        assert index(made, "of_ordered", "--model", model, "--global_dimensions", "8") == 0
+        assert run("model", "whiten", "--index", made / "of_ordered", "--dimensions", "3") == 0
+        assert "from 8 to 3 dimensions" in capsys.readouterr().out
+        assert recognize(made, "of_ordered", "whitened", "--global_dimensions", "3") == 0
+        assert {len(row) for row in stored(made / "whitened" / "queries").values()} == {3}
 
     def test_the_cohort_of_the_model_is_cut_like_the_index(self, made, monkeypatch, capsys):
         command = ["cohort", "--images", str(made / "p*[13579].png"), "--output", str(made / "others")]

@@ -240,6 +240,10 @@ class TestIndex:
         (photographs / "m" / "landmarks_card.json").write_text('{"onnx": {"std": [1, 1, 1]}}')
         assert whiten(photographs) == 2
         assert "is not the one the index was made with" in capsys.readouterr().err
+        assert index(photographs, str(photographs / "*.png"), "--model", "embedded", "--overwrite") == 0
+        before = manifest(photographs)
+        assert whiten(photographs) == 2 and manifest(photographs) == before
+        assert "embedded model, whose descriptors are whitened already" in capsys.readouterr().err
 
 
 def test_learning_uses_some_of_many_units(tmp_path, monkeypatch):
