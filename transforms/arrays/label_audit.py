@@ -72,8 +72,8 @@ class LabelVotes:
       own: float64 [N], sum of the TOP highest probabilities.
       best: float64 [N], that of the other label with most.
       second: float64 [N], that of the next one.
-      label: int64 [N], which that is; -1 where no neighbour bears another.
-      neighbor: int64 [N], the neighbour that speaks most for that label; -1 likewise.
+      label: int64 [N], whose votes `best` are; -1 where no neighbour bears another.
+      neighbor: int64 [N], the neighbour that speaks most for `label`; -1 likewise.
     """
 
     own: np.ndarray
