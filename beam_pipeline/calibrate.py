@@ -207,7 +207,8 @@ def _negatives(root: str, index: str, manifest: IndexManifest) -> tuple[str, lis
     differing = list(outputs.differences(found.recipe.identity, manifest.recipe.identity))
     if differing:
         raise ConfigError(
-            f"{root} was made with another model or other settings than {index}: {'; '.join(differing)}"
+            f"{root} was made with another model or other settings than {index}: {'; '.join(differing)}. A "
+            f"run of such photographs, `landmarks recognize --index {index}`, has those of the index"
         )
     store = found.query_store if isinstance(found, RunManifest) else root
     return store, [(shard.unit, shard.images) for shard in found.shards if shard.images]

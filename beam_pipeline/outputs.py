@@ -180,11 +180,7 @@ def _is_finished(
     if overwrite or found["command"] == _CLEARING:
         return False
     key = photographs.key if photographs else ""
-    there, wanted = (
-        {k: v for k, v in s.items() if k != key and k not in _DIGESTS} for s in (found, settings)
-    )
-    differing = list(differences(there, wanted))
-    differing += [text for k, text in _DIGESTS.items() if found.get(k) != settings.get(k)]
+    differing = list(differences(*({k: v for k, v in s.items() if k != key} for s in (found, settings))))
     problem = f"was made with other settings ({'; '.join(differing)})" if differing else ""
     if photographs and found.get(key) != settings[key]:
         changes = Changes.between(worklist.read_worklist(root), photographs.refs)
@@ -395,4 +391,4 @@ def differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
         for key in sorted({*found, *wanted}):
             yield from differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     elif found != wanted:
-        yield f"{name}: {found!r} there, {wanted!r} wanted"
+        yield _DIGESTS.get(name) or f"{name}: {found!r} there, {wanted!r} wanted"

@@ -179,6 +179,17 @@ class TestIndex:
         (photographs / "index").symlink_to(photographs / "elsewhere" / "index")
         assert recognize(photographs, "again") == first
 
+    def test_a_cohort_of_the_model_does_not_fit_and_a_run_does(self, photographs, capsys):
+        assert index(photographs, str(photographs / "*.png")) == 0 and whiten(photographs) == 0
+        others, model = str(photographs / "p*[13579].png"), str(photographs / "m" / "tiny.onnx")
+        assert run("cohort", "--images", others, "--model", model, "--output", photographs / "others") == 0
+        calibrate = ["calibrate", "--index", photographs / "index", "--negatives"]
+        assert run(*calibrate, photographs / "others") == 2
+        error = capsys.readouterr().err
+        assert "the model is another. A run of such photographs, `landmarks recognize --index" in error
+        recognize(photographs, "run")
+        assert run(*calibrate, photographs / "run") == 0
+
     def test_where_its_model_was_moved(self, photographs, capsys):
         assert index(photographs, str(photographs / "*.png")) == 0
         (photographs / "m").rename(photographs / "n")
