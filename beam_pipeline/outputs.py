@@ -180,7 +180,8 @@ def _is_finished(
     if overwrite or found["command"] == _CLEARING:
         return False
     key = photographs.key if photographs else ""
-    differing = list(differences(*({k: v for k, v in s.items() if k != key} for s in (found, settings))))
+    there, wanted = ({k: v for k, v in s.items() if k != key} for s in (found, settings))
+    differing = list(differences(there, wanted))
     problem = f"was made with other settings ({'; '.join(differing)})" if differing else ""
     if photographs and found.get(key) != settings[key]:
         changes = Changes.between(worklist.read_worklist(root), photographs.refs)
