@@ -85,7 +85,49 @@ def test_what_cannot_be_chosen_is_said(data, tmp_path, capsys):
     assert "name another folder" in capsys.readouterr().err
     (data / "test" / "images_000.tar").rename(data / "images_000.tar")
     (data / "test").rmdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "truth.csv").write_text("of another subset")
     assert subset(data, tmp_path / "out", "--landmarks", "3") == 0
     assert "no queries" in capsys.readouterr().out and not (tmp_path / "out" / "truth.csv").exists()
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("names", [("notes.txt",), ("chosen.csv", "queries.txt"), ("index.txt",)])
+def test_what_somebody_else_keeps_is_left_alone(data, tmp_path, capsys, names):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_text("mine")
+    assert subset(data, out, "--landmarks", "5") == 2
+    said = capsys.readouterr().err
+    assert "out is not empty" in said and "name another folder" in said
+    assert contents(out) == dict.fromkeys(names, b"mine")
+
+
+def test_another_subset_is_left_alone(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert subset(data, out, "--landmarks", "5") == 0
+    (out / "index").mkdir()  # made of it
+    before = contents(out)
+    for flags in (("--landmarks", "6"), ("--landmarks", "5", "--seed", "2")):
+        assert subset(data, out, *flags) == 2
+        assert "its index.txt is not of this subset" in capsys.readouterr().err
+    assert subset(data, out, "--landmarks", "5") == 0
+    (data / "test").rename(data / "elsewhere")
+    assert subset(data, out, "--landmarks", "5") == 2
+    assert "its chosen.csv is not of this subset" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_the_same_subset_goes_on_from_what_is_there(data, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    (data / "test").rename(data / "later")
+    assert subset(data, out, "--landmarks", "5") == 0 and "queries.txt" not in contents(out)
+    (data / "later").rename(data / "test")
+    for output in (whole, out):
+        assert subset(data, output, "--landmarks", "5") == 0
+    assert contents(out) == contents(whole)
+    for name in ("queries.txt", "truth.csv", "chosen.csv", "labels.csv"):  # killed before each
+        (out / name).unlink()
+        assert subset(data, out, "--landmarks", "5") == 0 and contents(out) == contents(whole)

@@ -5,7 +5,7 @@
     OUTPUT/chosen.csv                the landmarks: photographs there, published, queries
 
 What is chosen depends on the seed and on what was downloaded: landmarks and photographs are taken in the
-order of a hash of their ids.
+order of a hash of their ids. A folder with other tables than these is left alone.
 """
 
 import csv
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from beam_pipeline import outputs
 from beam_pipeline.config import ConfigError
 from beam_pipeline.extraction import match
 from beam_pipeline.gldv2 import published
@@ -30,7 +31,8 @@ def run(config: SubsetConfig) -> int:
     """Chooses landmarks, distractors and queries, and writes lists and tables of them.
 
     Raises:
-      ConfigError: there are fewer landmarks than asked for, or nothing was downloaded.
+      ConfigError: there are fewer landmarks than asked for, nothing was downloaded, or the output holds
+        anything but this subset.
       TableError, OSError: a table cannot be read, or the output not be written.
     """
     labels = _labels(files.join(config.data, os.path.basename(published.CLEAN_LABELS)))
@@ -47,12 +49,20 @@ def run(config: SubsetConfig) -> int:
     others = (ref.image_id for ref in index if ref.image_id in labels and labels[ref.image_id] not in chosen)
     indexed = photographs | {*_first(others, len(photographs), config.seed)}
     rows = [(ref.image_id, labels[ref.image_id]) for ref in index if ref.image_id in indexed]
-    _write_list(config, "index.txt", index, indexed)
-    _write_csv(config, "labels.csv", ("id", "landmark_id"), rows)
-    asked = _choose_queries(config, chosen)
+    asked, queries, truth = _choose_queries(config, chosen)
     of = Counter(labels.values())
     table = [(name, there[name], of[name], asked[name]) for name in sorted(known)]
-    _write_csv(config, "chosen.csv", ("landmark_id", "photographs", "published", "queries"), table)
+    written = {  # in this order, on which _check_output relies
+        "index.txt": _list(index, indexed),
+        "labels.csv": _csv(("id", "landmark_id"), rows),
+        "chosen.csv": _csv(("landmark_id", "photographs", "published", "queries"), table),
+        "truth.csv": truth,
+        "queries.txt": queries,
+    }
+    _check_output(config.output, written)
+    for name, data in written.items():
+        if data is not None:
+            files.write_bytes(files.join(config.output, name), data)
     print(
         f"{config.output}: {len(known):,} landmarks with {len(photographs):,} of their "
         f"{sum(of[name] for name in known):,} photographs, {len(rows) - len(photographs):,} distractors, "
@@ -61,15 +71,40 @@ def run(config: SubsetConfig) -> int:
     return 0
 
 
-def _choose_queries(config: SubsetConfig, chosen: set[str]) -> Counter[str]:
-    """Writes the queries that show what was chosen, and as many that show nothing; how many by landmark."""
+def _check_output(output: str, written: dict[str, bytes | None]) -> None:
+    """Checks that what is in a folder already is this subset, whole or the beginning of it; without queries
+    as yet, which are counted in chosen.csv.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    if outputs.is_empty(output):
+        return
+    there = {name for name in written if files.exists(files.join(output, name))}
+    if "index.txt" not in there:
+        raise ConfigError(
+            f"{output} is not empty and was not made by `landmarks gldv2 subset`; name another folder"
+        )
+    for name, data in written.items():
+        final = name != "chosen.csv" or "queries.txt" in there
+        if name in there and final and files.read_bytes(files.join(output, name)) != data:
+            raise ConfigError(
+                f"{output} is not empty, and its {name} is not of this subset, but of another --landmarks, "
+                "--seed or download; name another folder"
+            )
+
+
+def _choose_queries(
+    config: SubsetConfig, chosen: set[str]
+) -> tuple[Counter[str], bytes | None, bytes | None]:
+    """How many queries show each landmark; the list of these and as many that show nothing, and their truth,
+    or None for both where no queries were downloaded.
+    """
     truth = files.join(config.data, os.path.basename(published.TRUTH))
     folder = files.join(config.data, "test")
     if not files.exists(truth) or (files.is_local(folder) and not os.path.isdir(folder)):
         print(f"no queries: {folder} and {truth} come with `landmarks gldv2 download --part test`")
-        for name in ("queries.txt", "truth.csv"):  # of another subset
-            files.delete(files.join(config.output, name))
-        return Counter()
+        return Counter(), None, None
     queries = match([folder]).images
     here = {ref.image_id for ref in queries}
     rows = [row for row in tables.read_truth(truth).to_pylist() if row["image_id"] in here]
@@ -83,9 +118,8 @@ def _choose_queries(config: SubsetConfig, chosen: set[str]) -> Counter[str]:
         for row in rows
         if row["image_id"] in ids
     ]
-    _write_list(config, "queries.txt", queries, ids)
-    _write_csv(config, "truth.csv", ("id", "landmarks", "Usage"), sorted(lines))
-    return Counter(name for row in showing for name in row["landmark_ids"] if name in chosen)
+    asked = Counter(name for row in showing for name in row["landmark_ids"] if name in chosen)
+    return asked, _list(queries, ids), _csv(("id", "landmarks", "Usage"), sorted(lines))
 
 
 def _labels(uri: str) -> dict[str, str]:
@@ -98,14 +132,13 @@ def _first(names: Iterable[str], count: int, seed: int) -> list[str]:
     return sorted(names, key=lambda name: (hashlib.sha256(f"{seed} {name}".encode()).digest(), name))[:count]
 
 
-def _write_list(config: SubsetConfig, name: str, refs: Sequence[ImageRef], ids: set[str]) -> None:
-    lines = "".join(f"{ref.uri}\n" for ref in refs if ref.image_id in ids)
-    files.write_bytes(files.join(config.output, name), lines.encode())
+def _list(refs: Sequence[ImageRef], ids: set[str]) -> bytes:
+    return "".join(f"{ref.uri}\n" for ref in refs if ref.image_id in ids).encode()
 
 
-def _write_csv(config: SubsetConfig, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    files.write_bytes(files.join(config.output, name), text.getvalue().encode())
+    return text.getvalue().encode()
