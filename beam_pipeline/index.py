@@ -1,9 +1,12 @@
 """The index job: labelled photographs in, a feature store out."""
 
+import collections
 import dataclasses
 import functools
 import itertools
 import math
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -122,6 +125,11 @@ def _labelled(
         unlabelled = [ref for ref in matched if ref.landmark_id is None]
         beside, problem = "", "lie in no folder below the pattern, which would be their label,"
         where = f"lies in a folder below {' '.join(config.images)}: name the folder that holds those"
+        counts = collections.Counter(ref.landmark_id for ref in images)
+        if most := ", ".join(f"{count:,} {name}" for name, count in counts.most_common(3)):
+            print(
+                f"landmarks by their folders: {len(counts):,}, most photographs in: {most}", file=sys.stderr
+            )
     else:
         images, unlabelled = labelled(matched, labels)
         label_ids, problem, beside = labels.column("image_id").combine_chunks(), "have no label", ""
@@ -152,7 +160,14 @@ def prepare(config: IndexConfig) -> Prepared:
     started = time.monotonic()
     base = outputs.read_manifest(config.output, IndexManifest) if config.append else None
     image_ids = _image_ids(config, base)
-    labels = None if config.label_levels else tables.read_labels(config.labels, image_ids)
+    labels = None
+    if not config.label_levels:
+        if re.fullmatch("folders?(:.*)?", config.labels) and not os.path.exists(config.labels):
+            raise ConfigError(
+                f"--labels {config.labels}: there is no such file, and the word is folders, or folders:2 to "
+                "folders:9"
+            )
+        labels = tables.read_labels(config.labels, image_ids)
     pa.default_memory_pool().release_unused()  # of a million labels much
     matched, passed_over = match(config.images, image_ids, config.label_levels, config.exclude)
     tables_read = [("--labels", config.labels)] if labels is not None else []

@@ -182,6 +182,7 @@ def test_an_index_is_labelled_by_folders_and_says_what_lies_in_none(tmp_path, ca
     assert [(ref.image_id, ref.landmark_id) for ref in made.task.refs] == [("1", "x y")]
     assert [ref.image_id for ref in made.unlabelled] == ["2"] and made.labels_without_image == 0
     assert capsys.readouterr().err == (
+        "landmarks by their folders: 1, most photographs in: 1 x y\n"
         "1 of 2 images lie in no folder below the pattern, which would be their label, and are left out, see "
         f"{tmp_path}/out/failures\n"
     )
@@ -197,6 +198,13 @@ def test_a_table_called_folders_is_named_by_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert prepared(tmp_path, "--labels", "./folders").task.refs[0].landmark_id == "7"
     assert prepared(tmp_path, "--labels", "folders").task.refs[0].landmark_id == "x"
+
+
+@pytest.mark.parametrize("labels", ["folder", "folders:0", "folders:two"])
+def test_a_word_that_is_nearly_folders_is_told_so(tmp_path, labels):
+    write(tmp_path / "p" / "x" / "1.jpg")
+    with pytest.raises(config.ConfigError, match=f"^--labels {labels}: .*the word is folders, or folders:2"):
+        prepared(tmp_path, "--labels", labels)
 
 
 def test_settings_remember_paths_as_ids_and_are_as_before_without(tmp_path):
@@ -219,6 +227,7 @@ def test_what_lies_beside_photographs_is_counted_and_said(tmp_path, capsys, monk
     assert made.passed_over == counts
     assert capsys.readouterr().err == (
         "11 photographs; passed over: 2 .mov, 2 hidden, 1 without a suffix, 1 .db, 1 .ini, 1 .txt\n"
+        "landmarks by their folders: 1, most photographs in: 11 a\n"
     )
     monkeypatch.setattr(patterns, "READS_HEIF", False)
     remedy = patterns.described({".heic": 31, ".mov": 12})

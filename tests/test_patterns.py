@@ -131,6 +131,8 @@ def test_nothing_matched(tmp_path):
         matched(tmp_path)
     with pytest.raises(patterns.MatchError, match=r"no image matches .*only between slashes"):
         matched(tmp_path / "**.jpg")
+    with pytest.raises(patterns.MatchError, match=r"nope': there is no such file or folder$"):
+        matched(tmp_path / "nope")
 
 
 def test_a_list_says_what_is_not_there_and_that_it_is_empty(tmp_path):

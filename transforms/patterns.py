@@ -1,5 +1,6 @@
 """From patterns to photographs: what folders, globs and lists name."""
 
+import glob
 import itertools
 import os
 import re
@@ -153,8 +154,8 @@ def match_images(
             raise MatchError(_nothing(pattern, passed_over))
     if image_ids == "path" or label_levels:
         _drop_links(by_id)
-    for glob in unwanted.unused():
-        say(f"--exclude {glob!r} leaves out nothing")
+    for excluded in unwanted.unused():
+        say(f"--exclude {excluded!r} leaves out nothing")
     return Matches(
         sorted(by_id.values(), key=lambda ref: ref.image_id),
         dict(sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))),
@@ -224,6 +225,8 @@ def _landmark(path: str, levels: int) -> str | None:
 
 
 def _nothing(pattern: str, passed_over: dict[str, int]) -> str:
+    if files.is_local(pattern) and not glob.has_magic(pattern) and not os.path.exists(pattern):
+        return f"{pattern!r}: there is no such file or folder"
     text = f"no image matches {pattern!r} (looked for {', '.join(IMAGE_SUFFIXES)}"
     if passed_over:
         text += f"; passed over {described(passed_over)}"
