@@ -141,13 +141,14 @@ def run(config: AuditConfig, options: PipelineOptions, engine: PipelineRunner | 
         searched = {"images": len(images), "pairs": len(pairs.first)}
         seconds = runner.seconds(started, metrics)
         self_search.finish(search, says, {**searched, **counts}, late, seconds)
-        _print_summary(config.output, len(images), counts, late)
+        untold = found["exact_duplicates"]["removable"].to_pylist().count(False)
+        _print_summary(config.output, len(images), counts, late, untold)
     return 0
 
 
 def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int, str]]:
     """Copies of one file: int64 [N], the number of the first copy of each image, itself where it is alone;
-    and of each copy but the first whether its "bytes" tell, or, where a file cannot be read any more, its
+    and of each that has copies whether its "bytes" tell, or, where a file cannot be read any more, its
     "features".
     """
     pairs = audited.pairs
@@ -170,7 +171,7 @@ def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int,
         at = seen.setdefault(key, number)
         if at != number:
             first[number] = at
-            proof[number] = key[0]  # the first may stay
+            proof[at] = proof[number] = key[0]
     return first, proof
 
 
@@ -186,12 +187,26 @@ def _tables(audited: Audited, exact: tuple[np.ndarray, dict[int, str]]) -> dict[
 
 
 def _exact_table(audited: Audited, first: np.ndarray, proof: dict[int, str]) -> pa.Table:
-    rows = np.array(sorted(proof, key=lambda number: (first[number], number)), np.int64)
+    """The copies but the one of each that is kept, see `label_audit.kept_copies`. Where their labels are
+    different, and the votes do not tell which is right, both stay: that row is not `removable`.
+    """
+    one, other, probability, labels = audited.evidence
+    others = first[one] != first[other]  # copies of each other prove no label
+    own = label_audit.label_votes(one[others], other[others], probability[others], labels).own
+    kept, votes = label_audit.kept_copies(first, labels, own)
+    rows = np.array([number for number in proof if kept[number] != number], np.int64)
+    rows = rows[np.lexsort((rows, first[rows]))]
+    keep = kept[rows]
+    same = labels[keep] == labels[rows]
     return pa.table(
         {
-            "first_image_id": audited.column("image_id", first[rows]),
+            "kept_image_id": audited.column("image_id", keep),
             "image_id": audited.column("image_id", rows),
+            "kept_landmark_id": audited.column("landmark_id", keep),
             "landmark_id": audited.column("landmark_id", rows),
+            "kept_votes": votes[keep],
+            "votes": votes[rows],
+            "removable": same | (votes[keep] - votes[rows] >= label_audit.CONFIRMED),
             "proof": pa.array([proof[row] for row in rows.tolist()], pa.string()),
             "uri": audited.column("uri", rows),
         }
@@ -267,18 +282,25 @@ def _label_pairs_table(audited: Audited) -> pa.Table:
 
 def _for_people(name: str, table: pa.Table) -> pa.Table:
     """A table as its CSV has it: ids as `id`, and of what is mislabelled the suggested label as
-    `landmark_id`, so that `landmarks index` takes it.
+    `landmark_id`, so that `landmarks index` takes it; of copies those that can be removed.
     """
+    if name == "exact_duplicates":
+        table = table.filter(table["removable"]).drop_columns("removable")
     new = {} if name == "label_pairs" else {"image_id": "id"}
     if name == "mislabelled":
         new |= {"landmark_id": "given_landmark_id", "suggested_landmark_id": "landmark_id"}
     return table.rename_columns([new.get(column, column) for column in table.column_names])
 
 
-def _print_summary(output: str, images: int, counts: dict[str, int], late: int) -> None:
+def _print_summary(output: str, images: int, counts: dict[str, int], late: int, untold: int) -> None:
     print(f"{output}: {images:,} photographs searched among themselves")
     for name, text in TABLES.items():
         print(f"{counts[name]:>9,} {text}: {files.join(output, name)}.csv")
+    if untold:
+        print(
+            f"{untold:,} copies bear another label than the one that would be kept, and the votes do not "
+            "tell which is right: they are on the page, and not in exact_duplicates.csv"
+        )
     if 2 * counts["unconfirmed"] > images:
         print(
             f"{counts['unconfirmed']:,} of {images:,} unconfirmed: the model is too weak for this index for "

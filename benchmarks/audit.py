@@ -95,7 +95,7 @@ def check_copies(audit: pathlib.Path, copies: dict[str, tuple[str, str, str]], g
     """Compares what the audit found twice with what was planted."""
     exact = pd.read_parquet(audit / "exact_duplicates.parquet")
     near = pd.read_parquet(audit / "near_duplicates.parquet")
-    same = [{first, *ids} for first, ids in exact.groupby("first_image_id").image_id]
+    same = [{kept, *ids} for kept, ids in exact.groupby("kept_image_id").image_id]
     views = {frozenset(pair) for pair in zip(near.image_id, near.other_image_id)}
     ids = {*copies, *(of for of, _, _ in copies.values())}
     for part in PARTS:

@@ -18,6 +18,7 @@ from tests import tiny_models
 from tests.command_line import run_in as run
 from tests.survival import kill
 from transforms.arrays import label_audit
+from transforms.storage.feature_store import FeatureStore
 
 PLACES, EACH = 4, 5
 SIDE = 240
@@ -79,8 +80,35 @@ def table(folder, name, output="audit"):
 
 def test_copies_of_bytes_are_found_by_their_content(made):
     assert [
-        (row["first_image_id"], row["image_id"], row["proof"]) for row in table(made, "exact_duplicates")
-    ] == [("copy", "p11", "bytes")]
+        (row["kept_image_id"], row["image_id"], row["proof"], row["removable"])
+        for row in table(made, "exact_duplicates")
+    ] == [("copy", "p11", "bytes", True)]
+
+
+def test_of_copies_that_bear_different_labels_the_wrong_one_leaves(made, tmp_path, capsys):
+    shutil.copytree(made / "p", tmp_path / "p")
+    for name in ("p30", "alone"):  # of a place that others show, and of one that none does
+        shutil.copy(tmp_path / "p" / f"{name}.png", tmp_path / "p" / f"a copy of {name}.png")
+    more = "a copy of p30,place0\na copy of alone,place2\n"
+    (tmp_path / "labels.csv").write_text((made / "labels.csv").read_text() + more)
+    assert run(tmp_path, *index()) == 0 and run(tmp_path, *AUDIT) == 0
+    assert "1 copies bear another label than the one that would be kept" in capsys.readouterr().out
+    rows = {row["image_id"]: row for row in table(tmp_path, "exact_duplicates")}
+    wrong = rows.pop("a copy of p30")
+    assert (wrong["kept_image_id"], wrong["kept_landmark_id"]) == ("p30", "place3")
+    assert wrong["landmark_id"] == "place0" and wrong["removable"]
+    assert wrong["kept_votes"] - wrong["votes"] >= label_audit.CONFIRMED
+    untold = {name for name, row in rows.items() if not row["removable"]}
+    assert len(untold) == 1 and untold < {"alone", "a copy of alone"} and {*rows} == {"p11", *untold}
+    page = (tmp_path / "audit" / "index.html").read_text()
+    assert "place3 and place0, same bytes<" in page and "which label is right the votes do not tell" in page
+    remove = ("--remove", "audit/exact_duplicates.csv")
+    assert run(tmp_path, "index", "--output", "index", *remove, "--relabel", "audit/mislabelled.csv") == 0
+    store = FeatureStore(str(tmp_path / "index"))
+    rows = [row for unit, _ in store.current() for row in store.read_images(unit).to_pylist()]
+    left = {row["image_id"]: row["landmark_id"] for row in rows}
+    assert left["p30"] == "place3" and not {"a copy of p30", "p11"} & {*left}
+    assert {"alone", "a copy of alone"} < {*left}
 
 
 def test_coded_cropped_and_scaled_copies_are_one_view_and_views_from_the_side_are_not(made):
@@ -103,7 +131,7 @@ def test_what_too_few_of_its_label_confirm_is_said(made):
 
 @pytest.mark.parametrize("unconfirmed", [5, 6])
 def test_a_model_too_weak_for_an_index_is_said(unconfirmed, capsys):
-    audit._print_summary("audit", 10, dict.fromkeys(audit.TABLES, 0) | {"unconfirmed": unconfirmed}, 0)
+    audit._print_summary("audit", 10, dict.fromkeys(audit.TABLES, 0) | {"unconfirmed": unconfirmed}, 0, 0)
     assert ("the model is too weak for this index" in capsys.readouterr().out) == (unconfirmed == 6)
 
 

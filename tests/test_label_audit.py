@@ -8,6 +8,7 @@ from transforms.arrays.label_audit import (
     components,
     confirmations,
     confirmations_needed,
+    kept_copies,
     label_pairs,
     label_votes,
     learn,
@@ -55,6 +56,15 @@ def test_a_third_of_the_next_label_speaks_against_the_best(next_, named):
 
 def test_of_two_that_show_the_same_under_two_labels_neither_is_called_mislabelled():
     assert label_votes(*pairs((0, 1, 0.999)), np.array([0, 1, 0, 1])).mislabelled.tolist() == []
+
+
+def test_of_copies_the_first_of_the_label_with_most_votes_is_kept():
+    first, labels = np.array([0, 0, 2, 0, 2, 0, 6]), np.array([1, 0, 1, 0, 0, 0, 2])
+    own = np.array([0.5, 0.7, 0.2, 1.9, 0.2, 1.8, 0])
+    kept, votes = kept_copies(first, labels, own)
+    assert kept.tolist() == [1, 1, 2, 1, 2, 1, 6]  # of label 0 with 1.9; of equal labels the first; alone
+    assert votes.tolist() == [0.5, 1.9, 0.2, 1.9, 0.2, 1.9, 0]
+    assert [len(array) for array in kept_copies(*np.zeros((2, 0), int), np.zeros(0))] == [0, 0]
 
 
 def test_confirmations_are_of_the_own_label_and_needed_by_its_size():

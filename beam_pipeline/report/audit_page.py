@@ -31,6 +31,15 @@ class Shown:
     text: str
 
 
+# By whether a copy is removable.
+_UNTOLD = {True: "", False: ": which label is right the votes do not tell, so that both stay"}
+
+
+def _labels(row: Row, other: str) -> str:
+    """The labels of a pair, the `other` first; one where they are the same."""
+    return " and ".join(dict.fromkeys((row[other], row["landmark_id"])))
+
+
 # By table: the columns of the photographs of a row, and what is said of them.
 _SAID: Mapping[str, tuple[tuple[str, ...], Callable[[Row], str]]] = {
     "mislabelled": (
@@ -41,17 +50,10 @@ _SAID: Mapping[str, tuple[tuple[str, ...], Callable[[Row], str]]] = {
         ),
     ),
     "exact_duplicates": (
-        ("first_image_id", "image_id"),
-        lambda row: f"{row['landmark_id']}, same {row['proof']}",
+        ("kept_image_id", "image_id"),
+        lambda row: f"{_labels(row, 'kept_landmark_id')}, same {row['proof']}{_UNTOLD[row['removable']]}",
     ),
-    "near_duplicates": (
-        ("other_image_id", "image_id"),
-        lambda row: (
-            row["landmark_id"]
-            if row["landmark_id"] == row["other_landmark_id"]
-            else f"{row['other_landmark_id']} and {row['landmark_id']}"
-        ),
-    ),
+    "near_duplicates": (("other_image_id", "image_id"), lambda row: _labels(row, "other_landmark_id")),
     "label_pairs": (
         ("image_id", "other_image_id"),
         lambda row: (

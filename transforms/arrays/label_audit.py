@@ -123,6 +123,24 @@ def label_votes(
     return LabelVotes(own, best, second, which, neighbor)
 
 
+def kept_copies(first: np.ndarray, labels: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the copies of one image the one to keep, int64 [N]: the first of the label with the most votes, of
+    equal ones the first of all. And the votes of the label that each bears, float64 [N]: the most that one of
+    its copies with that label has.
+
+    Args:
+      first: int64 [N], number of the first copy of each image, itself where there is no other.
+      labels: int64 [N].
+      own: float64 [N], votes for the own label, see `LabelVotes`, of images that are no copies.
+    """
+    _, which = np.unique(first * (labels.max(initial=0) + 1) + labels, return_inverse=True)
+    votes = np.zeros(len(labels))
+    np.maximum.at(votes, which, own)
+    votes = votes[which]
+    order = np.lexsort((-votes, first))
+    return order[np.searchsorted(first[order], first)], votes
+
+
 def confirmations(
     first: np.ndarray, second: np.ndarray, probability: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
