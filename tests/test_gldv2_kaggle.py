@@ -129,28 +129,84 @@ def test_an_edition_of_which_a_part_is_missing_is_refused(index, edition, tmp_pa
     assert "has no sample_submission.csv" in refused("recognize", "--index", str(index))
 
 
+class Pip:
+    """Stands for pip: makes wheels, of what the package needs as much as it is asked for."""
+
+    def __init__(self):
+        self.asked = []
+        self.version = "2.0"
+
+    def __call__(self, arguments):
+        self.asked.append(arguments)
+        assert arguments[:1] == ["wheel"]
+        folder = pathlib.Path(arguments[arguments.index("--wheel-dir") + 1])
+        folder.mkdir(exist_ok=True)
+        if "--no-deps" not in arguments:
+            for requirement in arguments[3:]:
+                name = requirement.split(">")[0].split("<")[0]
+                (folder / f"{name}-{self.version}-cp311-cp311-linux_x86_64.whl").write_text("")
+            return
+        assert (pathlib.Path(arguments[-1]) / "beam_pipeline" / "main.py").is_file()
+        with zipfile.ZipFile(folder / "landmarks-1.0-py3-none-any.whl", "w") as wheel:
+            needs = ("numpy>=2", "tensorflow<3,>=2", "duckdb; extra == 'test'")
+            told = "".join(f"Requires-Dist: {requirement}\n" for requirement in needs)
+            wheel.writestr("landmarks-1.0.dist-info/METADATA", f"Name: landmarks\n{told}\n")
+
+
+def bundled(folder):
+    return sorted(path.name.split("-cp311")[0].split("-py3")[0] for path in folder.iterdir())
+
+
 def test_a_bundle_has_the_package_and_what_it_needs(tmp_path, capsys):
-    asked = []
+    pip, output = Pip(), tmp_path / "wheels"
+    assert bundle.run(str(output), ["tensorflow"], pip) == 0
+    assert pip.asked[1][3:] == ["numpy>=2"]
+    assert bundled(output) == ["landmarks-1.0", "numpy-2.0"]
+    assert f"pip install --no-index --no-deps {output}/*.whl" in capsys.readouterr().out
 
-    def pip(arguments):
-        asked.append(arguments)
-        if "--no-deps" in arguments:
-            assert (pathlib.Path(arguments[-1]) / "beam_pipeline" / "main.py").is_file()
-            with zipfile.ZipFile(tmp_path / "landmarks-1-py3-none-any.whl", "w") as wheel:
-                needs = ("numpy>=2", "tensorflow<3,>=2", "duckdb; extra == 'test'")
-                told = "".join(f"Requires-Dist: {requirement}\n" for requirement in needs)
-                wheel.writestr("landmarks-1.dist-info/METADATA", f"Name: landmarks\n{told}\n")
 
+def test_a_bundle_takes_the_place_of_an_earlier_one(tmp_path, capsys):
+    pip = Pip()
+    assert bundle.run(str(tmp_path), [], pip) == 0
+    assert bundled(tmp_path) == ["landmarks-1.0", "numpy-2.0", "tensorflow-2.0"]
+    assert "deleted" not in capsys.readouterr().out
+    pip.version = "2.1"
     assert bundle.run(str(tmp_path), ["tensorflow"], pip) == 0
-    assert asked[1] == ["wheel", "--wheel-dir", str(tmp_path), "numpy>=2"]
-    assert f"pip install --no-index --no-deps {tmp_path}/*.whl" in capsys.readouterr().out
+    assert bundled(tmp_path) == ["landmarks-1.0", "numpy-2.1"]
+    said = capsys.readouterr().out
+    assert "deleted of the earlier bundle: numpy-2.0-" in said and "2 wheels" in said
+
+    def fails(arguments):
+        pip(arguments)
+        if "--no-deps" not in arguments:
+            raise OSError("pip wheel failed")
+
+    pip.version = "2.2"
+    with pytest.raises(OSError, match="pip wheel failed"):
+        bundle.run(str(tmp_path), [], fails)
+    assert bundled(tmp_path) == ["landmarks-1.0", "numpy-2.1"]
+
+
+def test_a_requirement_that_there_is_not_leaves_nothing_behind(tmp_path):
     with pytest.raises(ConfigError, match="--without torch: the package needs numpy, tensorflow"):
-        bundle.run(str(tmp_path), ["torch"], pip)
+        bundle.run(str(tmp_path / "wheels"), ["torch"], Pip())
+    assert not (tmp_path / "wheels").exists()
+
+
+def test_a_bundle_goes_into_no_folder_of_anything_else(tmp_path):
+    pip = Pip()
     (tmp_path / ".DS_Store").write_text("")  # hidden files are nobody's
     assert bundle.run(str(tmp_path), ["tensorflow"], pip) == 0
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"not made by `landmarks bundle` \(it holds notes.txt\)"):
+    assert bundle.run(str(tmp_path), ["tensorflow"], pip) == 0
+    asked = len(pip.asked)
+    for name in ("notes.txt", "x.whl", "landmarks-notes.whl"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ConfigError, match=rf"not made by `landmarks bundle` \(it holds {name}\)"):
+            bundle.run(str(tmp_path), [], pip)
+        with pytest.raises(ConfigError, match=f"{name} is a file; name a folder"):
+            bundle.run(str(tmp_path / name), [], pip)
+        (tmp_path / name).unlink()
+    (tmp_path / "landmarks-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(ConfigError, match=r"\(it has no wheel of landmarks\); name another folder"):
         bundle.run(str(tmp_path), [], pip)
-    with pytest.raises(ConfigError, match="notes.txt is a file; name a folder"):
-        bundle.run(str(tmp_path / "notes.txt"), [], pip)
-    assert len(asked) == 5
+    assert len(pip.asked) == asked
