@@ -103,6 +103,7 @@ def run(config: AuditConfig, options: PipelineOptions, engine: PipelineRunner | 
 
     Raises:
       ConfigError, ValueError, OSError: something is wrong before the pipeline starts.
+      OutOfTimeError: the time budget ended before a single photograph was searched for.
       PipelineError: the pipeline failed.
     """
     started = time.monotonic()
@@ -127,20 +128,21 @@ def run(config: AuditConfig, options: PipelineOptions, engine: PipelineRunner | 
         metrics, late = self_search.run(search, config.budget, options, engine)
         store = FeatureStore(config.index)
         images = self_search.read_images(store, [unit for unit, _ in units])
-        pairs = self_search.read_pairs(search, images["image_id"].combine_chunks())
+        image_ids = images["image_id"].combine_chunks()
+        pairs = self_search.read_pairs(search, image_ids)
         if settings is not None:
             pairs = pairs[pairs.inliers >= 0]
         audited = Audited.of(images, pairs)
-        found = _tables(audited, _exact(store, audited))
+        found = _tables(audited, _exact(store, audited), self_search.searched(search, image_ids))
         files.delete(files.join(config.output, "index.html"))  # of fewer photographs, before time ran out
         for name, table in found.items():
             files.write_parquet(files.join(config.output, f"{name}.parquet"), table)
             tables.write_csv(files.join(config.output, f"{name}.csv"), _for_people(name, table))
         counts = {name: len(table) for name, table in found.items()}
         says = {**made_with, "index_uri": files.place_in(config.output, config.index)}
-        searched = {"images": len(images), "pairs": len(pairs.first)}
+        sizes = {"images": len(images), "pairs": len(pairs.first)}
         seconds = runner.seconds(started, metrics)
-        self_search.finish(search, says, {**searched, **counts}, late, seconds)
+        self_search.finish(search, says, {**sizes, **counts}, late, seconds)
         untold = found["exact_duplicates"]["removable"].to_pylist().count(False)
         _print_summary(config.output, len(images), counts, late, untold)
     return 0
@@ -175,13 +177,15 @@ def _exact(store: FeatureStore, audited: Audited) -> tuple[np.ndarray, dict[int,
     return first, proof
 
 
-def _tables(audited: Audited, exact: tuple[np.ndarray, dict[int, str]]) -> dict[str, pa.Table]:
-    """What was found, by name."""
+def _tables(
+    audited: Audited, exact: tuple[np.ndarray, dict[int, str]], searched: np.ndarray
+) -> dict[str, pa.Table]:
+    """What was found, by name; `searched`: bool [N], which images were."""
     return {
         "exact_duplicates": _exact_table(audited, *exact),
         "near_duplicates": _near_table(audited, audited.near_duplicates(exact[0])),
         "mislabelled": _mislabelled_table(audited),
-        "unconfirmed": _unconfirmed_table(audited),
+        "unconfirmed": _unconfirmed_table(audited, searched),
         "label_pairs": _label_pairs_table(audited),
     }
 
@@ -247,10 +251,10 @@ def _mislabelled_table(audited: Audited) -> pa.Table:
     )
 
 
-def _unconfirmed_table(audited: Audited) -> pa.Table:
+def _unconfirmed_table(audited: Audited, searched: np.ndarray) -> pa.Table:
     confirmed = label_audit.confirmations(*audited.evidence)
     needed = label_audit.confirmations_needed(audited.labels)
-    rows = np.flatnonzero(confirmed < needed)
+    rows = np.flatnonzero(searched & (confirmed < needed))  # the others may be confirmed yet
     rows = rows[np.argsort(confirmed[rows], kind="stable")]
     return pa.table(
         {
@@ -293,7 +297,9 @@ def _for_people(name: str, table: pa.Table) -> pa.Table:
 
 
 def _print_summary(output: str, images: int, counts: dict[str, int], late: int, untold: int) -> None:
-    print(f"{output}: {images:,} photographs searched among themselves")
+    searched = images - late
+    of = f" of {images:,}" if late else ""
+    print(f"{output}: {searched:,}{of} photographs searched among themselves")
     for name, text in TABLES.items():
         print(f"{counts[name]:>9,} {text}: {files.join(output, name)}.csv")
     if untold:
@@ -301,10 +307,10 @@ def _print_summary(output: str, images: int, counts: dict[str, int], late: int, 
             f"{untold:,} copies bear another label than the one that would be kept, and the votes do not "
             "tell which is right: they are on the page, and not in exact_duplicates.csv"
         )
-    if 2 * counts["unconfirmed"] > images:
+    if 2 * counts["unconfirmed"] > searched:
         print(
-            f"{counts['unconfirmed']:,} of {images:,} unconfirmed: the model is too weak for this index for "
-            "that table; look before you remove"
+            f"{counts['unconfirmed']:,} of {searched:,} unconfirmed: the model is too weak for this index "
+            "for that table; look before you remove"
         )
     if late:
         print(f"{late:,} photographs were not searched for in time: the same command goes on from here")

@@ -36,6 +36,7 @@ def run(config: DiscoverConfig, options: PipelineOptions, engine: PipelineRunner
 
     Raises:
       ConfigError, OSError: something is wrong before the pipeline starts.
+      OutOfTimeError: the time budget ended before a single query was searched for.
       PipelineError: the pipeline failed.
     """
     started = time.monotonic()

@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from beam_pipeline import recipe, runner
+from beam_pipeline.budget import OutOfTimeError
 from beam_pipeline.config import PRESETS, TimeBudget
 from beam_pipeline.manifest import MANIFEST, versions
 from beam_pipeline.recipe import Recipe
@@ -173,6 +174,7 @@ def run(
     time.
 
     Raises:
+      OutOfTimeError: the time budget ended before a single one was.
       PipelineError: the pipeline failed, or the engine lost images.
     """
     deadline = deadline_of(budget)
@@ -190,6 +192,10 @@ def run(
     late = search.images - run_store.final_predictions(search.folder)
     if late and time.time() < deadline:
         raise runner.lost_work(f"{late:,} of {search.images:,} images were not searched for")
+    if late == search.images:
+        raise OutOfTimeError(
+            "nothing could be searched for in time: the same command goes on from here, given more of it"
+        )
     return metrics, late
 
 
@@ -218,6 +224,13 @@ def read_images(store: FeatureStore, units: Sequence[str]) -> pa.Table:
     parts = zip(units, store.read_units(units, _COLUMNS))
     named = [part.append_column("unit", pa.repeat(unit, len(part))) for unit, part in parts]
     return pa.concat_tables(named).sort_by("image_id").combine_chunks()
+
+
+def searched(search: SelfSearch, image_ids: pa.Array) -> np.ndarray:
+    """bool [N], which of the images with these ids, string [N], were searched for, and not just found."""
+    shards = run_store.final_shards(search.folder)
+    ids = pa.concat_tables([files.read_parquet(uri, ["image_id"]) for uri in shards])["image_id"]
+    return pc.is_in(image_ids, value_set=ids.combine_chunks()).to_numpy(zero_copy_only=False)
 
 
 def read_pairs(search: SelfSearch, image_ids: pa.Array) -> Pairs:

@@ -4,8 +4,10 @@ without a landmark, which get names and join it.
 
 import collections
 import csv
+import dataclasses
 import json
 import shutil
+import time
 
 import cv2
 import numpy as np
@@ -15,9 +17,12 @@ from PIL import Image
 
 from beam_pipeline import audit, runner, self_search
 from tests import tiny_models
+from tests.clocks import FakeClock
 from tests.command_line import run_in as run
 from tests.survival import kill
+from transforms import retrieval, verification
 from transforms.arrays import label_audit
+from transforms.storage import run_store
 from transforms.storage.feature_store import FeatureStore
 
 PLACES, EACH = 4, 5
@@ -177,20 +182,45 @@ def test_an_audit_goes_on_and_a_finished_one_is_left_alone(made, tmp_path, monke
     assert "neighbors: 20 there, 3 wanted" in capsys.readouterr().err
 
 
-def out_of_time(folder, *command):
-    """Runs a command whose deadline has passed when it begins to search, however fast the machine is."""
+def out_of_time(folder, *command, searched=frozenset()):
+    """Runs a command whose deadline has passed when it begins to search, however fast the machine is, but for
+    the units that hold some of `searched`.
+    """
+    whole = verification._Verify._verify_unit
+
+    def verify_unit(self, unit):
+        if searched.isdisjoint(query.image_id for query in unit.queries):
+            return dataclasses.replace(unit, final=False)
+        return whole(self, unit)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_search, "deadline_of", lambda budget: budget.started)
+        patch.setattr(verification._Verify, "_verify_unit", verify_unit)
+        FakeClock(patch, self_search, start=time.time() + 7200)  # where what is late is counted
         return run(folder, *command, "--time_budget", "1h")
 
 
-def test_an_audit_that_runs_out_of_time_says_what_it_has_and_goes_on(made, tmp_path, capsys):
+def searched_in(folder):
+    """The photographs that were searched for, of a command that ran out of time."""
+    shards = run_store.final_shards(str(folder / "search"))
+    return {name for uri in shards for name in pq.read_table(uri)["image_id"].to_pylist()}
+
+
+def test_an_audit_that_runs_out_of_time_says_what_it_has_and_goes_on(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retrieval, "UNIT_QUERIES", 8)
     output = (*AUDIT[:-1], tmp_path / "audit")
-    assert out_of_time(made, *output) == 0
-    assert "25 photographs were not searched for in time" in capsys.readouterr().out
+    assert out_of_time(made, *output) == 1
+    assert "nothing could be searched for in time: the same command goes on" in capsys.readouterr().err
+    assert not [*(tmp_path / "audit").glob("*.csv")] and not (tmp_path / "audit" / "manifest.json").exists()
+    assert out_of_time(made, *output, searched={"alone", "p20"}) == 0
+    searched, said = searched_in(tmp_path / "audit"), capsys.readouterr().out
+    assert len(searched) == 16 and "16 of 25 photographs searched among themselves" in said
+    assert "9 photographs were not searched for in time" in said
     manifest = json.loads((tmp_path / "audit" / "manifest.json").read_text())
-    assert not manifest["complete"] and manifest["counts"]["out_of_time"] == 25
-    assert table(tmp_path, "mislabelled") == []
+    assert not manifest["complete"] and manifest["counts"]["out_of_time"] == 9
+    unconfirmed = {row["image_id"] for row in table(tmp_path, "unconfirmed")}
+    assert {"alone", "p20"} <= unconfirmed <= searched
+    page = (tmp_path / "audit" / "index.html").read_text()
+    assert "<p>16 photographs of" in page and "9 photographs were not searched for in time" in page
     assert run(made, *output) == 0
     for name in ("mislabelled.csv", "near_duplicates.parquet", "exact_duplicates.csv"):
         assert (tmp_path / "audit" / name).read_bytes() == (made / "audit" / name).read_bytes()
@@ -310,11 +340,13 @@ def test_groups_join_an_index_whose_ids_are_paths(with_run, tmp_path):
     assert counts["gate"] == len(first) >= 3 and first[0]["image_id"].endswith(".png")
 
 
-def test_a_search_that_ran_out_of_time_goes_on_and_its_page_is_made_anew(with_run, tmp_path):
+def test_a_search_that_ran_out_of_time_goes_on_and_its_page_is_made_anew(with_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "UNIT_QUERIES", 8)
     output = (*DISCOVER[:-1], tmp_path / "found")
-    assert out_of_time(with_run, *output) == 0
+    assert out_of_time(with_run, *output) == 1 and not (tmp_path / "found" / "groups.csv").exists()
+    assert out_of_time(with_run, *output, searched={"q20"}) == 0
     page = (tmp_path / "found" / "index.html").read_text()
-    assert "25 queries were not searched for in time" in page and "0 groups" in page
+    assert len(searched_in(tmp_path / "found")) == 8 and "17 queries were not searched for in time" in page
     assert run(with_run, *output) == 0
     page = (tmp_path / "found" / "index.html").read_text()
     assert "in time" not in page and "Group 1<" in page

@@ -99,4 +99,4 @@ def write_page(output: str) -> str:
         }
         for name, (columns, say) in _SAID.items()
     ]
-    return write(output, "audit.html", index=index, images=audit["counts"]["images"], sections=sections)
+    return write(output, "audit.html", index=index, counts=audit["counts"], sections=sections)
