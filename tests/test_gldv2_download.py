@@ -1,11 +1,15 @@
 """Downloads from a server that misbehaves on purpose."""
 
 import dataclasses
+import errno
+import functools
 import hashlib
 import io
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -229,6 +233,28 @@ def test_an_archive_that_came_by_other_means_is_checked_and_taken(server, tmp_pa
     assert "images_000.tar is not the published archive" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("listed", [LISTED, LISTED[1:]])
+def test_a_finished_archive_that_was_cut_short_is_named_and_the_others_are_there(
+    listed, server, tmp_path, capsys
+):
+    assert fetched(server, tmp_path) == 0
+    path = tmp_path / "train_clean" / "images_001.tar"
+    os.truncate(path, 50_000)
+    (tmp_path / "train_clean" / "images_000.tar").unlink()
+    list_photographs(tmp_path, listed)
+    capsys.readouterr()
+    assert fetched(server, tmp_path) == 1
+    captured = capsys.readouterr()
+    assert f"{path} is not the published archive, its MD5 says: move it away, or delete it" in captured.err
+    assert "error: 1 archives could not be had: images_001.tar" in captured.err
+    assert "2 of 3 archives are there" in captured.out
+    assert path.read_bytes() == SITE[ONE][:50_000]
+    path.unlink()
+    assert fetched(server, tmp_path) == 0
+    assert archive(tmp_path) == SITE[ONE]
+    assert sum(len(members(tmp_path, number)) for number in range(3)) == len(listed)
+
+
 def test_a_killed_download_goes_on_from_the_bytes_that_it_had(server, tmp_path):
     server.faults[ONE] = [Fault(pause=0.01)]
     command = [sys.executable, "-m", "beam_pipeline", "gldv2", "download", "--part", "train_clean"]
@@ -294,9 +320,9 @@ def list_photographs(output, ids):
     (output / "train_clean.csv").write_text(f"landmark_id,images\n7,{' '.join(ids)}\n")
 
 
-def photograph_files(output):
+def photograph_files(output, part="train_clean"):
     """By id, with the times of their last change."""
-    found = (output / "train_clean").rglob("*.jpg")
+    found = (output / part).rglob("*.jpg")
     return {path.stem: path.stat().st_mtime_ns for path in found}
 
 
@@ -325,6 +351,61 @@ def test_a_list_that_was_changed_after_unpacking_is_noticed_and_what_it_adds_is_
     list_photographs(tmp_path, NAMES)
     assert fetched(server, tmp_path, keep="files") == 0
     assert sorted(photograph_files(tmp_path)) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("part", ["train_clean", "test"])
+def test_unpacked_photographs_that_are_gone_are_fetched_again(part, server, tmp_path, capsys):
+    again = functools.partial(fetched, server, tmp_path, part, archives=(0, 1), keep="files")
+    assert again() == 0
+    before, asked = photograph_files(tmp_path, part), len(server.asked)
+    (tmp_path / part / "0.jpg").write_bytes(b"")  # what is not ours
+    assert again() == 0 and len(server.asked) == asked
+    lost = sorted(before)[3]
+    (found,) = (tmp_path / part).rglob(f"{lost}.jpg")
+    found.unlink()
+    capsys.readouterr()
+    assert again() == 0
+    captured = capsys.readouterr()
+    assert f"{tmp_path / part}: photographs of 1 archives are gone: fetched again" in captured.err
+    assert "1 of 2 archives are there" in captured.out and "lists other" not in captured.err
+    after = photograph_files(tmp_path, part)
+    assert after.keys() - {"0"} == before.keys() and found.read_bytes() == PHOTOGRAPHS[lost]
+    assert {name for name in before if after[name] != before[name]} == {lost}  # the others stay as they are
+    assert len({path for _, path, _ in server.asked[asked:]}) == 2  # an archive, and its checksum
+    shutil.rmtree(tmp_path / part)
+    assert again() == 0
+    assert photograph_files(tmp_path, part).keys() == before.keys()
+    assert f"2 of 2 archives are there, {len(before)} photographs" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / part)
+    assert again(keep="tar") == 0  # of nothing that is there
+    assert {path.name for path in (tmp_path / part).glob("*.tar")} == {"images_000.tar", "images_001.tar"}
+
+
+def test_photographs_that_are_gone_and_listed_no_more_are_not_fetched(server, tmp_path):
+    assert fetched(server, tmp_path, keep="files") == 0
+    (found,) = (tmp_path / "train_clean").rglob(f"{LISTED[0]}.jpg")
+    found.unlink()
+    list_photographs(tmp_path, LISTED[1:])
+    asked = len(server.asked)
+    assert fetched(server, tmp_path, keep="files") == 0 and len(server.asked) == asked
+    list_photographs(tmp_path, LISTED)
+    assert fetched(server, tmp_path, keep="files") == 0
+    assert sorted(photograph_files(tmp_path)) == LISTED
+
+
+@pytest.mark.parametrize("step", ["_write_unpacked", "_sizes", "_unpack", "_write_word"])
+def test_photographs_that_are_gone_are_fetched_though_the_first_try_was_killed(
+    step, server, tmp_path, monkeypatch
+):
+    assert fetched(server, tmp_path, keep="files") == 0
+    for lost in LISTED[:2]:
+        next((tmp_path / "train_clean").rglob(f"{lost}.jpg")).unlink()
+    with monkeypatch.context() as killed:
+        killed.setattr(download._Download, step, lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fetched(server, tmp_path, keep="files")
+    assert fetched(server, tmp_path, keep="files") == 0
+    assert sorted(photograph_files(tmp_path)) == LISTED
 
 
 @pytest.mark.parametrize("step", ["_unpack", "_write_word"])
@@ -369,6 +450,43 @@ def test_queries_come_with_their_truth(server, tmp_path):
     assert fetched(server, tmp_path, "test", archives=(0, 1)) == 0
     assert (tmp_path / "recognition_solution_v2.1.csv").exists()
     assert sum(len(members(tmp_path, number, "test")) for number in (0, 1)) == len(NAMES)
+
+
+def test_a_table_that_cannot_be_had_is_named_and_the_rest_is_there(server, tmp_path, capsys):
+    table = "/ground_truth/retrieval_solution_v2.1.csv"
+    server.always[table] = Fault(404)
+    assert fetched(server, tmp_path, "test", archives=(0, 1)) == 1
+    captured = capsys.readouterr()
+    assert "2 of 2 archives are there" in captured.out
+    assert f"{server.url}{table}: HTTP 404" in captured.err
+    assert "error: 1 tables could not be had: retrieval_solution_v2.1.csv\n" in captured.err
+    assert fetched(server, tmp_path, "metadata", archives=None) == 1  # this server has 2 of 12
+    assert "error: 10 tables could not be had: index.csv, index_image" in capsys.readouterr().err
+    there = {"train_clean.csv", "recognition_solution_v2.1.csv"}
+    assert {path.name for path in tmp_path.glob("*.csv")} == there
+    del server.always[table]
+    assert fetched(server, tmp_path, "test", archives=(0, 1)) == 0
+    assert (tmp_path / "retrieval_solution_v2.1.csv").read_bytes() == SITE[table]
+
+
+def test_a_server_that_is_not_there_is_said_in_short_and_once_before_the_end(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(fetch, "_LONG", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/images_000.tar"
+    with pytest.raises(fetch.FetchError) as error:
+        fetch.Fetcher(HASTY, say=said.append).fetch(url, str(tmp_path / "part"))
+    code = errno.ECONNREFUSED
+    refused = f"{url}: ConnectionRefusedError: [Errno {code}] {os.strerror(code)}"
+    assert str(error.value) == f"{refused} (4 times in a row)"
+    assert said == [f"{refused}; asked again in 0 s"]
+
+
+def test_without_the_table_that_says_what_is_kept_no_archive_is_fetched(server, tmp_path):
+    server.always["/metadata/train_clean.csv"] = Fault(404)
+    with pytest.raises(fetch.FetchError, match=r"train_clean\.csv: HTTP 404"):
+        fetched(server, tmp_path)
+    assert server.gets(ONE) == []
 
 
 def hostile():

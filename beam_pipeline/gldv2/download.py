@@ -4,7 +4,7 @@
     DATA/<part>/images_000.tar.members.parquet   which of its photographs are used, and where they lie
     DATA/*.csv                               tables
     DATA/.gldv2/<part>/                      what is under way, and a word of each finished archive: how it
-                                             was kept, and by which list; of unpacked ones what was left out
+                                             was kept, and by which list; of unpacked ones which photographs
 
 What stands under its own name is whole: archives arrive in .gldv2 and are renamed.
 """
@@ -50,7 +50,8 @@ def run(config: DownloadConfig, patience: Patience | None = None) -> int:
     Raises:
       ConfigError: another download is at work on it, or the disk has no room.
       OutOfTimeError: the time budget ended before a single archive, or the tables, were there.
-      FetchError, TableError, OSError: a table cannot be had or read, or the disk cannot be written to.
+      FetchError, TableError, OSError: train_clean.csv, which says what is kept, cannot be had or read, or the
+        disk cannot be written to.
     """
     with lock.held(os.path.join(config.output, ".gldv2", config.part)):
         fetcher = Fetcher(patience or Patience(), config.budget.ends if config.budget else float("inf"), _say)
@@ -75,21 +76,33 @@ class _Download:
 
     def run(self) -> int:
         try:
-            for table in self._part.tables:
-                self._fetch_table(table)
-            if not self._part.archives:
-                return 0
+            lacking = self._fetch_tables()
             if self._config.part == "train_clean":
                 self._listed = tables.read_labels(self._table(published.CLEAN_LABELS))[
                     "image_id"
                 ].combine_chunks()
                 self._list = _digest(self._listed)
-            return self._fetch_archives()
+            code = self._fetch_archives() if self._part.archives else 0
         except StoppedError as e:
             raise self._out_of_time("the tables are not all") from e
+        return 1 if _name("tables", lacking) else code
+
+    def _fetch_tables(self) -> list[str]:
+        """Fetches the part's tables; those that cannot be had."""
+        lacking = []
+        for table in self._part.tables:
+            try:
+                self._fetch_table(table)
+            except FetchError as e:
+                if self._part.archives and table == published.CLEAN_LABELS:  # it decides what is kept
+                    raise
+                lacking.append(os.path.basename(table))
+                _say(str(e))
+        return lacking
 
     def _fetch_archives(self) -> int:
         numbers = self._config.numbers
+        gone = self._note_gone([number for number in numbers if self._is_there(number)])
         there = [number for number in numbers if self._is_there(number)]
         self._renew(there)
         missing = [number for number in numbers if not self._is_finished(number)]
@@ -97,7 +110,9 @@ class _Download:
         kept = {self._read_word(number)["keep"] for number in there}
         if other := sorted(kept - {self._config.keep}):
             _say(f"{self._folder}: what is there was kept as {other[0]}, and stays so")
-        if again := len({*missing}.intersection(there)):
+        if lost := len({*missing} & gone):
+            _say(f"{self._folder}: photographs of {lost:,} archives are gone: fetched again")
+        if again := len({*missing}.intersection(there) - gone):
             table = self._table(published.CLEAN_LABELS)
             _say(f"{table} lists other photographs than it did: {again:,} archives are taken in again")
         if not missing:
@@ -141,12 +156,7 @@ class _Download:
             f"{self._folder}: {there:,} of {len(numbers):,} archives are there, "
             f"{self._photographs(numbers):,} photographs{rest}"
         )
-        if problems:
-            print(
-                f"landmarks: error: {len(problems):,} archives could not be had: "
-                f"{', '.join(sorted(problems))}",
-                file=sys.stderr,
-            )
+        if _name("archives", problems):
             return 1
         if stopped and not there:
             raise self._out_of_time(f"none of {len(numbers):,} archives is")
@@ -209,8 +219,8 @@ class _Download:
                 left_out = left_out.filter(pc.is_in(left_out, value_set=before))
             self._unpack(path, used)
             os.sync()
-            if self._listed is not None:
-                files.write_parquet(self._left_out_path(number), pa.table({"image_id": left_out}))
+            ids = _ids(found.members)
+            self._write_unpacked(number, ids, pc.invert(pc.is_in(ids, value_set=left_out)))
         word = {"keep": keep, "list": self._list, "bytes": size, "members": len(found.members)}
         self._write_word(number, {**word, "refused": len(found.refused)}, len(left_out))
         if keep == "files":
@@ -224,6 +234,47 @@ class _Download:
         listed = pc.is_in(ids, value_set=self._listed)
         return photographs.filter(listed), ids.filter(pc.invert(listed))
 
+    def _note_gone(self, numbers: Sequence[int]) -> set[int]:
+        """Those of archives that were unpacked of which photographs are there no more. These count as left
+        out from then on, and an archive that has lost them all as not there.
+        """
+        known = {
+            number: files.read_parquet(self._unpacked_path(number))
+            for number in numbers
+            if self._read_word(number)["keep"] == "files" and os.path.exists(self._unpacked_path(number))
+        }
+        if not known:
+            return set()
+        everything = pa.concat_tables(known.values()).combine_chunks()
+        ids, unpacked = (everything[column].combine_chunks() for column in ("image_id", "unpacked"))
+        here = pc.and_(unpacked, pc.is_in(ids, value_set=self._found(ids.filter(unpacked))))
+        gone, start = set(), 0
+        for number, table in known.items():
+            part = slice(start, start + len(table))
+            start = part.stop
+            left = pc.sum(here[part]).as_py() or 0
+            if left == (pc.sum(unpacked[part]).as_py() or 0):
+                continue
+            gone.add(number)
+            if left:  # the word first: where the other file is not written any more, they are missed again
+                self._write_word(number, {**self._read_word(number), "list": None}, len(table) - left)
+                self._write_unpacked(number, ids[part], here[part])
+            else:
+                os.remove(self._word(number))
+        return gone
+
+    def _found(self, ids: pa.Array) -> pa.Array:
+        """Ids of the photographs in the folders of `ids`, by their names alone."""
+        names = []
+        for folder in pc.unique(pc.utf8_slice_codeunits(ids, 0, 3)).to_pylist():
+            with contextlib.suppress(FileNotFoundError):
+                names.append(
+                    pa.array(os.listdir(os.fsencode(os.path.join(self._folder, *folder))), pa.binary())
+                )
+        photographs = pa.chunked_array(names, pa.binary()).combine_chunks()
+        photographs = photographs.filter(pc.match_substring_regex(photographs, r"^[0-9a-f]{16}\.jpg$"))
+        return pc.binary_slice(photographs, 0, 16).cast(pa.string())
+
     def _renew(self, numbers: Sequence[int]) -> None:
         """Takes archives that were unpacked by another list for taken in by this one, where all that it lists
         of them is there.
@@ -232,10 +283,15 @@ class _Download:
             word = self._read_word(number)
             if not self._is_finished(number) and word["keep"] == "files":
                 left_out = self._left_out(number)
-                if left_out is not None and not pc.any(pc.is_in(self._listed, value_set=left_out)).as_py():
+                if left_out is not None and not self._lists_any(left_out):
                     self._write_word(number, {**word, "list": self._list}, len(left_out))
             if self._is_finished(number):  # by a start that was killed at its end
                 fetch.forget(self._arriving(number))
+
+    def _lists_any(self, ids: pa.Array) -> bool:
+        if self._listed is None:
+            return len(ids) > 0
+        return bool(pc.any(pc.is_in(self._listed, value_set=ids)).as_py())
 
     def _unpack(self, archive: str, photographs: pa.Table) -> None:
         """Writes photographs, each whole, to a/b/c/<id>.jpg, places that are made of their ids alone."""
@@ -311,15 +367,22 @@ class _Download:
         return self._is_there(number) and self._read_word(number).get("list", self._list) == self._list
 
     def _is_there(self, number: int) -> bool:
-        """Whether an archive is there, or was unpacked, by whatever list."""
-        return os.path.exists(self._word(number)) and (
-            self._read_word(number)["keep"] == "files" or os.path.exists(self._path(number))
-        )
+        """Whether an archive is there with the size that it had, or was unpacked, by whatever list."""
+        if not os.path.exists(self._word(number)):
+            return False
+        word, path = self._read_word(number), self._path(number)
+        return word["keep"] == "files" or (os.path.exists(path) and os.path.getsize(path) == word["bytes"])
 
     def _left_out(self, number: int) -> pa.Array | None:
         """The ids of an archive's photographs that were not unpacked; None where that is not known."""
-        path = self._left_out_path(number)
-        return files.read_parquet(path)["image_id"].combine_chunks() if os.path.exists(path) else None
+        if not os.path.exists(path := self._unpacked_path(number)):
+            return None
+        table = files.read_parquet(path)
+        return table["image_id"].filter(pc.invert(table["unpacked"])).combine_chunks()
+
+    def _write_unpacked(self, number: int, ids: pa.Array, unpacked: pa.Array) -> None:
+        """Writes which of an archive's photographs were unpacked."""
+        files.write_parquet(self._unpacked_path(number), pa.table({"image_id": ids, "unpacked": unpacked}))
 
     def _photographs(self, numbers: Sequence[int]) -> int:
         return sum(self._read_word(number)["photographs"] for number in numbers if self._is_finished(number))
@@ -340,8 +403,8 @@ class _Download:
     def _word(self, number: int) -> str:
         return os.path.join(self._under_way, f"{published.archive_name(number)}.json")
 
-    def _left_out_path(self, number: int) -> str:
-        return os.path.join(self._under_way, f"{published.archive_name(number)}.left_out.parquet")
+    def _unpacked_path(self, number: int) -> str:
+        return os.path.join(self._under_way, f"{published.archive_name(number)}.unpacked.parquet")
 
     def _table(self, name: str) -> str:
         return os.path.join(self._config.output, os.path.basename(name))
@@ -353,6 +416,13 @@ _SAID = threading.Lock()
 def _say(line: str) -> None:
     with _SAID:
         print(line, file=sys.stderr, flush=True)
+
+
+def _name(what: str, lacking: Sequence[str]) -> bool:
+    """Names what could not be had; whether there is any."""
+    if lacking:
+        _say(f"landmarks: error: {len(lacking):,} {what} could not be had: {', '.join(sorted(lacking))}")
+    return bool(lacking)
 
 
 def _usable(found: Contents, path: str, name: str) -> Contents:

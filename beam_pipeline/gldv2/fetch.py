@@ -223,7 +223,7 @@ class Fetcher:
         ) as e:
             raise FetchError(f"{url}: {e}") from e
         except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
-            raise _PassingError(f"{type(e).__name__}: {e}") from e
+            raise _PassingError(_innermost(e)) from e
         with answer:
             yield answer
 
@@ -231,7 +231,7 @@ class Fetcher:
         """What `attempt` returns; after what may pass it is called again, as long as bytes arrive or patience
         lasts.
         """
-        fruitless, most = 0, arrived()
+        fruitless, most, said = 0, arrived(), ""
         while True:
             try:
                 return attempt()
@@ -244,8 +244,9 @@ class Fetcher:
                 wait = self._patience.first_wait * 2 ** (fruitless - 1)
                 asked = min(e.wait, self._patience.longest_asked)
                 wait = max(asked, min(wait, self._patience.longest_wait))
-                if wait >= _LONG:
-                    self._say(f"{url}: {e}; asked again in {wait:,.0f} s")
+                if wait >= _LONG and str(e) != said:
+                    said = str(e)
+                    self._say(f"{url}: {said}; asked again in {wait:,.0f} s")
                 self._wait(wait)
 
     def _wait(self, seconds: float) -> None:
@@ -256,6 +257,13 @@ class Fetcher:
     def _check_time(self) -> None:
         if self._stop.is_set() or time.time() >= self._ends:
             raise StoppedError
+
+
+def _innermost(error: BaseException) -> str:
+    """What an error of a connection is at bottom: those around it repeat the address, and each other."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {error}"
 
 
 def _check(answer: requests.Response, wanted: tuple[int, ...]) -> None:
