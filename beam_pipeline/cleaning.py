@@ -80,7 +80,7 @@ def _ids(given: Sequence[str]) -> pa.Array:
             text = files.read_bytes(one[1:]).decode("utf-8-sig")
             found += filter(None, map(str.strip, text.splitlines()))
         elif tables.is_csv(one):
-            ids = tables.read_ids(one, may_be_empty=True).to_pylist()
+            ids = tables.read_ids(one, any_rows=True).to_pylist()
             if not ids:  # an audit that found nothing
                 print(f"--remove {one}: 0 rows")
             found += ids

@@ -289,6 +289,14 @@ def test_tables_of_an_audit_that_found_nothing_are_nothing_to_do(folder, capsys)
     assert manifest(folder)["counts"]["indexed"] == 19
 
 
+def test_an_id_that_a_table_repeats_is_removed_once_and_relabelled_never(folder, capsys):
+    (folder / "pairs.csv").write_text("id,other_image_id,landmark_id\np01,p02,a\np01,p03,b\n")
+    assert run(folder, "index", "--output", "index", "--relabel", "pairs.csv") != 0
+    assert "line 3: id 'p01' stands in line 2 already" in capsys.readouterr().err
+    assert run(folder, "index", "--output", "index", "--remove", "pairs.csv") == 0
+    assert "1 photographs removed" in capsys.readouterr().out and manifest(folder)["counts"]["indexed"] == 19
+
+
 def test_what_failed_is_removed_for_good(own, capsys):
     folder, lenient = own, ("--max_failure_rate", "1")
     (folder / "p" / "p02.png").write_bytes(b"")

@@ -269,8 +269,14 @@ BAD_SUBMISSIONS = {
         *((tables.read_truth, *case) for case in BAD_TRUTHS.values()),
         *((tables.read_submission, *case) for case in BAD_SUBMISSIONS.values()),
         (tables.read_names, b"landmark_id,name\n7,a\n7,b\n", "line 3: id '7' stands in line 2 already"),
+        (tables.read_ids, b"id\n7\n7\n", "line 3: id '7' stands in line 2 already"),
     ],
-    ids=[*(f"truth, {name}" for name in BAD_TRUTHS), *BAD_SUBMISSIONS, "names, doubled_id"],
+    ids=[
+        *(f"truth, {name}" for name in BAD_TRUTHS),
+        *BAD_SUBMISSIONS,
+        "names, doubled_id",
+        "ids, doubled_id",
+    ],
 )
 def test_other_wrong_tables(tmp_path, read, data, text):
     with pytest.raises(TableError) as error:

@@ -226,19 +226,19 @@ def read_submission(uri: str) -> pa.Table:
     return pa.Table.from_arrays([ids, classes, pa.array(scores, mask=missing)], schema=ANSWER_SCHEMA)
 
 
-def read_ids(uri: str, may_be_empty: bool = False) -> pa.Array:
+def read_ids(uri: str, any_rows: bool = False) -> pa.Array:
     """Reads the column `id` of a table, such as sample_submission.csv, in the order of the file; string [N].
-    One without rows is an error unless it `may_be_empty`.
+    With `any_rows` there may be none, and an id may have several, as in a table of pairs.
 
     Raises:
-      TableError: there is no such column, an id is empty or doubled, there is no row, or the file is no UTF-8
-        CSV.
+      TableError: there is no such column, an id is empty, it is doubled or there is no row without
+        `any_rows`, or the file is no UTF-8 CSV.
       OSError: the file cannot be read.
     """
     table = _read(uri, [("id",)])
     ids = table.filled("id")
-    table.refuse_duplicates(ids)
-    if not may_be_empty:
+    if not any_rows:
+        table.refuse_duplicates(ids)
         table.require_rows()
     return ids
 
