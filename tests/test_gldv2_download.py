@@ -393,6 +393,14 @@ def test_photographs_that_are_gone_and_listed_no_more_are_not_fetched(server, tm
     assert sorted(photograph_files(tmp_path)) == LISTED
 
 
+def killed_at(step, server, tmp_path, monkeypatch):
+    """Fetches with files kept, until a method of the download is called."""
+    with monkeypatch.context() as killed:
+        killed.setattr(download._Download, step, lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fetched(server, tmp_path, keep="files")
+
+
 @pytest.mark.parametrize("step", ["_write_unpacked", "_sizes", "_unpack", "_write_word"])
 def test_photographs_that_are_gone_are_fetched_though_the_first_try_was_killed(
     step, server, tmp_path, monkeypatch
@@ -400,10 +408,7 @@ def test_photographs_that_are_gone_are_fetched_though_the_first_try_was_killed(
     assert fetched(server, tmp_path, keep="files") == 0
     for lost in LISTED[:2]:
         next((tmp_path / "train_clean").rglob(f"{lost}.jpg")).unlink()
-    with monkeypatch.context() as killed:
-        killed.setattr(download._Download, step, lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            fetched(server, tmp_path, keep="files")
+    killed_at(step, server, tmp_path, monkeypatch)
     assert fetched(server, tmp_path, keep="files") == 0
     assert sorted(photograph_files(tmp_path)) == LISTED
 
@@ -415,10 +420,7 @@ def test_what_a_changed_list_adds_is_there_though_the_first_try_was_killed(
     list_photographs(tmp_path, LISTED[:9])
     assert fetched(server, tmp_path, keep="files") == 0
     list_photographs(tmp_path, LISTED)
-    with monkeypatch.context() as killed:
-        killed.setattr(download._Download, step, lambda *arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            fetched(server, tmp_path, keep="files")
+    killed_at(step, server, tmp_path, monkeypatch)
     assert fetched(server, tmp_path, keep="files") == 0
     assert sorted(photograph_files(tmp_path)) == LISTED
     under_way = tmp_path / ".gldv2" / "train_clean"

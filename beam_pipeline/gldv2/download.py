@@ -198,41 +198,40 @@ class _Download:
         return self._fetcher.read(url, published.checksum)
 
     def _finish(self, number: int, path: str) -> None:
-        """Puts a checked archive, or its photographs, in their place; of one that was unpacked by another
-        list, what was left out.
+        """Puts a checked archive, or its photographs, in their place; of one that was unpacked before, what
+        was left out.
         """
         size, place = os.path.getsize(path), self._path(number)
         found = _usable(tar_files.scan(path, size), path, place)
         for line in found.refused:
             _say(line)
-        used, left_out = self._used(found.members)
+        ids = _ids(found.members)
+        used = self._are_used(ids)
         unpacked = self._is_there(number) and self._read_word(number)["keep"] == "files"
         keep = "tar" if path == place else "files" if unpacked else self._config.keep
         if keep == "tar":  # the list before anybody sees the archive
-            tar_files.write_list(place, size, Contents(used, found.refused))
+            tar_files.write_list(place, size, Contents(found.members.filter(used), found.refused))
             if path != place:
                 fetch.put(path, place)
         else:
-            before = self._left_out(number) if unpacked else None
-            if before is not None:
-                used = used.filter(pc.is_in(_ids(used), value_set=before))
-                left_out = left_out.filter(pc.is_in(left_out, value_set=before))
-            self._unpack(path, used)
+            left_out = self._left_out(number) if unpacked else None
+            lacking = pc.is_in(ids, value_set=ids if left_out is None else left_out)
+            self._unpack(path, found.members.filter(pc.and_(used, lacking)))
             os.sync()
-            ids = _ids(found.members)
-            self._write_unpacked(number, ids, pc.invert(pc.is_in(ids, value_set=left_out)))
-        word = {"keep": keep, "list": self._list, "bytes": size, "members": len(found.members)}
-        self._write_word(number, {**word, "refused": len(found.refused)}, len(left_out))
+            used = pc.or_(used, pc.invert(lacking))
+            self._write_unpacked(number, ids, used)
+        word = {"keep": keep, "list": self._list, "bytes": size, "members": len(ids)}
+        self._write_word(number, {**word, "refused": len(found.refused)}, pc.sum(used).as_py() or 0)
         if keep == "files":
             fetch.forget(path)
 
-    def _used(self, photographs: pa.Table) -> tuple[pa.Table, pa.Array]:
-        """Those of an archive's photographs that are used, and the ids of the others."""
-        ids = _ids(photographs)
+    def _are_used(self, ids: pa.Array) -> pa.Array:
+        """Which photographs of an archive are used, bool [N]."""
         if self._listed is None:
-            return photographs, ids.slice(0, 0)
-        listed = pc.is_in(ids, value_set=self._listed)
-        return photographs.filter(listed), ids.filter(pc.invert(listed))
+            return pa.repeat(True, len(ids))
+        # The few are looked for among the million, since what is looked for in is made a hash table of.
+        listed = self._listed.filter(pc.is_in(self._listed, value_set=ids))
+        return pc.is_in(ids, value_set=listed)
 
     def _note_gone(self, numbers: Sequence[int]) -> set[int]:
         """Those of archives that were unpacked of which photographs are there no more. These count as left
@@ -257,7 +256,7 @@ class _Download:
                 continue
             gone.add(number)
             if left:  # the word first: where the other file is not written any more, they are missed again
-                self._write_word(number, {**self._read_word(number), "list": None}, len(table) - left)
+                self._write_word(number, {**self._read_word(number), "list": None}, left)
                 self._write_unpacked(number, ids[part], here[part])
             else:
                 os.remove(self._word(number))
@@ -283,15 +282,11 @@ class _Download:
             word = self._read_word(number)
             if not self._is_finished(number) and word["keep"] == "files":
                 left_out = self._left_out(number)
-                if left_out is not None and not self._lists_any(left_out):
-                    self._write_word(number, {**word, "list": self._list}, len(left_out))
+                if left_out is not None and not pc.any(self._are_used(left_out)).as_py():
+                    photographs = word["members"] - len(left_out)
+                    self._write_word(number, {**word, "list": self._list}, photographs)
             if self._is_finished(number):  # by a start that was killed at its end
                 fetch.forget(self._arriving(number))
-
-    def _lists_any(self, ids: pa.Array) -> bool:
-        if self._listed is None:
-            return len(ids) > 0
-        return bool(pc.any(pc.is_in(self._listed, value_set=ids)).as_py())
 
     def _unpack(self, archive: str, photographs: pa.Table) -> None:
         """Writes photographs, each whole, to a/b/c/<id>.jpg, places that are made of their ids alone."""
@@ -391,8 +386,8 @@ class _Download:
         with open(self._word(number), encoding="utf-8") as f:
             return json.load(f)
 
-    def _write_word(self, number: int, word: dict[str, Any], left_out: int) -> None:
-        files.write_json(self._word(number), {**word, "photographs": word["members"] - left_out})
+    def _write_word(self, number: int, word: dict[str, Any], photographs: int) -> None:
+        files.write_json(self._word(number), {**word, "photographs": photographs})
 
     def _path(self, number: int) -> str:
         return os.path.join(self._folder, published.archive_name(number))
